@@ -1,0 +1,63 @@
+# Everything from a fresh clone: each target sets up what it needs in .venv.
+# `make demo` trains on handwritten digits, `make test` runs the tests.
+# ARGS reaches the program behind a target: make test ARGS="-k masks", make bench ARGS=--quick
+
+PYTHON ?= python3
+VENV := .venv
+BUILD := build
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+ARGS ?=
+
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
+CPP := $(shell find csrc include examples -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo | test | bench | lint | format | docs | clean"
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/digits/train.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python tools/check_kernels.py $(BUILD)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m multihead bench $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# the environment and what the build needs
+$(VENV)/.environment: tools/environment.py pyproject.toml
+	$(PYTHON) tools/environment.py $(VENV)
+	@touch $@
+
+# the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+	@echo "installing multihead[$*] (the first build takes some minutes)"
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
+	@touch $@
+
+# the checkers need no build
+$(VENV)/.lint: constraints.txt $(VENV)/.environment
+	$(PIP) install --quiet --constraint constraints.txt ruff mypy clang-format numpy
+	@touch $@

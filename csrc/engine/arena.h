@@ -1,0 +1,52 @@
+// Aligned memory taken in one piece and handed out front to back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace multihead {
+
+constexpr size_t kAlign = 64;
+
+// Owns a block; throws std::bad_alloc.
+class Block64 {
+ public:
+  Block64() = default;
+  explicit Block64(size_t bytes);
+  ~Block64();
+  Block64(Block64&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+    other.data_ = nullptr;
+  }
+  Block64(const Block64&) = delete;
+  Block64& operator=(const Block64&) = delete;
+  Block64& operator=(Block64&&) = delete;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Hands out parts of a block. Without a block it counts only: a layout runs once to learn its
+// size and once to take its memory.
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t n) {
+    char* at = base_ ? base_ + used_ : nullptr;
+    used_ += (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return reinterpret_cast<T*>(at);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_ = nullptr;
+  size_t used_ = 0;
+};
+
+}  // namespace multihead

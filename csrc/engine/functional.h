@@ -1,0 +1,36 @@
+// Attention alone, on query, key and value as they are: (N, H, L, D), (N, H, S, D), (N, H, S, Dv).
+//
+// It may be a part of a larger problem: offsets say where it lies, statistics and delta may come
+// from the whole. stats is (2, N, H, L): the largest score in log2 units, and 1 / sum.
+#pragma once
+
+#include "attention.h"
+
+namespace multihead {
+
+struct AttentionCall {
+  DType dtype = DType::Float32;
+  View q, k, v;
+  View attn_mask;  // (N, H, L, S), stride 0 where shared
+  bool true_hides = false, causal = false;
+  double scale = 1;
+  Dropout dropout;
+  Offsets offsets;
+};
+
+void attention_forward(const AttentionCall& call, const View& out, const View& stats,
+                       const WeightsView& weights);
+
+struct AttentionGradients {
+  View q, k, v;    // set
+  View attn_mask;  // (1|N, 1|H, 1|L, 1|S), set
+};
+
+// delta (N, H, L) = rowsum(d_out * out) over the whole problem.
+void attention_backward(const AttentionCall& call, const View& stats, const View& delta,
+                        const View& d_out, const AttentionGradients& gradients);
+
+// result (N, H, L) = rowsum(a * b) over the last axis.
+void row_dot(const View& a, const View& b, const View& result);
+
+}  // namespace multihead

@@ -1,0 +1,166 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "cpu.h"
+
+namespace multihead {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int kMaxThreads = 1024;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct alignas(64) Progress {
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> done{0};
+};
+
+struct Region {
+  const std::vector<Phase>& phases;
+  std::unique_ptr<Progress[]> progress;
+  int workers;
+  unsigned float_state;
+
+  void work(int worker) {
+    for (size_t i = 0; i < phases.size(); ++i) {
+      const Phase& phase = phases[i];
+      Progress& at = progress[i];
+      for (;;) {
+        const int64_t task = at.next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= phase.tasks) break;
+        phase.run(task, worker);
+        at.done.fetch_add(1, std::memory_order_release);
+      }
+      for (int spins = 0; at.done.load(std::memory_order_acquire) < phase.tasks; ++spins) {
+        pause();
+        if (spins > 4096) std::this_thread::yield();
+      }
+    }
+  }
+};
+
+class Pool {
+ public:
+  Pool() {
+    const char* wanted = std::getenv("MULTIHEAD_NUM_THREADS");
+    const int n = wanted ? std::atoi(wanted) : 0;
+    threads_ = n > 0 ? smaller_of(n, kMaxThreads) : usable_cpus();
+  }
+
+  int threads() const { return threads_.load(); }
+  void set_threads(int n) { threads_ = n < 1 ? 1 : smaller_of(n, kMaxThreads); }
+
+  void run(const std::vector<Phase>& phases, int workers) {
+    Region region{phases, std::make_unique<Progress[]>(phases.size()), workers, float_state()};
+    std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
+    if (workers <= 1 || !lock.try_lock()) return region.work(0);
+    while (started_ < workers - 1) start(++started_);
+    region_.store(&region);
+    generation_.fetch_add(1);
+    if (asleep_.load() > 0) generation_.notify_all();
+    region.work(0);
+    region_.store(nullptr);
+    while (inside_.load() > 0) pause();
+  }
+
+ private:
+  static int smaller_of(int a, int b) { return a < b ? a : b; }
+
+  void start(int worker) {
+    try {
+      std::thread(&Pool::loop, this, worker).detach();
+    } catch (const std::system_error&) {  // the caller does this worker's share
+    }
+  }
+
+  void loop(int worker) {
+    for (uint32_t seen = 0;;) {
+      seen = wait_for_change(seen);
+      inside_.fetch_add(1);
+      if (Region* region = region_.load(); region && worker < region->workers) {
+        set_float_state(region->float_state);
+        region->work(worker);
+      }
+      inside_.fetch_sub(1);
+    }
+  }
+
+  uint32_t wait_for_change(uint32_t seen) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 64; ++i) {
+        if (const uint32_t now = generation_.load(); now != seen) return now;
+        pause();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    asleep_.fetch_add(1);
+    generation_.wait(seen);
+    asleep_.fetch_sub(1);
+    return generation_.load();
+  }
+
+  std::atomic<int> threads_;
+  std::mutex busy_;
+  int started_ = 0;  // guarded by busy_
+  std::atomic<Region*> region_{nullptr};
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<int> inside_{0}, asleep_{0};
+};
+
+// Never destroyed: sleeping workers may outlive static destructors. A forked child has none of
+// the threads, so it begins with a pool of its own.
+Pool* g_pool = nullptr;
+
+void begin_again() {
+  const int threads = g_pool->threads();
+  g_pool = new Pool;
+  g_pool->set_threads(threads);
+}
+
+Pool& pool() {
+  static const bool once = [] {
+    g_pool = new Pool;
+    pthread_atfork(nullptr, nullptr, begin_again);
+    return true;
+  }();
+  (void)once;
+  return *g_pool;
+}
+
+}  // namespace
+
+void join_phases(std::vector<Phase>& phases, size_t first) {
+  if (phases.size() < first + 2) return;
+  std::vector<Phase> parts(std::make_move_iterator(phases.begin() + int64_t(first)),
+                           std::make_move_iterator(phases.end()));
+  phases.resize(first);
+  int64_t tasks = 0;
+  for (const Phase& part : parts) tasks += part.tasks;
+  phases.push_back({tasks, [parts = std::move(parts)](int64_t task, int worker) {
+                      size_t i = 0;
+                      for (; task >= parts[i].tasks; ++i) task -= parts[i].tasks;
+                      parts[i].run(task, worker);
+                    }});
+}
+
+int num_threads() { return pool().threads(); }
+void set_num_threads(int threads) { pool().set_threads(threads); }
+void run_phases(const std::vector<Phase>& phases, int workers) { pool().run(phases, workers); }
+
+}  // namespace multihead

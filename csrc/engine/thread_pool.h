@@ -1,0 +1,27 @@
+// The engine's own threads. A region is a list of phases; each phase is a number of independent
+// tasks, and a phase begins when all tasks of the one before are done. Workers spin for a while
+// after a region, then sleep; the caller starts at once and waits only for tasks that a worker
+// has begun. Regions of several callers: the first gets the workers, the others run alone.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace multihead {
+
+struct Phase {
+  int64_t tasks;
+  std::function<void(int64_t task, int worker)> run;  // must not throw
+};
+
+int num_threads();
+void set_num_threads(int threads);  // at least 1
+
+// Makes one phase of all from `first` on: nothing in them waits for another.
+void join_phases(std::vector<Phase>& phases, size_t first);
+
+// Runs phases on up to `workers` threads, the caller among them as worker 0.
+void run_phases(const std::vector<Phase>& phases, int workers);
+
+}  // namespace multihead

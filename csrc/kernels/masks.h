@@ -1,0 +1,86 @@
+// Masks as words: one per key, one bit per query of a tile, set where the key is visible.
+#pragma once
+
+#include "table.h"
+#include "vec.h"
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+// Transposes a 64 x 64 matrix of bits in place.
+inline void transpose_bits(uint64_t* x) {
+  uint64_t mask = 0x00000000FFFFFFFFull;
+  for (int d = 32; d; d >>= 1, mask ^= mask << d)
+    for (int i = 0; i < 64; i = ((i | d) + 1) & ~d) {
+      const uint64_t swap = ((x[i] >> d) ^ x[i | d]) & mask;
+      x[i] ^= swap << d;
+      x[i | d] ^= swap;
+    }
+}
+
+inline void visible_bits(uint64_t* words, const uint8_t* const* rows, int64_t stride,
+                         int64_t columns, bool true_hides) {
+  const uint64_t flip = true_hides ? ~uint64_t(0) : 0;
+  for (int64_t c0 = 0; c0 < columns; c0 += kTile) {
+    const int64_t n = columns - c0 < kTile ? columns - c0 : kTile;
+    uint64_t x[kTile];
+    for (int64_t r = 0; r < kTile; ++r) {
+      const uint8_t* row = rows[r];
+      uint64_t word = 0;
+      if (!row) {
+        x[r] = 0;
+        continue;
+      }
+      if (stride == 1 && n == kTile) {
+        for (int64_t c = 0; c < kTile; c += 8) {
+          uint64_t bytes;
+          __builtin_memcpy(&bytes, row + c0 + c, 8);
+          // A byte that is not 0 becomes 1, then the product gathers the eight low bits.
+          bytes |= bytes >> 4;
+          bytes |= bytes >> 2;
+          bytes |= bytes >> 1;
+          bytes &= 0x0101010101010101ull;
+          word |= (bytes * 0x0102040810204080ull >> 56) << c;
+        }
+      } else {
+        for (int64_t c = 0; c < n; ++c) word |= uint64_t(row[(c0 + c) * stride] != 0) << c;
+      }
+      x[r] = word ^ flip;
+    }
+    transpose_bits(x);
+    for (int64_t c = 0; c < n; ++c) words[c0 + c] = x[c];
+  }
+}
+
+template <class T>
+bool visible_bits_additive(uint64_t* words, const T* tile, int64_t tile_row, int64_t lanes,
+                           int64_t columns) {
+  bool zero = true;  // of all that is visible
+  for (int64_t c = 0; c < columns; ++c) {
+    uint64_t word = 0;
+    const T* row = tile + c * tile_row;
+    for (int64_t r = 0; r < lanes; ++r) {
+      const bool visible = row[r] != -T(__builtin_inf());
+      word |= uint64_t(visible) << r;
+      zero &= !visible | (row[r] == T(0));
+    }
+    words[c] = word;
+  }
+  return zero;
+}
+
+template <class T>
+void additive_to_log2(T* tile, int64_t n) {
+  constexpr T largest = sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__);
+  constexpr T infinity = T(__builtin_inf());
+  for (int64_t i = 0; i < n; ++i) {
+    const T x = tile[i];
+    T y = x * T(1.4426950408889634);
+    y = y < -largest && x >= -largest ? -largest : y;
+    y = y > largest && x <= largest ? largest : y;
+    tile[i] = x == infinity ? infinity : y;
+  }
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA

@@ -1,0 +1,70 @@
+// Small passes over rows and tiles.
+#pragma once
+
+#include "table.h"
+#include "vec.h"
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+template <class T>
+void scale(T* dst, const T* src, int64_t n, T factor) {
+  constexpr int W = kWidth<T>;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(dst + i, load(src + i) * factor);
+  for (; i < n; ++i) dst[i] = src[i] * factor;
+}
+
+template <class T>
+void add_scaled(T* dst, const T* src, int64_t n, T factor) {
+  constexpr int W = kWidth<T>;
+  int64_t i = 0;
+  const Vec<T> f = splat(factor);
+  for (; i + W <= n; i += W) store(dst + i, load(dst + i) + load(src + i) * f);
+  for (; i < n; ++i) dst[i] += src[i] * factor;
+}
+
+template <class T>
+void row_sums(T* partial, const T* tile, int64_t tile_row, int64_t rows, int64_t count) {
+  for (int64_t r = 0; r < rows; ++r, tile += tile_row, partial += kLane)
+    for (int64_t t = 0; t < count; t += kLane) {
+      const int64_t n = count - t < kLane ? count - t : kLane;
+      for (int64_t i = 0; i < n; ++i) partial[i] += tile[t + i];
+    }
+}
+
+template <class T>
+void column_sums(T* sums, const T* rows, int64_t pitch, int64_t count, int64_t columns) {
+  constexpr int W = kWidth<T>;
+  for (int64_t c = 0; c < columns; c += W) {
+    Vec<T> sum = load(sums + c);
+    for (int64_t r = 0; r < count; ++r) sum += load(rows + r * pitch + c);
+    store(sums + c, sum);
+  }
+}
+
+template <class T>
+void delta(T* result, const T* a, const T* b, int64_t rows, int64_t lanes) {
+  constexpr int W = kWidth<T>;
+  for (int64_t lane = 0; lane < lanes; lane += W) {
+    Vec<T> sum{};
+    for (int64_t r = 0; r < rows; ++r)
+      sum = fma(load(a + r * lanes + lane), load(b + r * lanes + lane), sum);
+    store(result + lane, sum);
+  }
+}
+
+template <class T>
+bool finite(const T* x, int64_t n) {
+  constexpr int W = kWidth<T>;
+  Vec<T> zero{};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) zero += load(x + i) * T(0);
+  T rest = 0;
+  for (; i < n; ++i) rest += x[i] * T(0);
+  for (int j = 0; j < W; ++j) rest += zero[j];
+  return rest == 0;
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA

@@ -1,0 +1,138 @@
+// Moves between rows of features (the caller's arrays) and tiles of tokens in lanes.
+#pragma once
+
+#include "table.h"
+#include "vec.h"
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
+// Exchanges the off-diagonal blocks of size D of the pair of rows (a, b).
+template <class T, int D, int... I>
+MULTIHEAD_INLINE void exchange(Vec<T>& a, Vec<T>& b, Indices<I...>) {
+  constexpr int W = kWidth<T>;
+  const Vec<T> low = __builtin_shufflevector(a, b, ((I & D) ? W + I - D : I)...);
+  const Vec<T> high = __builtin_shufflevector(a, b, ((I & D) ? W + I : I + D)...);
+  a = low;
+  b = high;
+}
+
+template <class T, int D = 1>
+MULTIHEAD_INLINE void transpose_square(Vec<T>* x) {
+  constexpr int W = kWidth<T>;
+  if constexpr (D < W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if (!(i & D)) exchange<T, D>(x[i], x[i + D], typename MakeIndices<W>::type{});
+    transpose_square<T, 2 * D>(x);
+  }
+}
+
+template <class T>
+void pack(T* dst, int64_t dst_row, int64_t lanes, const T* const* rows, int64_t stride,
+          int64_t columns) {
+  constexpr int W = kWidth<T>;
+  for (int64_t r = 0; r < lanes; r += W) {
+    int64_t c = 0;
+    if (stride == 1) {
+      for (; c + W <= columns; c += W) {
+        Vec<T> x[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) x[i] = rows[r + i] ? load(rows[r + i] + c) : Vec<T>{};
+        transpose_square<T>(x);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(dst + (c + i) * dst_row + r, x[i]);
+      }
+    }
+    for (int i = 0; i < W; ++i) {
+      const T* row = rows[r + i];
+      for (int64_t d = c; d < columns; ++d)
+        dst[d * dst_row + r + i] = row ? row[d * stride] : T(0);
+    }
+  }
+}
+
+template <class T>
+void unpack(T* const* rows, int64_t stride, const T* src, int64_t src_row, int64_t lanes,
+            int64_t columns, bool accumulate) {
+  constexpr int W = kWidth<T>;
+  for (int64_t r = 0; r < lanes; r += W) {
+    int64_t c = 0;
+    if (stride == 1) {
+      for (; c + W <= columns; c += W) {
+        Vec<T> x[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) x[i] = load(src + (c + i) * src_row + r);
+        transpose_square<T>(x);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          T* row = rows[r + i];
+          if (row) store(row + c, accumulate ? load(row + c) + x[i] : x[i]);
+        }
+      }
+    }
+    for (int i = 0; i < W; ++i) {
+      T* row = rows[r + i];
+      if (!row) continue;
+      for (int64_t d = c; d < columns; ++d) {
+        const T x = src[d * src_row + r + i];
+        row[d * stride] = accumulate ? row[d * stride] + x : x;
+      }
+    }
+  }
+}
+
+template <class T>
+void gather(T* dst, int64_t pitch, const T* const* rows, int64_t stride, int64_t columns,
+            int64_t count) {
+  constexpr int W = kWidth<T>;
+  for (int64_t r = 0; r < count; ++r, dst += pitch) {
+    const T* row = rows[r];
+    int64_t c = 0;
+    if (stride == 1)
+      for (; c + W <= columns; c += W) store(dst + c, load(row + c));
+    for (; c < columns; ++c) dst[c] = row[c * stride];
+    for (; c < pitch; ++c) dst[c] = T(0);
+  }
+}
+
+template <class T>
+void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64_t src_row,
+               int64_t rows, int64_t columns, T scale) {
+  constexpr int W = kWidth<T>;
+  const Vec<T> factor = splat(scale);
+  for (int64_t c = 0; c < columns; c += W) {
+    for (int64_t r = 0; r < dst_columns; r += W) {
+      Vec<T> x[W];
+      if (r + W <= rows) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) x[i] = load(src + (r + i) * src_row + c) * factor;
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          x[i] = r + i < rows ? load(src + (r + i) * src_row + c) * factor : Vec<T>{};
+      }
+      transpose_square<T>(x);
+      if (c + W <= columns) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(dst + (c + i) * dst_row + r, x[i]);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          if (c + i < columns) store(dst + (c + i) * dst_row + r, x[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA

@@ -1,0 +1,71 @@
+// Vectors of one register, the same few operations on every ISA.
+#pragma once
+
+#include <stdint.h>
+
+#define MULTIHEAD_INLINE inline __attribute__((always_inline))
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+constexpr int kBytes = MULTIHEAD_VECTOR_BYTES;
+
+template <class T>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef float memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef int32_t bits __attribute__((vector_size(kBytes)));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef double memory __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef int64_t bits __attribute__((vector_size(kBytes)));
+};
+template <>
+struct VecType<uint32_t> {
+  typedef uint32_t type __attribute__((vector_size(kBytes)));
+  typedef uint32_t memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef int32_t bits __attribute__((vector_size(kBytes)));
+};
+
+template <class T>
+using Vec = typename VecType<T>::type;
+template <class T>
+using Bits = typename VecType<T>::bits;
+using F32 = Vec<float>;
+using F64 = Vec<double>;
+using U32 = Vec<uint32_t>;
+
+template <class T>
+constexpr int kWidth = kBytes / int(sizeof(T));
+
+template <class T>
+MULTIHEAD_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecType<T>::memory*>(p);
+}
+template <class T>
+MULTIHEAD_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecType<T>::memory*>(p) = v;
+}
+template <class T>
+MULTIHEAD_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA
+
+// fma(a, b, c) = a * b + c; maximum(a, b) = a > b ? a : b (b where either is NaN);
+// Mask, mask_of_bits<T>(word, lane), select(mask, a, b); bits_at_least(a, b): a bit per lane.
+#if defined(__AVX512F__)
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
+#elif defined(__aarch64__)
+#include "vec_neon.h"
+#else
+#include "vec_baseline.h"
+#endif

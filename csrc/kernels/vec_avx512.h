@@ -1,0 +1,40 @@
+#pragma once
+
+#include <immintrin.h>
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+constexpr int kRegisters = 32;
+
+MULTIHEAD_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+MULTIHEAD_INLINE F64 fma(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
+MULTIHEAD_INLINE F32 maximum(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+MULTIHEAD_INLINE F64 maximum(F64 a, F64 b) { return _mm512_max_pd(a, b); }
+
+template <class T>
+struct MaskType;
+template <>
+struct MaskType<float> {
+  using type = __mmask16;
+};
+template <>
+struct MaskType<double> {
+  using type = __mmask8;
+};
+template <class T>
+using Mask = typename MaskType<T>::type;
+
+template <class T>
+MULTIHEAD_INLINE Mask<T> mask_of_bits(uint64_t word, int lane) {
+  return Mask<T>(word >> lane);
+}
+MULTIHEAD_INLINE F32 select(__mmask16 m, F32 a, F32 b) { return _mm512_mask_mov_ps(b, m, a); }
+MULTIHEAD_INLINE F64 select(__mmask8 m, F64 a, F64 b) { return _mm512_mask_mov_pd(b, m, a); }
+
+MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
+  return _mm512_cmpge_epu32_mask(__m512i(a), __m512i(b));
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA

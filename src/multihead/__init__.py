@@ -1,0 +1,41 @@
+"""Multi-head attention for the CPU, forward and backward, on NumPy arrays.
+
+`MultiheadAttention` is the layer, `functional` the attention inside it, `Ragged` a batch without
+padding, `reference` the same maths in plain NumPy to read. ``multihead.checkpoint`` saves layers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from multihead.layer import MultiheadAttention
+from multihead.ragged import Ragged
+from multihead.threads import get_num_threads, set_num_threads, show_config
+
+if TYPE_CHECKING:
+    from multihead import checkpoint, functional, reference
+
+    __version__: str
+
+__all__ = [
+    "MultiheadAttention",
+    "Ragged",
+    "checkpoint",
+    "functional",
+    "get_num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use what most programs do without."""
+    if name in ("checkpoint", "functional", "reference"):
+        return importlib.import_module(f"multihead.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("multihead")
+    raise AttributeError(f"module 'multihead' has no attribute {name!r}")

@@ -1,0 +1,222 @@
+"""Arrays in and out: NumPy or any CPU array that speaks DLPack, in its own kind and dtype."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multihead import _native
+from multihead.checks import wrong, wrong_type
+
+Array: TypeAlias = NDArray[Any]
+Shape: TypeAlias = tuple[int, ...]
+
+_FLOAT32 = np.dtype(np.float32)
+_UINT16 = np.dtype(np.uint16)
+_CPU = 1  # kDLCPU
+
+
+class Element(NamedTuple):
+    """A floating element type, and the NumPy dtype that the engine computes it in."""
+
+    name: str
+    compute: np.dtype[Any]
+
+    @property
+    def half(self) -> bool:
+        """Whether the engine computes in another dtype."""
+        return self.name not in ("float32", "float64")
+
+
+_ELEMENTS = {
+    "float32": Element("float32", _FLOAT32),
+    "float64": Element("float64", np.dtype(np.float64)),
+    "float16": Element("float16", _FLOAT32),
+    "bfloat16": Element("bfloat16", _FLOAT32),
+}
+
+
+class Kind(NamedTuple):
+    """How an array came in, so that a result can go out the same way.
+
+    `dtype` is that of the NumPy array which holds a result (uint16 for bare bfloat16 bits).
+    """
+
+    dtype: np.dtype[Any]
+    bfloat16: bool = False
+    from_dlpack: Callable[[Any], Any] | None = None
+
+    def wrap(self, array: Array) -> Any:
+        """Return a NumPy array of `dtype` as an array of this kind, without a copy."""
+        if self.from_dlpack is None:
+            return array
+        return self.from_dlpack(_native.dlpack_bfloat16(array) if self.bfloat16 else array)
+
+    def full(self, shape: Shape, fill: float) -> Array:
+        """Return a new NumPy array of `dtype`, filled."""
+        if not self.bfloat16:
+            return np.full(shape, fill, self.dtype)
+        return encode(np.full(shape, fill, _FLOAT32), self.dtype, True)
+
+
+_NUMPY_KINDS = {e.compute: Kind(e.compute) for e in _ELEMENTS.values()}
+
+
+def element_of(dtype: Any, name: str = "dtype") -> Element:
+    """Return the element type that `dtype` names: a string, a NumPy or a framework's dtype."""
+    if dtype is None:
+        return _ELEMENTS["float32"]
+    text = str(dtype).rpartition(".")[2]
+    if text not in _ELEMENTS:
+        try:
+            text = np.dtype(dtype).name
+        except TypeError:
+            text = str(dtype)
+    if text not in _ELEMENTS:
+        raise wrong_type(name, "float32, float64, float16 or bfloat16", text)
+    return _ELEMENTS[text]
+
+
+def storage_dtype(element: Element) -> np.dtype[Any]:
+    """Return the NumPy dtype of a parameter; bfloat16 is uint16 bits without ml_dtypes."""
+    if element.name != "bfloat16":
+        return np.dtype(element.name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return _UINT16
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def encode(array: Array, dtype: np.dtype[Any], bfloat16: bool) -> Array:
+    """Round an array of the compute dtype to a storage dtype, to nearest even."""
+    if not bfloat16:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return array.astype(dtype)
+    word = np.ascontiguousarray(array, _FLOAT32).view(np.uint32)
+    bits = (word + (0x7FFF + ((word >> 16) & 1)) >> 16).astype(np.uint16)
+    nan = np.isnan(array)
+    if nan.any():
+        bits[nan] = (word[nan] >> 16).astype(np.uint16) | np.uint16(0x40)
+    return bits.reshape(array.shape).view(dtype)
+
+
+def decode(array: Array, compute: np.dtype[Any], bfloat16: bool) -> Array:
+    """Widen a stored array to the compute dtype, exactly."""
+    if not bfloat16:
+        with np.errstate(invalid="ignore"):
+            return array.astype(compute)
+    word = array.view(np.uint16).astype(np.uint32) << 16
+    return word.view(np.float32).astype(compute, copy=False)
+
+
+def restore(array: Array, kind: Kind) -> Any:
+    """Return a result of the compute dtype as an array of `kind`."""
+    if array.dtype is not kind.dtype:
+        array = encode(array, kind.dtype, kind.bfloat16)
+    return array if kind.from_dlpack is None else kind.wrap(array)
+
+
+def _from_dlpack_of(x: Any) -> Callable[[Any], Any] | None:
+    """Find the ``from_dlpack`` of the library that made `x`, which is imported already."""
+    if hasattr(x, "__array_namespace__"):
+        return getattr(x.__array_namespace__(), "from_dlpack", None)
+    for cls in type(x).__mro__:
+        module = sys.modules.get(cls.__module__.partition(".")[0])
+        if (from_dlpack := getattr(module, "from_dlpack", None)) is not None:
+            return from_dlpack  # type: ignore[no-any-return]  # an attribute of a module
+    return None
+
+
+def _borrow(name: str, x: Any) -> tuple[Array, Kind]:
+    """View a DLPack array's memory as NumPy; bfloat16 comes as its bits."""
+    if not hasattr(x, "__dlpack__"):
+        raise wrong_type(name, "a NumPy array or one that speaks DLPack", type(x).__name__)
+    if getattr(x, "requires_grad", False):
+        expected = f"an array outside autograd ({name}.detach(); backward() returns the gradients)"
+        raise wrong_type(name, expected, "one that requires grad")
+    try:
+        device = tuple(map(int, x.__dlpack_device__()))
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise wrong(name, "an array in CPU memory", f"{type(x).__name__} ({error})") from None
+    if device[0] != _CPU:
+        raise wrong(name, "an array in CPU memory", f"one on DLPack device {device}")
+    bfloat16 = str(getattr(x, "dtype", "")).endswith("bfloat16")
+    try:
+        array = _native.bfloat16_bits(x) if bfloat16 else np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        got = f"{type(x).__name__} ({error})"
+        raise wrong_type(name, "an array to share by DLPack", got) from None
+    return array, Kind(array.dtype, bfloat16, _from_dlpack_of(x))
+
+
+def _numpy_kind(dtype: np.dtype[Any]) -> Kind:
+    kind = _NUMPY_KINDS.get(dtype)
+    return Kind(dtype, dtype.name == "bfloat16") if kind is None else kind
+
+
+def borrow(name: str, x: Any) -> tuple[Array, Kind]:
+    """View any array as NumPy without a copy, and say how a result goes back.
+
+    bfloat16 arrays that are not NumPy's come as uint16 bits.
+    """
+    if isinstance(x, np.ndarray):
+        return np.asarray(x), _numpy_kind(x.dtype)
+    return _borrow(name, x)
+
+
+def dtype_name(array: Array, kind: Kind) -> str:
+    """Name an array's element type, also of bare bfloat16 bits."""
+    return "bfloat16" if kind.bfloat16 else array.dtype.name
+
+
+def _regular(array: Array) -> bool:
+    """Whether elements are aligned, in native byte order and whole elements apart."""
+    flags = array.flags
+    if not flags.aligned or not array.dtype.isnative:
+        return False
+    return flags.c_contiguous or all(step % array.itemsize == 0 for step in array.strides)
+
+
+def read(name: str, x: Any, element: Element) -> tuple[Array, Array, Kind]:
+    """Take an argument in: as computed with, as it lies in memory, and its kind.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, requires grad, or is not of the dtype `element`.
+    ValueError
+        If it is not in CPU memory.
+    """
+    compute = element.compute
+    if type(x) is np.ndarray and x.dtype is compute and not element.half:
+        flags = x.flags
+        if flags.c_contiguous and flags.aligned:
+            return x, x, _NUMPY_KINDS[compute]
+    raw, kind = borrow(name, x)
+    if dtype_name(raw, kind) != element.name:
+        raise wrong_type(name, element.name, dtype_name(raw, kind))
+    if element.half:
+        return decode(raw, compute, kind.bfloat16), raw, kind
+    array = raw if _regular(raw) else np.array(raw, compute)
+    return array, raw, kind._replace(dtype=compute)
+
+
+def writable(name: str, x: Any, element: Element, shape: Shape) -> tuple[Array, Kind]:
+    """View an array that a result is to be written to, or raise as `read` does."""
+    raw, kind = borrow(name, x)
+    plain = raw.dtype is element.compute and not element.half
+    if not plain and dtype_name(raw, kind) != element.name:
+        raise wrong_type(name, element.name, dtype_name(raw, kind))
+    if raw.shape != shape:
+        raise wrong(name, shape, raw.shape)
+    if not raw.flags.writeable:
+        raise wrong(name, "a writable array", "a read-only one")
+    if not _regular(raw):
+        raise wrong(name, "an aligned array in native byte order", "another one")
+    return raw, kind

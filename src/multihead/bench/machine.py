@@ -1,0 +1,85 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multihead import _native
+
+# a BLAS told to take another core's kernels would make the comparison with NumPy unfair
+BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+PEERS = ("torch", "threadpoolctl")
+
+
+def processor() -> str:
+    """Return the processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Collect machine, instruction set, threads and versions, for the report and the JSON file."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "isa": _native.isa(),
+        "threads": threads,
+        "blas": blas(),
+        "versions": {
+            "python": platform.python_version(),
+            "multihead": installed("multihead"),
+            "numpy": np.__version__,
+            **{peer: installed(peer) for peer in PEERS},
+        },
+    }
+
+
+def blas() -> str | None:
+    """Name NumPy's BLAS and the kernels it chose; None if threadpoolctl cannot tell."""
+    if installed("threadpoolctl") is None:
+        return None
+    from threadpoolctl import threadpool_info
+
+    found = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return (
+        ", ".join(
+            " ".join(
+                str(pool[key]) for key in ("internal_api", "version", "architecture") if key in pool
+            )
+            for pool in found
+        )
+        or None
+    )
+
+
+def set_threads(threads: int) -> None:
+    """Give every contender the same number of threads."""
+    _native.set_num_threads(threads)
+    if installed("torch") is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if installed("threadpoolctl") is not None:
+        from threadpoolctl import ThreadpoolController
+
+        ThreadpoolController().select(user_api="blas").limit(limits=threads)

@@ -1,0 +1,153 @@
+"""How the results are told: lines for a terminal, and one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from multihead.bench.bars import Bar, bars, mean_ratio, worst
+from multihead.bench.contenders import EINSUM, TORCH
+from multihead.bench.suite import Cell
+
+HEADING = (
+    f"{'(N, L, E, H)':<20}{'mode':<17}{'ours':>10}{'torch':>10}"
+    f"{'torch/ours':>12}{'FMA limit':>11}{'einsum':>10}"
+)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time in three significant digits.
+
+    Examples
+    --------
+    >>> duration(0.01234), duration(1.5), duration(0.0000123), duration(None)
+    ('12.3 ms', '1.50 s', '12.3 us', '-')
+    """
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= 0.9995 * size or unit == "us":
+            value = seconds / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def opening(machine: dict[str, Any], cells: int) -> str:
+    """Write the lines above the table: machine, versions, who is missing, what the columns mean."""
+    versions = machine["versions"]
+    present = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores; {machine['isa']}, "
+        f"{machine['threads']} threads each",
+        present + (f"; NumPy's BLAS: {machine['blas']}" if machine["blas"] else ""),
+    ]
+    lines += [
+        f"missing: {name} is not installed ({loss}); pip install 'multihead[bench]'"
+        for name, loss in (
+            ("torch", "no comparison, and no bar that needs one"),
+            ("threadpoolctl", "NumPy's BLAS keeps its own number of threads"),
+        )
+        if versions[name] is None
+    ]
+    lines += [
+        f"{cells} cells, float32, self-attention. train: clear the gradients, forward, backward to "
+        "the input and all parameters.",
+        "FMA limit: our share of it, measured in the same rounds. Work that a mask hides is not "
+        "counted as done.",
+        "",
+        HEADING,
+    ]
+    return "\n".join(lines)
+
+
+def row(cell: Cell) -> str:
+    """Write one line of the table."""
+    ratio = cell.ratio
+    return (
+        f"{cell.case.shape!s:<20}{cell.case.mode.name:<17}{duration(cell.ours):>10}"
+        f"{duration(cell.seconds(TORCH)):>10}"
+        f"{'-' if ratio is None else f'{ratio:.2f}x':>12}{cell.share:>10.0%} "
+        f"{duration(cell.seconds(EINSUM)):>10}"
+    )
+
+
+def verdict(bar: Bar) -> str:
+    """Write one line for one bar."""
+    reached = "" if bar.value is None else f", reached {bar.value:.2f}"
+    word = bar.verdict.upper() if bar.verdict == "missed" else bar.verdict
+    return f"{word:<13}{bar.name} >= {bar.target:g}{reached}" + (
+        f" at {bar.where}" if bar.where else ""
+    )
+
+
+def closing(cells: Sequence[Cell], grid: int) -> str:
+    """Write the lines below the table: who did not run, mean, worst cell, bars.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        What was measured.
+    grid : int
+        Cells in the whole grid.
+    """
+    reasons: dict[tuple[str, str], int] = {}
+    for cell in cells:
+        for name, reason in cell.absent.items():
+            reasons[name, reason] = reasons.get((name, reason), 0) + 1
+    lines = [f"{name} did not run in {n} cells: {why}" for (name, why), n in reasons.items()]
+    mean, lowest = mean_ratio(cells), worst(cells)
+    lines.append("")
+    if mean is not None and lowest is not None:
+        lines += [
+            f"geometric mean of torch / ours over {len(cells)} cells: {mean:.2f}x",
+            f"worst cell: {lowest[0]:.2f}x at {lowest[1].case}",
+        ]
+    if len(cells) < grid:
+        lines.append(f"({len(cells)} of the grid's {grid} cells: the bars are for the whole grid)")
+    lines += [verdict(bar) for bar in bars(cells)]
+    return "\n".join(lines)
+
+
+def document(
+    cells: Sequence[Cell], machine: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Collect all that was measured, ready for ``json.dump``."""
+    return {
+        "machine": machine,
+        "settings": settings,
+        "cells": [
+            {
+                "shape": dict(
+                    zip(
+                        ("N", "L", "E", "H"),
+                        (shape.batch, shape.length, shape.embed_dim, shape.num_heads),
+                        strict=True,
+                    )
+                ),
+                "mode": cell.case.mode.name,
+                "flops": cell.case.flops(),
+                "fma_limit": {"median": cell.limit.median, "rounds": list(cell.limit.rounds)},
+                "share_of_fma_limit": cell.share,
+                "seconds": {
+                    name: {"median": timing.median, "rounds": list(timing.rounds)}
+                    for name, timing in cell.timings.items()
+                },
+                "torch_over_ours": cell.ratio,
+                "absent": cell.absent,
+            }
+            for cell in cells
+            for shape in (cell.case.shape,)
+        ],
+        "geometric_mean": mean_ratio(cells),
+        "bars": [
+            {
+                "name": bar.name,
+                "target": bar.target,
+                "value": bar.value,
+                "where": bar.where,
+                "verdict": bar.verdict,
+            }
+            for bar in bars(cells)
+        ],
+    }

@@ -1,0 +1,69 @@
+"""What one training call of the layer leaves for backward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from multihead import _native
+from multihead.arrays import Array
+from multihead.checks import wrong
+from multihead.layouts import Dense, RaggedBatch
+from multihead.masks import Mask
+
+MaskArrays: TypeAlias = tuple[Array | None, Array | None]
+
+
+class LayerCache(NamedTuple):
+    """A training call: its inputs by reference, its options and what the engine kept.
+
+    `masks` are key_padding_mask and attn_mask; `average` is None for a call without weights.
+    """
+
+    owner: object
+    batch: Dense | RaggedBatch
+    masks: tuple[Mask | None, Mask | None]
+    is_causal: bool
+    dropout: tuple[float, int, int]
+    average: bool | None
+    native: _native.Cache
+
+    def __repr__(self) -> str:
+        return f"LayerCache(query={self.batch.shapes[0]}, key={self.batch.shapes[1]})"
+
+    @property
+    def mask_views(self) -> MaskArrays:
+        """The masks as the engine takes them."""
+        padding, attn = self.masks
+        return padding and padding.view, attn and attn.view
+
+    def new_mask_gradients(self, needed: bool) -> MaskArrays:
+        """Make the gradients of the float masks, as the engine writes them."""
+        compute = self.batch.element.compute
+        padding, attn = (
+            np.empty(mask.gradient.engine_shape, compute)
+            if needed and mask is not None and mask.gradient is not None
+            else None
+            for mask in self.masks
+        )
+        return padding, attn
+
+    def finish_mask_gradients(self, arrays: MaskArrays) -> tuple[Any, Any]:
+        """Return the gradients of attn_mask and key_padding_mask as the caller's kinds."""
+        padding, attn = (
+            mask.gradient.finish(array)
+            if mask is not None and mask.gradient is not None and array is not None
+            else None
+            for mask, array in zip(self.masks, arrays, strict=True)
+        )
+        return attn, padding
+
+
+def usable(cache: Any, owner: object) -> LayerCache:
+    """Return `cache` if it is one that a call of `owner` left, or raise."""
+    if cache is None:
+        raise wrong("cache", "one of a call in training mode", "none (backward consumes it)")
+    if not isinstance(cache, LayerCache) or cache.owner is not owner:
+        raise wrong("cache", "one that a call of this layer left", type(cache).__name__)
+    return cache

@@ -1,0 +1,107 @@
+"""Layers in safetensors files: parameters, options and the random state."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from multihead.checks import wrong
+from multihead.layer import MultiheadAttention
+
+_KEY = "multihead"
+
+
+def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
+    """Save a layer to a safetensors file.
+
+    The tensors are those of `layer.state_dict()`, bfloat16 ones as their bits in uint16; options
+    and `rng_state` are in the metadata. Gradients and the cache are not saved.
+
+    Parameters
+    ----------
+    layer : MultiheadAttention
+    path : path-like
+        Written over if it exists.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import multihead as mh
+    >>> layer = mh.MultiheadAttention(8, 2, dropout=0.1, seed=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "layer.safetensors")
+    ...     mh.checkpoint.save(layer, path)
+    ...     again = mh.checkpoint.load(path)
+    >>> again, again.rng_state
+    (MultiheadAttention(embed_dim=8, num_heads=2, dropout=0.1), (3, 0))
+    """
+    tensors = layer.state_dict()
+    if layer.dtype == "bfloat16":
+        tensors = {name: array.view(np.uint16) for name, array in tensors.items()}
+    note = {"options": layer.options(), "rng_state": layer.rng_state}
+    _safetensors().save_file(tensors, path, metadata={_KEY: json.dumps(note)})
+
+
+def load(path: str | os.PathLike[str]) -> MultiheadAttention:
+    """Load a layer that `save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    MultiheadAttention
+        In training mode, with the parameters, options and `rng_state` of the saved one.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+    ValueError
+        If the file was not written by `save`, or does not hold what its options ask for.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    See `save`.
+    """
+    _safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise wrong("path", "a safetensors file", f"{path} ({error})") from None
+    try:
+        note = json.loads(metadata[_KEY])
+        layer = MultiheadAttention(**note["options"], seed=0)
+        layer.rng_state = note["rng_state"]
+    except (KeyError, TypeError, ValueError) as error:
+        got = f"{path} ({type(error).__name__}: {error})"
+        raise wrong("path", "a file that multihead.checkpoint.save wrote", got) from None
+    if layer.dtype == "bfloat16":
+        dtype = layer.out_proj.weight.dtype
+        tensors = {name: array.view(dtype) for name, array in tensors.items()}
+    layer.load_state_dict(tensors)
+    return layer
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        message = 'checkpoints need safetensors: pip install "multihead[checkpoint]"'
+        raise ImportError(message) from error
+    return safetensors.numpy

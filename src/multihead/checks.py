@@ -1,0 +1,46 @@
+"""The one form of an error: ``key: expected (S, N, 512) or (S, 512), got (7, 4, 500)``."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def dims(*sizes: int | str) -> str:
+    """Write sizes, some of them known only by letter, as NumPy writes a shape."""
+    return "(" + ", ".join(map(str, sizes)) + ("," if len(sizes) == 1 else "") + ")"
+
+
+def wrong(name: str, expected: object, got: object) -> ValueError:
+    """Make the error for an argument whose value or shape is wrong."""
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def wrong_type(name: str, expected: object, got: object) -> TypeError:
+    """Make the error for an argument whose type or dtype is wrong."""
+    return TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as an int in [low, high), or raise."""
+    if isinstance(value, bool):
+        raise wrong_type(name, "an integer", value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise wrong_type(name, "an integer", repr(value)) from None
+    if number < low or (high is not None and number >= high):
+        bound = f"at least {low}" if high is None else f"from {low} to {high - 1}"
+        raise wrong(name, f"an integer {bound}", number)
+    return number
+
+
+def probability(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1], or raise."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise wrong_type(name, "a number from 0 to 1", repr(value)) from None
+    if not 0.0 <= number <= 1.0:
+        raise wrong(name, "a number from 0 to 1", value)
+    return number

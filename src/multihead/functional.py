@@ -1,0 +1,300 @@
+"""Scaled dot-product attention and its backward, as functions."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multihead import _native
+from multihead.arrays import (
+    Array,
+    Element,
+    Kind,
+    Shape,
+    borrow,
+    dtype_name,
+    element_of,
+    read,
+    restore,
+)
+from multihead.checks import dims, integer, probability, wrong, wrong_type
+from multihead.masks import Mask, fold, score_mask
+
+_NO_OFFSETS = (0, 0, 0, 0)
+_LN2 = math.log(2.0)
+
+
+class AttentionCache(NamedTuple):
+    """What one call leaves for backward; it refers to the inputs and copies none."""
+
+    element: Element
+    inputs: tuple[Array, Array, Array]
+    kinds: tuple[Kind, Kind, Kind]
+    shapes: tuple[Shape, Shape, Shape]
+    mask: Mask | None
+    is_causal: bool
+    scale: float
+    dropout: tuple[float, int, int]
+    out: Array
+    stats: Array
+
+    def __repr__(self) -> str:
+        return f"AttentionCache(q={self.shapes[0]}, k={self.shapes[1]}, v={self.shapes[2]})"
+
+
+def scaled_dot_product_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    seed: int | None = None,
+    return_lse: bool = False,
+    return_cache: bool = False,
+) -> Any:
+    """Compute ``softmax(q kᵀ · scale + mask) v`` for every batch entry and head.
+
+    Signature and mask polarity are those of ``torch.nn.functional``: a boolean mask says
+    **True = attend there**, which is the opposite of the masks of `MultiheadAttention`.
+
+    Parameters
+    ----------
+    q : array of shape (..., L, D)
+        Usually (N, H, L, D). A NumPy array or any CPU array that speaks DLPack, of float32,
+        float64, float16 or bfloat16 (the latter two are computed in float32), of any strides.
+    k : array of shape (..., S, D)
+        Of the dtype and leading axes of `q`.
+    v : array of shape (..., S, Dv)
+        Of the dtype and leading axes of `q`.
+    attn_mask : array, bool or floating, optional
+        Broadcastable to (..., L, S). **True = attend**; floats are added to the scaled scores.
+    dropout_p : float, default 0.0
+        Probability of dropping an attention weight, from 0 to 1. Acts in every call.
+    is_causal : bool, default False
+        Query i attends to keys j <= i only, besides what `attn_mask` says.
+    scale : float, optional
+        Factor of the scores; ``1 / sqrt(D)`` by default.
+    seed : int, optional
+        From 0 to 2**64 - 1; dropout is a pure function of it and of positions. Drawn from the
+        system when not given.
+    return_lse : bool, default False
+        Return the row statistic too.
+    return_cache : bool, default False
+        Return what `scaled_dot_product_attention_backward` needs too.
+
+    Returns
+    -------
+    out : array of shape (..., L, Dv)
+        Of the kind and dtype of `q`.
+    lse : array of shape (..., L)
+        With `return_lse`: the natural logarithm of the sum of the exponentials of a query's scores,
+        before dropout; -inf where the query sees no key. In the dtype computed in, so float32 for
+        float16 and bfloat16.
+    cache : object
+        With `return_cache`. It refers to `q`, `k`, `v` and the mask, and can be used again.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, an array is not in CPU memory or a number is out of range.
+    TypeError
+        If an argument is no array or dtypes differ.
+
+    Notes
+    -----
+    A query that sees no key has output 0 and gradients 0. No L x S array is made. Vaswani et al.,
+    "Attention Is All You Need" (2017); Dao et al., "FlashAttention" (2022).
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.scaled_dot_product_attention.html
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead.functional import scaled_dot_product_attention
+    >>> q = np.ones((1, 2, 5, 4), np.float32)
+    >>> out, lse = scaled_dot_product_attention(q, q, q, is_causal=True, return_lse=True)
+    >>> out.shape, lse.shape, round(float(lse[0, 0, 0]), 3)
+    ((1, 2, 5, 4), (1, 2, 5), 2.0)
+    """
+    # 1. Inputs and mask: shapes and dtypes are checked.
+    element = _element(q)
+    q_array, _, q_kind = read("q", q, element)
+    k_array, _, k_kind = (q_array, None, q_kind) if k is q else read("k", k, element)
+    v_array, _, v_kind = (k_array, None, k_kind) if v is k else read("v", v, element)
+    shapes = (q_array.shape, k_array.shape, v_array.shape)
+    _check_shapes(*shapes)
+    scores = (*shapes[0][:-1], shapes[1][-2])
+    mask = score_mask(attn_mask, scores, element.compute)
+    width = shapes[0][-1]
+    factor = (width**-0.5 if width else 1.0) if scale is None else _number("scale", scale)
+    dropout = (probability("dropout_p", dropout_p), 0, 0)
+    if seed is not None:
+        dropout = (dropout[0], integer("seed", seed, 0, 2**64), 0)
+    elif dropout[0]:
+        dropout = (dropout[0], int.from_bytes(os.urandom(8), "little"), 0)
+    causal = bool(is_causal)
+
+    # 2. Outputs.
+    inputs = (_folded(q_array), _folded(k_array), _folded(v_array))
+    out = np.empty((*shapes[0][:-1], shapes[2][-1]), element.compute)
+    out_view = _folded(out)
+    stats = None
+    if return_lse or return_cache:
+        stats = np.empty((2, *out_view.shape[:-1]), element.compute)
+
+    # 3. The engine.
+    view = None if mask is None else mask.view
+    _native.attention_forward(
+        *inputs, view, False, causal, factor, dropout, _NO_OFFSETS, out_view, stats, None
+    )
+
+    # 4. Results as the caller's kind of array.
+    results = [restore(out, q_kind)]
+    if return_lse and stats is not None:
+        results.append(_shown(_lse(stats).reshape(shapes[0][:-1]), q_kind))
+    if return_cache and stats is not None:
+        kinds = (q_kind, k_kind, v_kind)
+        kept = out_view if element.half else out_view.copy()  # the caller may change `out`
+        rest = (mask, causal, factor, dropout, kept, stats)
+        results.append(AttentionCache(element, inputs, kinds, shapes, *rest))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def scaled_dot_product_attention_backward(
+    d_out: Any, cache: Any, *, need_mask_grad: bool = False
+) -> tuple[Any, ...]:
+    """Return the gradients of the inputs of `scaled_dot_product_attention`.
+
+    In the mask that the forward call was given **True = attend there**, the opposite of the masks
+    of `MultiheadAttention`.
+
+    Parameters
+    ----------
+    d_out : array of shape (..., L, Dv)
+        Gradient of the output, of its dtype.
+    cache : object
+        From a call with ``return_cache=True``. It is only read.
+    need_mask_grad : bool, default False
+        Append the gradient of `attn_mask`.
+
+    Returns
+    -------
+    d_q, d_k, d_v : array
+        Shaped like `q`, `k`, `v`, and of their kinds.
+    d_attn_mask : array or None
+        With `need_mask_grad`: in the shape and dtype of `attn_mask`, None where that was absent or
+        boolean.
+
+    Raises
+    ------
+    ValueError
+        If the shape of `d_out` does not fit or `cache` is no cache.
+    TypeError
+        If `d_out` is no array, or of another dtype.
+
+    Notes
+    -----
+    Scores are recomputed and dropout is drawn again; no L x S array is made but the gradient of a
+    mask. Dao et al., "FlashAttention" (2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead import functional
+    >>> q = k = v = np.eye(3)[None, None]
+    >>> out, cache = functional.scaled_dot_product_attention(q, k, v, return_cache=True)
+    >>> d_q, d_k, d_v = functional.scaled_dot_product_attention_backward(np.ones_like(out), cache)
+    >>> d_v.sum().round(6)
+    np.float64(9.0)
+    """
+    # 1. What comes in is checked.
+    if not isinstance(cache, AttentionCache):
+        raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
+    (q_shape, _, v_shape), compute = cache.shapes, cache.element.compute
+    array, _, _ = read("d_out", d_out, cache.element)
+    if array.shape != (*q_shape[:-1], v_shape[-1]):
+        raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
+    d_out_view = _folded(array)
+
+    # 2. Outputs.
+    d_q, d_k, d_v = (np.empty(shape, compute) for shape in cache.shapes)
+    mask, d_mask = cache.mask, None
+    if need_mask_grad and mask is not None and mask.gradient is not None:
+        d_mask = np.empty(mask.gradient.engine_shape, compute)
+
+    # 3. The engine.
+    delta = np.empty(d_out_view.shape[:-1], compute)
+    _native.delta(d_out_view, cache.out, delta)
+    view = None if mask is None else mask.view
+    _native.attention_backward(
+        *cache.inputs,
+        view,
+        False,
+        cache.is_causal,
+        cache.scale,
+        cache.dropout,
+        _NO_OFFSETS,
+        cache.stats,
+        delta,
+        d_out_view,
+        _folded(d_q),
+        _folded(d_k),
+        _folded(d_v),
+        d_mask,
+    )
+
+    # 4. Results as the caller's kinds of arrays.
+    pairs = zip((d_q, d_k, d_v), cache.kinds, strict=True)
+    results = tuple(restore(gradient, kind) for gradient, kind in pairs)
+    if not need_mask_grad:
+        return results
+    if d_mask is None or mask is None or mask.gradient is None:
+        return (*results, None)
+    return (*results, mask.gradient.finish(d_mask))
+
+
+def _element(q: Any) -> Element:
+    if type(q) is np.ndarray and q.dtype.kind == "f":
+        return element_of(q.dtype, "q")
+    array, kind = borrow("q", q)
+    return element_of(dtype_name(array, kind), "q")
+
+
+def _check_shapes(q: Shape, k: Shape, v: Shape) -> None:
+    if len(q) < 2:
+        raise wrong("q", dims("...", "L", "D"), q)
+    if len(k) != len(q) or k[:-2] != q[:-2] or k[-1] != q[-1]:
+        raise wrong("k", dims(*q[:-2], "S", q[-1]), k)
+    if len(v) != len(q) or v[:-1] != k[:-1]:
+        raise wrong("v", dims(*k[:-1], "Dv"), v)
+
+
+def _folded(array: Array) -> Array:
+    return array if array.ndim == 4 else array.reshape(fold(array.shape))
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise wrong_type(name, "a number", repr(value)) from None
+
+
+def _lse(stats: Array) -> Array:
+    """Natural logarithm from the engine's row maximum in log2 units and inverse sum."""
+    top, inverse = stats
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lse = top * _LN2 - np.log(inverse)
+    return np.where(inverse == 0, -np.inf, lse).astype(stats.dtype, copy=False)
+
+
+def _shown(lse: Array, kind: Kind) -> Any:
+    return lse if kind.from_dlpack is None else kind.from_dlpack(lse)

@@ -1,0 +1,402 @@
+"""The layer: torch's MultiheadAttention on NumPy arrays, with its backward."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from multihead import _native
+from multihead.arrays import Array
+from multihead.cache import LayerCache, usable
+from multihead.checks import wrong
+from multihead.layouts import Dense, RaggedBatch
+from multihead.masks import merge
+from multihead.ragged import Ragged
+from multihead.state import LayerState
+
+_NO_DROPOUT = (0.0, 0, 0)
+
+
+class MultiheadAttention(LayerState):
+    """Multi-head attention, forward and backward, with the interface of torch's layer.
+
+    Implements Vaswani et al., "Attention Is All You Need" (2017): ``MultiHead(Q, K, V) =
+    Concat(head_1, ..., head_H) W_O`` with ``head_i = Attention(Q W_Q, K W_K, V W_V)``. Parameters,
+    arguments, shapes and state dict are those of ``torch.nn.MultiheadAttention``.
+
+    Parameters
+    ----------
+    embed_dim : int
+        E, the width of query and output. A multiple of `num_heads`.
+    num_heads : int
+        H; each head has dimension ``D = E / H``.
+    dropout : float, default 0.0
+        Probability of dropping an attention weight in training, from 0 to 1.
+    bias : bool, default True
+        Whether the input and output projections have biases.
+    add_bias_kv : bool, default False
+        Append learned ``bias_k`` and ``bias_v`` to the projected keys and values.
+    add_zero_attn : bool, default False
+        Append a zero key with a zero value.
+    kdim, vdim : int, optional
+        Widths of key and value; E by default.
+    batch_first : bool, default False
+        Batched arrays are (N, L, E) rather than (L, N, E).
+    device : None or "cpu"
+    dtype : dtype or str, optional
+        float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. float16
+        and bfloat16 are computed in float32.
+    seed : int, optional
+        From 0 to 2**64 - 1, of the initial parameters and of dropout. Drawn from the system when
+        not given.
+
+    Attributes
+    ----------
+    in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight : ndarray or None
+        Either the first or, with a `kdim` or `vdim` other than E, the others.
+    in_proj_bias, bias_k, bias_v : ndarray or None
+    out_proj : object
+        With `weight` and `bias`.
+    grads : dict of str to ndarray
+        Gradients of the parameters, added up over backward calls.
+    training : bool
+        Set by `train` and `eval`. Dropout acts, and a cache is kept, in training only.
+    cache : object or None
+        What the last call left for `backward`.
+    rng_state : tuple of int
+        (seed, counter) of dropout.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, `embed_dim` is not a multiple of `num_heads`, `dropout` is not
+        in [0, 1] or `device` is another one.
+    TypeError
+        If `dtype` is another one or a size is not an integer.
+
+    Notes
+    -----
+    A query that every key is hidden from has attention output 0 (the layer's output is then
+    ``out_proj.bias``), weights 0 and gradients 0. Boolean masks say **True = ignore**, which is the
+    opposite of `multihead.functional.scaled_dot_product_attention`.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import multihead as mh
+    >>> layer = mh.MultiheadAttention(8, 2, batch_first=True, seed=0)
+    >>> x = np.ones((3, 5, 8), np.float32)
+    >>> out, weights = layer(x, x, x)
+    >>> out.shape, weights.shape
+    ((3, 5, 8), (3, 5, 5))
+    >>> d_query, d_key, d_value = layer.backward(np.ones_like(out))
+    >>> d_query.shape, layer.grads["out_proj.bias"][0]
+    ((3, 5, 8), np.float32(15.0))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        if device is not None and str(device) != "cpu":
+            raise wrong("device", 'None or "cpu"', repr(device))
+        super().__init__(
+            embed_dim,
+            num_heads,
+            dropout,
+            bias,
+            add_bias_kv,
+            add_zero_attn,
+            kdim,
+            vdim,
+            batch_first,
+            dtype,
+        )
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        self.rng_state = (seed, 0)
+        self._initialise(np.random.default_rng(seed))
+
+    def __call__(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any = None,
+        need_weights: bool = True,
+        attn_mask: Any = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Any, Any]:
+        """Attend from query to key and value.
+
+        Parameters
+        ----------
+        query : array of shape (L, N, E), (N, L, E) with `batch_first`, or (L, E)
+            A NumPy array or any CPU array that speaks DLPack, of the layer's dtype and of any
+            strides; or a `Ragged`, as key and value then are too, for which `batch_first` does not
+            count. Passing one object as query, key and value projects it in one go.
+        key : array of shape (S, N, kdim), (N, S, kdim) or (S, kdim)
+        value : array of shape (S, N, vdim), (N, S, vdim) or (S, vdim)
+        key_padding_mask : array of shape (N, S) or (S,), bool or floating, optional
+            Keys to ignore: **True = ignore**; floats are added to the scores. A hidden key (True,
+            or -inf) is not read. An error with ragged inputs.
+        need_weights : bool, default True
+            Return the attention weights too.
+        attn_mask : array, bool or floating, optional
+            (L, S), (N * H, L, S), or 4-D and broadcastable to (N, H, L, S); unbatched, N is 1.
+            **True = ignore**; floats are added to the scores. For ragged inputs L and S are the
+            greatest lengths, and the mask is cut top-left for each sequence. Floats of another
+            precision are cast to the one computed in, and stay finite where they are.
+        average_attn_weights : bool, default True
+            Average the weights over the heads.
+        is_causal : bool, default False
+            Query i attends to keys j <= i only, besides what masks say. No mask is needed.
+
+        Returns
+        -------
+        out : array shaped like query, or Ragged
+            Of the kind and dtype of `query`.
+        weights : array or None
+            (N, L, S') or, per head, (N, H, L, S'), without N when unbatched; S' is S and the
+            columns of `bias_k` and the zero row. After dropout. For ragged inputs a list of N
+            arrays (L_n, S'_n) or (H, L_n, S'_n). None without `need_weights`.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit or an array is not in CPU memory.
+        TypeError
+            If an argument is no array, or of another dtype.
+
+        Notes
+        -----
+        In training mode `cache` then holds what `backward` needs. It refers to inputs and masks:
+        changing them in place before `backward` makes its results wrong. Parameters count as they
+        are when `backward` is called. In eval mode `cache` is None afterwards.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 2, seed=0).eval()
+        >>> x, memory = np.ones((5, 3, 8), np.float32), np.ones((7, 3, 8), np.float32)
+        >>> out, weights = layer(x, memory, memory, average_attn_weights=False)
+        >>> out.shape, weights.shape
+        ((5, 3, 8), (3, 2, 5, 7))
+        """
+        # 1. Inputs and masks: shapes and dtypes are checked, nothing is copied.
+        batch: Dense | RaggedBatch
+        if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
+            batch = RaggedBatch(self._element, self._sizes, query, key, value)
+        else:
+            batch = Dense(self._element, self._sizes, self.batch_first, query, key, value)
+        padding, attn = batch.masks(key_padding_mask, attn_mask)
+        causal = bool(is_causal)
+
+        # 2. Outputs, in the caller's layout and as the engine writes them.
+        out, out_view = batch.new_out()
+        average = bool(average_attn_weights) if need_weights else None
+        weights: Any = None
+        weights_view: Array | None = None
+        if average is not None:
+            weights, weights_view = batch.new_weights(average)
+
+        # 3. The engine.
+        dropout = _NO_DROPOUT
+        if self.training and self._dropout:
+            dropout = (self._dropout, *self._rng_state)
+        native = _native.layer_forward(
+            self.num_heads,
+            self.add_zero_attn,
+            self._params_now(),
+            batch.inputs,
+            batch.offsets,
+            (padding and padding.view, attn and attn.view),
+            causal,
+            dropout,
+            out_view,
+            weights_view,
+            bool(average),
+            self.training,
+        )
+
+        # 4. What backward needs, and the results as the caller's kind of arrays.
+        if dropout is not _NO_DROPOUT:
+            self._rng_state = (dropout[1], (dropout[2] + 1) % 2**64)
+        self.cache = None
+        if native is not None:
+            masks = (padding, attn)
+            self.cache = LayerCache(self._token, batch, masks, causal, dropout, average, native)
+        return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
+
+    def backward(
+        self,
+        d_out: Any,
+        d_weights: Any = None,
+        *,
+        cache: Any = None,
+        out: Any = None,
+        need_mask_grad: bool = False,
+    ) -> tuple[Any, ...]:
+        """Return the gradients of the inputs and add those of the parameters to `grads`.
+
+        Parameters
+        ----------
+        d_out : array shaped like the output, or Ragged
+            Gradient of the output, of the layer's dtype.
+        d_weights : array shaped like the returned weights, optional
+            Their gradient; a list of N arrays for ragged inputs.
+        cache : object, optional
+            A `cache` that a training call of this layer left, which is only read and can be used
+            again: this is how one layer serves several times in a model. Without it, `self.cache`
+            is used and set to None.
+        out : tuple of three arrays, optional
+            Where to write the gradients of query, key and value: writable, shaped like those, of
+            the layer's dtype (`Ragged` for ragged inputs); None skips one. An array given twice
+            receives the sum. Any other overlap of memory, with each other or with an array that is
+            read, is an error.
+        need_mask_grad : bool, default False
+            Append the gradients of `attn_mask` and `key_padding_mask`.
+
+        Returns
+        -------
+        d_query, d_key, d_value : array or Ragged
+            Shaped like the inputs and of their kinds; the tuple `out` if that was given.
+        d_attn_mask, d_key_padding_mask : array or None
+            With `need_mask_grad` only: in the shape and dtype of the masks, None where a mask was
+            absent or boolean.
+
+        Raises
+        ------
+        ValueError
+            If there is no cache, a shape does not fit or memory overlaps. Nothing has been changed.
+        TypeError
+            If an argument is no array, or of another dtype. Nothing has been changed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 2, seed=0)
+        >>> x, bias = np.ones((5, 8), np.float32), np.zeros((5, 5), np.float32)
+        >>> out, _ = layer(x, x, x, attn_mask=bias)
+        >>> d_x = np.empty_like(x)
+        >>> *_, d_bias, _ = layer.backward(out, out=(d_x, d_x, d_x), need_mask_grad=True)
+        >>> d_bias.shape
+        (5, 5)
+        """
+        # 1. Everything that comes in is checked before anything is written.
+        call = usable(self.cache if cache is None else cache, self._token)
+        batch = call.batch
+        d_out_view, d_out_raw = batch.read_d_out(d_out)
+        d_weights_view: Array | None = None
+        d_weights_raw: list[Array] = []
+        if d_weights is not None:
+            if call.average is None:
+                raise wrong("d_weights", "None, as the call had need_weights=False", "an array")
+            d_weights_view, d_weights_raw = batch.read_d_weights(d_weights, call.average)
+        grads, grads_memory = self._grads_now()
+
+        # 2. Where the gradients of the inputs and the masks go.
+        if out is None:
+            outputs, fresh = None, batch.new_gradients()
+            views: tuple[Array | None, ...] = tuple(map(batch.view, fresh))
+        else:
+            outputs = batch.outputs(out)
+            others = list(zip(("query", "key", "value"), batch.raw, strict=True))
+            others += [("d_out", d_out_raw), ("the parameters", self._block.memory)]
+            others += [("d_weights", array) for array in d_weights_raw]
+            others += [("grads", array) for array in grads_memory]
+            others += [("a mask", mask) for mask in call.mask_views if mask is not None]
+            outputs.refuse_overlap(others)
+            arrays = outputs.engine_arrays()
+            once = {id(array): batch.view(array) for array in arrays if array is not None}
+            views = tuple(once.get(id(array)) for array in arrays)
+        d_masks = call.new_mask_gradients(need_mask_grad)
+
+        # 3. The engine.
+        _native.layer_backward(
+            self.num_heads,
+            self.add_zero_attn,
+            self._params_now(),
+            batch.inputs,
+            batch.offsets,
+            call.mask_views,
+            call.is_causal,
+            call.dropout,
+            call.native,
+            d_out_view,
+            d_weights_view,
+            bool(call.average),
+            views,
+            grads,
+            d_masks,
+        )
+
+        # 4. The cache is used up, and the results become the caller's kinds of arrays.
+        if cache is None:
+            self.cache = None
+        results: tuple[Any, ...]
+        if outputs is None:
+            results = batch.finish_gradients(fresh)
+        else:
+            outputs.finish()
+            results = tuple(out)
+        return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
+
+    def merge_masks(
+        self, attn_mask: Any, key_padding_mask: Any, query: Any
+    ) -> tuple[Any, int | None]:
+        """Combine two masks into one, and say of which type it is.
+
+        Parameters
+        ----------
+        attn_mask : array of shape (L, S), (N * H, L, S) or broadcastable to (N, H, L, S), or None
+        key_padding_mask : array of shape (N, S), or None
+        query : array of shape (N, L, E)
+            Only its shape counts.
+
+        Returns
+        -------
+        mask : array or None
+            `key_padding_mask` as it is if it is alone, otherwise (N, H, L, S): the logical or of
+            two boolean masks; else the sum, in the dtype computed in, where True counts as -inf.
+        mask_type : int or None
+            1 for a `key_padding_mask` alone, 2 with an `attn_mask`, None without any.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a mask has another shape or is neither boolean nor floating.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 2)
+        >>> causal, padding = np.triu(np.ones((3, 3), bool), 1), np.zeros((4, 3), bool)
+        >>> mask, mask_type = layer.merge_masks(causal, padding, np.ones((4, 3, 8)))
+        >>> mask.shape, mask_type
+        ((4, 2, 3, 3), 2)
+        """
+        shape = tuple(query.shape)
+        return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)

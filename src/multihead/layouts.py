@@ -1,0 +1,277 @@
+"""The two forms of a batch, dense and ragged: what the caller gave and what the engine takes.
+
+Both have the same methods, so that the layer's forward and backward are written once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multihead.arrays import Array, Element, Kind, Shape, read, restore
+from multihead.checks import dims, wrong, wrong_type
+from multihead.masks import Mask, attention_mask, padding_mask
+from multihead.outputs import GRADIENTS, Outputs
+from multihead.ragged import Ragged
+
+Inputs = tuple[Array, Array, Array]
+
+
+class Sizes(NamedTuple):
+    """What a layer fixes of its inputs' shapes."""
+
+    embed: int
+    kdim: int
+    vdim: int
+    heads: int
+    extra_keys: int
+
+
+class _Three(NamedTuple):
+    """query, key and value; arguments that are one object stay one object."""
+
+    arrays: Inputs
+    raw: Inputs
+    kinds: tuple[Kind, Kind, Kind]
+
+
+def _read_three(element: Element, query: Any, key: Any, value: Any) -> _Three:
+    q = read("query", query, element)
+    k = q if key is query else read("key", key, element)
+    v = k if value is key else q if value is query else read("value", value, element)
+    return _Three((q[0], k[0], v[0]), (q[1], k[1], v[1]), (q[2], k[2], v[2]))
+
+
+class Dense:
+    """Inputs (L, E), (L, N, E) or, batch first, (N, L, E); the engine takes (N, L, E) views."""
+
+    offsets = None
+
+    def __init__(
+        self, element: Element, sizes: Sizes, batch_first: bool, query: Any, key: Any, value: Any
+    ) -> None:
+        self.element, self.sizes = element, sizes
+        (q, k, v), self.raw, self.kinds = _read_three(element, query, key, value)
+        self.shapes = (q.shape, k.shape, v.shape)
+        self.batched = q.ndim == 3
+        self._swap = self.batched and not batch_first
+        if q.ndim not in (2, 3) or q.shape[-1] != sizes.embed:
+            raise wrong("query", self._forms("L", sizes.embed, batch_first), q.shape)
+        axis = 0 if batch_first else 1
+        self.batch: int = q.shape[axis] if self.batched else 1
+        self.queries: int = q.shape[-2] if batch_first else q.shape[0]
+        if k.ndim not in (2, 3) or k.shape[-1] != sizes.kdim:
+            raise wrong("key", self._forms("S", sizes.kdim, batch_first), k.shape)
+        if k.ndim != q.ndim or (self.batched and k.shape[axis] != self.batch):
+            raise wrong("key", self._form("S", sizes.kdim), k.shape)
+        self.keys: int = k.shape[-2] if batch_first else k.shape[0]
+        if v.shape[:-1] != k.shape[:-1] or v.shape[-1] != sizes.vdim:
+            raise wrong("value", (*k.shape[:-1], sizes.vdim), v.shape)
+        one = self.view(q)
+        two = one if k is q else self.view(k)
+        three = two if v is k else one if v is q else self.view(v)
+        self.inputs: Inputs = (one, two, three)
+
+    @staticmethod
+    def _forms(length: str, width: int, batch_first: bool) -> str:
+        batched = ("N", length, width) if batch_first else (length, "N", width)
+        return f"{dims(*batched)} or {dims(length, width)}"
+
+    def _form(self, length: str, width: int) -> str:
+        if not self.batched:
+            return dims(length, width)
+        return dims(*((length, self.batch) if self._swap else (self.batch, length)), width)
+
+    def view(self, array: Array) -> Array:
+        """View an array in the caller's layout as (N, L, E)."""
+        if self._swap:
+            view: Array = array.swapaxes(0, 1)
+            return view
+        return array if self.batched else array[None]
+
+    def masks(self, padding: Any, attn: Any) -> tuple[Mask | None, Mask | None]:
+        """Check key_padding_mask and attn_mask."""
+        compute = self.element.compute
+        shape = (self.batch, self.sizes.heads, self.queries, self.keys)
+        return (
+            padding_mask(padding, self.batch, self.keys, self.batched, compute),
+            attention_mask(attn, shape, compute),
+        )
+
+    def new_out(self) -> tuple[Array, Array]:
+        """Make an output: in the caller's layout, and as the engine writes it."""
+        out = np.empty(self.shapes[0], self.element.compute)
+        return out, self.view(out)
+
+    def new_weights(self, average: bool) -> tuple[Array, Array]:
+        """Make weights: in the caller's shape, and as the engine writes them."""
+        shape = (self.batch, 1 if average else self.sizes.heads, self.queries, self._columns)
+        weights = np.empty(shape, self.element.compute)
+        shown = weights[:, 0] if average else weights
+        return (shown if self.batched else shown[0]), weights
+
+    @property
+    def _columns(self) -> int:
+        return self.keys + self.sizes.extra_keys
+
+    def finish_out(self, out: Array) -> Any:
+        """Return an output of the engine as the caller's kind of array."""
+        return restore(out, self.kinds[0])
+
+    finish_weights = finish_out
+
+    def read_d_out(self, d_out: Any) -> tuple[Array, Array]:
+        """Check d_out and view it as the engine takes it; also as it lies in memory."""
+        array, raw, _ = read("d_out", d_out, self.element)
+        if array.shape != self.shapes[0]:
+            raise wrong("d_out", self.shapes[0], array.shape)
+        return self.view(array), raw
+
+    def read_d_weights(self, d_weights: Any, average: bool) -> tuple[Array, list[Array]]:
+        """Check d_weights and view it as (N, 1 | H, L, S'); also as it lies in memory."""
+        array, raw, _ = read("d_weights", d_weights, self.element)
+        shape: Shape = (self.queries, self._columns)
+        if not average:
+            shape = (self.sizes.heads, *shape)
+        if self.batched:
+            shape = (self.batch, *shape)
+        if array.shape != shape:
+            raise wrong("d_weights", shape, array.shape)
+        array = array if self.batched else array[None]
+        return (array[:, None] if average else array), [raw]
+
+    def new_gradients(self) -> tuple[Array, ...]:
+        """Make the gradients of the inputs in the caller's layout."""
+        compute = self.element.compute
+        a, b, c = self.shapes
+        return np.empty(a, compute), np.empty(b, compute), np.empty(c, compute)
+
+    def outputs(self, out: Any) -> Outputs:
+        """Check the caller's arrays for the gradients of the inputs."""
+        return Outputs(out, self.element, self.shapes)
+
+    def finish_gradients(self, arrays: tuple[Array, ...]) -> tuple[Any, Any, Any]:
+        """Return gradients as the caller's kinds of arrays."""
+        (a, b, c), (d, e, f) = arrays, self.kinds
+        return restore(a, d), restore(b, e), restore(c, f)
+
+
+class RaggedBatch:
+    """Ragged inputs; the engine takes their values (total, E) and their offsets."""
+
+    batched = True
+
+    def __init__(self, element: Element, sizes: Sizes, query: Any, key: Any, value: Any) -> None:
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(x, Ragged):
+                raise wrong_type(name, "a Ragged, as the others are", type(x).__name__)
+        self.element, self.sizes = element, sizes
+        values = [x.values for x in (query, key, value)]
+        self.inputs, self.raw, self.kinds = _read_three(element, *values)
+        self.shapes = tuple(array.shape for array in self.inputs)
+        wide = (sizes.embed, sizes.kdim, sizes.vdim)
+        for name, array, width in zip(("query", "key", "value"), self.inputs, wide, strict=True):
+            if array.shape[1] != width:
+                raise wrong(name, f"a Ragged with values {dims('total', width)}", array.shape)
+        if len(key) != len(query):
+            raise wrong("key", f"a Ragged of {len(query)} sequences", len(key))
+        if not _same_offsets(value, key.offsets):
+            raise wrong("value", "the offsets of key", value.offsets)
+        self.offsets = (query.offsets, key.offsets)
+        self.batch = len(query)
+        self._queries: list[int] = query.lengths.tolist()
+        self._keys: list[int] = key.lengths.tolist()
+
+    def view(self, array: Array) -> Array:
+        """View an array in the caller's layout as the engine takes it: as it is."""
+        return array
+
+    def masks(self, padding: Any, attn: Any) -> tuple[None, Mask | None]:
+        """Check attn_mask, which is cut top-left for each sequence."""
+        if padding is not None:
+            raise wrong("key_padding_mask", "None with ragged inputs", type(padding).__name__)
+        longest = max(self._queries, default=0), max(self._keys, default=0)
+        shape = (self.batch, self.sizes.heads, *longest)
+        return None, attention_mask(attn, shape, self.element.compute)
+
+    def new_out(self) -> tuple[Array, Array]:
+        """Make the values of an output, twice the same array."""
+        out = np.empty(self.shapes[0], self.element.compute)
+        return out, out
+
+    def _weight_shapes(self, average: bool) -> list[Shape]:
+        extra = self.sizes.extra_keys
+        pairs = zip(self._queries, self._keys, strict=True)
+        if average:
+            return [(length, keys + extra) for length, keys in pairs]
+        return [(self.sizes.heads, length, keys + extra) for length, keys in pairs]
+
+    def new_weights(self, average: bool) -> tuple[list[Array], Array]:
+        """Make weights: one array for each sequence, and the memory they lie in."""
+        shapes = self._weight_shapes(average)
+        ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)]).tolist()
+        weights = np.empty(ends[-1], self.element.compute)
+        runs = zip(ends[:-1], ends[1:], shapes, strict=True)
+        return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
+
+    def finish_out(self, out: Array) -> Ragged:
+        """Return an output of the engine as a Ragged like query."""
+        return Ragged(restore(out, self.kinds[0]), self.offsets[0])
+
+    def finish_weights(self, weights: Any) -> list[Any]:
+        """Return the weights of each sequence as the caller's kind of array."""
+        return [restore(array, self.kinds[0]) for array in weights]
+
+    def read_d_out(self, d_out: Any) -> tuple[Array, Array]:
+        """Check d_out and return its values; also as they lie in memory."""
+        if not isinstance(d_out, Ragged):
+            raise wrong_type("d_out", "a Ragged, as the output is", type(d_out).__name__)
+        array, raw, _ = read("d_out", d_out.values, self.element)
+        if array.shape != self.shapes[0] or not _same_offsets(d_out, self.offsets[0]):
+            expected = f"a Ragged with values {self.shapes[0]} and the offsets of query"
+            raise wrong("d_out", expected, repr(d_out))
+        return array, raw
+
+    def read_d_weights(self, d_weights: Any, average: bool) -> tuple[Array, list[Array]]:
+        """Check d_weights and copy it into one array; also as it lies in memory."""
+        if not isinstance(d_weights, list | tuple) or len(d_weights) != self.batch:
+            got = len(d_weights) if hasattr(d_weights, "__len__") else type(d_weights).__name__
+            raise wrong("d_weights", f"a list of {self.batch} arrays", got)
+        arrays, raw = [np.empty(0, self.element.compute)], []
+        pairs = zip(d_weights, self._weight_shapes(average), strict=True)
+        for n, (x, shape) in enumerate(pairs):
+            array, memory, _ = read(f"d_weights[{n}]", x, self.element)
+            if array.shape != shape:
+                raise wrong(f"d_weights[{n}]", shape, array.shape)
+            arrays.append(array.reshape(-1))
+            raw.append(memory)
+        return np.concatenate(arrays), raw
+
+    def new_gradients(self) -> tuple[Array, ...]:
+        """Make the values of the gradients of the inputs."""
+        return tuple(np.empty(shape, self.element.compute) for shape in self.shapes)
+
+    def outputs(self, out: Any) -> Outputs:
+        """Check the caller's Ragged for the gradients of the inputs."""
+        if not isinstance(out, tuple | list):
+            raise wrong_type("out", "a tuple (d_query, d_key, d_value)", type(out).__name__)
+        offsets = (self.offsets[0], self.offsets[1], self.offsets[1])
+        for i, (x, steps) in enumerate(zip(out, offsets, strict=False)):
+            if x is not None and not isinstance(x, Ragged):
+                raise wrong_type(f"out[{i}]", "a Ragged or None", type(x).__name__)
+            if x is not None and not _same_offsets(x, steps):
+                raise wrong(f"out[{i}]", f"a Ragged with the offsets of {GRADIENTS[i][2:]}", x)
+        values = [None if x is None else x.values for x in out]
+        return Outputs(values, self.element, self.shapes)
+
+    def finish_gradients(self, arrays: tuple[Array, ...]) -> tuple[Any, Any, Any]:
+        """Return gradients as Ragged like the inputs."""
+        offsets = (self.offsets[0], self.offsets[1], self.offsets[1])
+        zipped = zip(arrays, self.kinds, offsets, strict=True)
+        a, b, c = (Ragged(restore(array, kind), steps) for array, kind, steps in zipped)
+        return a, b, c
+
+
+def _same_offsets(x: Ragged, offsets: Array) -> bool:
+    return x.offsets is offsets or np.array_equal(x.offsets, offsets)

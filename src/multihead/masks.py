@@ -1,0 +1,172 @@
+"""Masks of the caller, checked and viewed in the shapes that the engine takes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multihead.arrays import Array, Kind, Shape, borrow, decode, restore
+from multihead.checks import dims, wrong, wrong_type
+
+_BOOL = np.dtype(np.bool_)
+
+
+class MaskGradient(NamedTuple):
+    """Where the gradient of a float mask goes: computed in one shape, returned in another.
+
+    `expanded`, where given, is the computed shape with every leading axis of the scores; axes in
+    which the caller's mask is broadcast are summed.
+    """
+
+    engine_shape: Shape
+    shape: Shape
+    kind: Kind
+    expanded: Shape | None = None
+
+    def finish(self, array: Array) -> Any:
+        """Return the engine's gradient in the shape and kind of the caller's mask."""
+        if self.expanded is not None:
+            lead = (1,) * (len(self.expanded) - len(self.shape)) + self.shape
+            pairs = enumerate(zip(lead, self.expanded, strict=True))
+            axes = tuple(i for i, (own, full) in pairs if own != full)
+            array = array.reshape(self.expanded).sum(axis=axes, keepdims=True)
+        return restore(array.reshape(self.shape), self.kind)
+
+
+class Mask(NamedTuple):
+    """A mask as the engine takes it; `gradient` is None when it is boolean."""
+
+    view: Array
+    gradient: MaskGradient | None
+
+
+def _read(name: str, mask: Any, compute: np.dtype[Any]) -> tuple[Array, Kind | None]:
+    """Return a mask as bool with None, or as floats of the compute dtype with its kind."""
+    if type(mask) is np.ndarray and mask.dtype is _BOOL:
+        return mask, None
+    array, kind = borrow(name, mask)
+    if array.dtype == _BOOL:
+        return array, None
+    if kind.bfloat16:
+        return decode(array, compute, True), kind
+    if array.dtype.kind != "f":
+        raise wrong_type(name, "bool or floating", array.dtype.name)
+    if array.dtype == compute and array.flags.aligned and array.dtype.isnative:
+        return array, kind
+    return _cast(array, compute), kind._replace(dtype=array.dtype.newbyteorder("="))
+
+
+def _cast(array: Array, compute: np.dtype[Any]) -> Array:
+    """Cast a float mask; what is finite stays finite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        cast = array.astype(compute)
+    if array.dtype.itemsize > compute.itemsize:
+        limit = np.finfo(compute).max
+        over = np.isinf(cast) & np.isfinite(array)
+        cast[over] = np.copysign(limit, cast[over])
+    return cast
+
+
+def _broadcast(view: Array, shape: Shape) -> Array:
+    return view if view.shape == shape else np.broadcast_to(view, shape)
+
+
+def padding_mask(
+    mask: Any, batch: int, keys: int, batched: bool, compute: np.dtype[Any]
+) -> Mask | None:
+    """Check a key_padding_mask, (N, S) or unbatched (S,), and view it as (N, S)."""
+    if mask is None:
+        return None
+    array, kind = _read("key_padding_mask", mask, compute)
+    shape = (batch, keys) if batched else (keys,)
+    if array.shape != shape:
+        raise wrong("key_padding_mask", shape, array.shape)
+    view = array if batched else array[None]
+    return Mask(view, kind and MaskGradient((batch, keys), shape, kind))
+
+
+def attention_mask(
+    mask: Any, shape: tuple[int, int, int, int], compute: np.dtype[Any]
+) -> Mask | None:
+    """Check an attn_mask against `shape` (N, H, L, S) and view it in that shape.
+
+    It is (L, S), (N * H, L, S), or 4-D and broadcastable to (N, H, L, S).
+    """
+    if mask is None:
+        return None
+    array, kind = _read("attn_mask", mask, compute)
+    batch, heads, queries, keys = shape
+    given = array.shape
+    if given == (queries, keys):
+        view = array[None, None]
+    elif given == (batch * heads, queries, keys):
+        view = array.reshape(shape)
+    elif len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True)):
+        view = array
+    else:
+        each = (batch * heads, queries, keys)
+        expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
+        raise wrong("attn_mask", expected, given)
+    return Mask(_broadcast(view, shape), kind and MaskGradient(view.shape, given, kind))
+
+
+def fold(shape: Shape) -> tuple[int, int, int, int]:
+    """Fold the leading axes of (..., a, b) into (N, H, a, b)."""
+    *lead, rows, columns = shape
+    if len(lead) < 2:
+        return (lead[0] if lead else 1, 1, rows, columns)
+    return (math.prod(lead[:-1]), lead[-1], rows, columns)
+
+
+def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
+    """Check a mask that broadcasts to `scores` (..., L, S) and view it as (N, H, L, S)."""
+    if mask is None:
+        return None
+    array, kind = _read("attn_mask", mask, compute)
+    given = array.shape
+    lead = (1,) * (len(scores) - len(given)) + given
+    if len(lead) != len(scores) or any(a not in (1, b) for a, b in zip(lead, scores, strict=True)):
+        raise wrong("attn_mask", f"a shape that broadcasts to {scores}", given)
+    view = _broadcast(array, scores).reshape(fold(scores))
+    if kind is None:
+        return Mask(view, None)
+    outer = lead[:-3]
+    if outer == scores[: len(outer)] or max(outer) == 1:
+        return Mask(view, MaskGradient(fold(lead), given, kind))
+    expanded = scores[: len(outer)] + lead[-3:]
+    return Mask(view, MaskGradient(fold(expanded), given, kind, expanded))
+
+
+def merge(
+    attn_mask: Any, key_padding_mask: Any, shape: Shape, heads: int, compute: np.dtype[Any]
+) -> tuple[Any, int | None]:
+    """Combine two masks for a query of `shape`, as `MultiheadAttention.merge_masks` says."""
+    if attn_mask is None:
+        return key_padding_mask, None if key_padding_mask is None else 1
+    if len(shape) != 3:
+        raise wrong("query", dims("N", "L", "E"), shape)
+    array, kind = borrow("attn_mask", attn_mask)
+    batch, queries = shape[:2]
+    keys = array.shape[-1] if array.ndim else 0
+    mask = attention_mask(attn_mask, (batch, heads, queries, keys), compute)
+    padding = padding_mask(key_padding_mask, batch, keys, True, compute)
+    assert mask is not None
+    merged = mask.view
+    if padding is not None:
+        columns = Mask(padding.view[:, None, None, :], padding.gradient)
+        if mask.gradient is None and padding.gradient is None:
+            merged = merged | columns.view
+        else:
+            with np.errstate(invalid="ignore"):
+                merged = _added(mask, compute) + _added(columns, compute)
+    return kind._replace(bfloat16=False).wrap(merged), 2
+
+
+def _added(mask: Mask, compute: np.dtype[Any]) -> Array:
+    """Return a mask as the floats to add to the scores."""
+    if mask.gradient is not None:
+        return mask.view
+    added: Array = np.where(mask.view, compute.type(-np.inf), compute.type(0))
+    return added

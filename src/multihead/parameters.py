@@ -1,0 +1,293 @@
+"""Parameters of the layer under torch's names: their memory, gradients and state dict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from operator import is_
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from multihead.arrays import (
+    Array,
+    Element,
+    Shape,
+    borrow,
+    decode,
+    element_of,
+    encode,
+    storage_dtype,
+    writable,
+)
+from multihead.checks import wrong_type
+
+EngineArrays: TypeAlias = tuple[Array | None, ...]
+
+
+def parameter_shapes(
+    embed: int, kdim: int, vdim: int, bias: bool, add_bias_kv: bool
+) -> dict[str, Shape]:
+    """Return the shape of every parameter, in the order of torch's state dict."""
+    shapes: dict[str, Shape] = {}
+    if kdim == embed == vdim:
+        shapes["in_proj_weight"] = (3 * embed, embed)
+    else:
+        shapes["q_proj_weight"] = (embed, embed)
+        shapes["k_proj_weight"] = (embed, kdim)
+        shapes["v_proj_weight"] = (embed, vdim)
+    if bias:
+        shapes["in_proj_bias"] = (3 * embed,)
+    if add_bias_kv:
+        shapes["bias_k"] = shapes["bias_v"] = (1, 1, embed)
+    shapes["out_proj.weight"] = (embed, embed)
+    if bias:
+        shapes["out_proj.bias"] = (embed,)
+    return shapes
+
+
+class Block:
+    """Named arrays that lie one after the other in one block of memory."""
+
+    def __init__(self, shapes: Mapping[str, Shape], memory: Array) -> None:
+        self.memory = memory
+        self.arrays: dict[str, Array] = {}
+        start = 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            self.arrays[name] = self.memory[start:end].reshape(shape)
+            start = end
+
+    @classmethod
+    def zeros(cls, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Block:
+        """Make new arrays of zeros."""
+        return cls(shapes, np.zeros(sum(map(math.prod, shapes.values())), dtype))
+
+
+def engine_arrays(arrays: Mapping[str, Array]) -> EngineArrays:
+    """Order arrays as the engine takes them, the packed ones as views of their rows."""
+    q, k, v = (arrays.get(f"{x}_proj_weight") for x in "qkv")
+    if (packed := arrays.get("in_proj_weight")) is not None:
+        embed = packed.shape[1]
+        q, k, v = packed[:embed], packed[embed : 2 * embed], packed[2 * embed :]
+    q_bias = k_bias = v_bias = None
+    if (packed := arrays.get("in_proj_bias")) is not None:
+        embed = packed.shape[0] // 3
+        q_bias, k_bias, v_bias = packed[:embed], packed[embed : 2 * embed], packed[2 * embed :]
+    bias_k = arrays["bias_k"][0, 0] if "bias_k" in arrays else None
+    bias_v = arrays["bias_v"][0, 0] if "bias_v" in arrays else None
+    out = (arrays["out_proj.weight"], arrays.get("out_proj.bias"))
+    return (q, k, v, q_bias, k_bias, v_bias, bias_k, bias_v, *out)
+
+
+def initial_values(shapes: Mapping[str, Shape], rng: np.random.Generator) -> dict[str, Array]:
+    """Draw what torch draws: Glorot and Bengio (2010) in the projections, zero biases.
+
+    The packed in_proj_weight counts as one (3E, E) matrix, so it starts smaller than three
+    separate ones; out_proj.weight is uniform within 1 / sqrt(E).
+    """
+    values = {}
+    for name, shape in shapes.items():
+        fan_out, fan_in = shape[0], shape[-1]
+        if name in ("bias_k", "bias_v"):
+            values[name] = rng.normal(0.0, fan_in**-0.5, shape)
+        elif len(shape) == 2:
+            bound = fan_in**-0.5 if name == "out_proj.weight" else (6 / (fan_in + fan_out)) ** 0.5
+            values[name] = rng.uniform(-bound, bound, shape)
+    return values
+
+
+class OutProjection:
+    """The output projection's parameters, as ``layer.out_proj``."""
+
+    def __init__(self, owner: AttentionParameters) -> None:
+        self._owner = owner
+
+    @property
+    def weight(self) -> Array:
+        """The weight, (E, E); assigning copies into it."""
+        return self._owner._block.arrays["out_proj.weight"]
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self._owner._assign("out_proj.weight", value)
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias, (E,), or None; assigning copies into it."""
+        return self._owner._block.arrays.get("out_proj.bias")
+
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        self._owner._assign("out_proj.bias", value)
+
+    def __repr__(self) -> str:
+        embed = self.weight.shape[0]
+        return f"OutProjection(embed_dim={embed}, bias={self.bias is not None})"
+
+
+def _parameter(name: str, shape: str) -> property:
+    def fetch(self: AttentionParameters) -> Array | None:
+        return self._block.arrays.get(name)
+
+    def assign(self: AttentionParameters, value: Any) -> None:
+        self._assign(name, value)
+
+    doc = f"Parameter of shape {shape}, or None if the layer has none; assigning copies into it."
+    return property(fetch, assign, doc=doc)
+
+
+class AttentionParameters:
+    """What a layer knows of its parameters; `MultiheadAttention` adds what it does with them."""
+
+    in_proj_weight = _parameter("in_proj_weight", "(3 * E, E)")
+    q_proj_weight = _parameter("q_proj_weight", "(E, E)")
+    k_proj_weight = _parameter("k_proj_weight", "(E, kdim)")
+    v_proj_weight = _parameter("v_proj_weight", "(E, vdim)")
+    in_proj_bias = _parameter("in_proj_bias", "(3 * E,)")
+    bias_k = _parameter("bias_k", "(1, 1, E)")
+    bias_v = _parameter("bias_v", "(1, 1, E)")
+
+    def __init__(self, shapes: dict[str, Shape], element: Element) -> None:
+        self._shapes = shapes
+        self._element = element
+        self._block = Block.zeros(shapes, storage_dtype(element))
+        self._grads: Block | None = None
+        self._link()
+
+    def _link(self) -> None:
+        """Set what follows from the memory of the parameters and their gradients."""
+        self._engine_params = engine_arrays(self._block.arrays)
+        if self._grads is not None:
+            self._engine_grads = engine_arrays(self._grads.arrays)
+            self._grads_dict = dict(self._grads.arrays)
+
+    def _adopt(self, memory: Array) -> None:
+        """Take the memory of another layer's parameters, of the same shapes and dtype."""
+        self._block = Block(self._shapes, memory)
+        self._link()
+
+    @property
+    def out_proj(self) -> OutProjection:
+        """The output projection: ``layer.out_proj.weight`` and ``layer.out_proj.bias``."""
+        return OutProjection(self)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of parameters, inputs and results."""
+        return self._element.name
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """Gradients of the parameters, to which every ``backward`` adds.
+
+        A dict under the names of the state dict, float64 for a float64 layer and float32
+        otherwise, also for float16 and bfloat16 parameters. An entry may be replaced by a writable
+        array of the same shape and dtype.
+        """
+        if self._grads is None:
+            self._grads = Block.zeros(self._shapes, self._element.compute)
+            self._link()
+        return self._grads_dict
+
+    def zero_grad(self) -> None:
+        """Set all of `grads` to zero, in place."""
+        if self._grads is not None:
+            for grad in self._grads_dict.values():
+                grad.fill(0)
+
+    def parameters(self) -> dict[str, Array]:
+        """Return the parameters themselves under their state-dict names.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Writing into an array changes the layer. bfloat16 parameters have the dtype
+            ``ml_dtypes.bfloat16``; where that package is missing, they are their bits as uint16.
+        """
+        return dict(self._block.arrays)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters, in torch's order and under torch's names."""
+        return {name: array.copy() for name, array in self._block.arrays.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy parameters from a state dict, this package's or torch's.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            Exactly the names and shapes of `state_dict`. Values are NumPy or DLPack arrays (torch
+            tensors, for one) of any floating dtype, and are cast.
+
+        Raises
+        ------
+        ValueError
+            If names are missing or unexpected or shapes differ. All are named, nothing is changed.
+        TypeError
+            If a value is not a floating array.
+        """
+        problems = [f"missing {name}" for name in self._shapes if name not in state_dict]
+        problems += [f"unexpected {name}" for name in state_dict if name not in self._shapes]
+        common = {name: state_dict[name] for name in self._shapes if name in state_dict}
+        values = {name: self._stored(name, value) for name, value in common.items()}
+        for name, value in values.items():
+            if value.shape != self._shapes[name]:
+                problems.append(f"{name}: expected {self._shapes[name]}, got {value.shape}")
+        if problems:
+            raise ValueError(f"state_dict: {'; '.join(problems)}")
+        for name, value in values.items():
+            self._block.arrays[name][...] = value
+
+    def _assign(self, name: str, value: Any) -> None:
+        if name not in self._shapes:
+            if value is None:
+                return
+            raise ValueError(f"{name}: expected None, as the layer was made without it")
+        stored = self._stored(name, value)
+        if stored.shape != self._shapes[name]:
+            raise ValueError(f"{name}: expected {self._shapes[name]}, got {stored.shape}")
+        self._block.arrays[name][...] = stored
+
+    def _stored(self, name: str, value: Any) -> Array:
+        """Take in a parameter's new value, in the dtype that parameters are stored in."""
+        if getattr(value, "requires_grad", False):
+            value = value.detach()
+        array, kind = borrow(name, value)
+        dtype = self._block.memory.dtype
+        bits = self._element.name == "bfloat16"
+        if array.dtype == dtype and (kind.bfloat16 or bits or dtype.kind == "f"):
+            return array
+        if not kind.bfloat16 and array.dtype.kind != "f":
+            raise wrong_type(name, "a floating array", array.dtype.name)
+        if kind.bfloat16:
+            array = decode(array, self._element.compute, True)
+        return encode(array, dtype, bits)
+
+    def _initialise(self, rng: np.random.Generator) -> None:
+        bits = self._element.name == "bfloat16"
+        for name, value in initial_values(self._shapes, rng).items():
+            self._block.arrays[name][...] = encode(value, self._block.memory.dtype, bits)
+
+    def _params_now(self) -> EngineArrays:
+        """Return the parameters for the engine, widened if they are of half precision."""
+        if not self._element.half:
+            return self._engine_params
+        compute, bits = self._element.compute, self._element.name == "bfloat16"
+        arrays = self._block.arrays.items()
+        return engine_arrays({name: decode(array, compute, bits) for name, array in arrays})
+
+    def _grads_now(self) -> tuple[EngineArrays, list[Array]]:
+        """Return the gradients for the engine, and the memory that they take."""
+        grads = self.grads
+        assert self._grads is not None
+        own = self._grads.arrays
+        if len(grads) == len(own) and all(map(is_, grads.values(), own.values())):
+            return self._engine_grads, [self._grads.memory]
+        compute = element_of(self._element.compute)
+        for name, shape in self._shapes.items():
+            label = f"grads[{name!r}]"
+            if not isinstance(grads.get(name), np.ndarray):
+                raise wrong_type(label, "a NumPy array", type(grads.get(name)).__name__)
+            writable(label, grads[name], compute, shape)
+        return engine_arrays(grads), list(grads.values())

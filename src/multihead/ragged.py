@@ -1,0 +1,179 @@
+"""Batches of sequences of different lengths, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from multihead.arrays import Array, Kind, borrow
+from multihead.checks import dims, wrong, wrong_type
+
+
+class Ragged:
+    """Sequences of different lengths, one after the other in one array.
+
+    Sequence ``n`` is ``values[offsets[n]:offsets[n + 1]]``. A layer that is given ragged query,
+    key and value returns a ragged output, and computes nothing for padding that is not there.
+
+    Parameters
+    ----------
+    values : array of shape (total, E)
+        Any array that the layer takes: NumPy's or one that speaks DLPack. It is not copied.
+    offsets : array of shape (N + 1,), integers
+        From 0 to `total`, never falling. It is copied to int64.
+
+    Attributes
+    ----------
+    values, offsets
+        As given; a `Ragged` cannot be changed, though its values can in place.
+    lengths : ndarray of shape (N,), int64
+
+    Raises
+    ------
+    TypeError
+        If `values` is no array or `offsets` holds no integers.
+    ValueError
+        If the shapes are not as above, or the offsets do not run from 0 up to `total`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> batch = Ragged.from_list([np.ones((2, 4)), np.ones((3, 4))])
+    >>> batch
+    Ragged(N=2, total=5, E=4, lengths=2 to 3)
+    >>> batch.to_padded().shape
+    (2, 3, 4)
+    """
+
+    __slots__ = ("_kind", "_view", "offsets", "values")
+
+    values: Any
+    offsets: Array
+    _view: Array
+    _kind: Kind
+
+    def __init__(self, values: Any, offsets: Any) -> None:
+        view, kind = borrow("values", values)
+        if view.ndim != 2:
+            raise wrong("values", dims("total", "E"), view.shape)
+        steps = _offsets(offsets, view.shape[0])
+        parts = {"values": values, "offsets": steps, "_view": view, "_kind": kind}
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a Ragged cannot be changed, make a new one")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: a Ragged cannot be changed, make a new one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ragged, (self.values, self.offsets)
+
+    @classmethod
+    def from_list(cls, sequences: Sequence[Any]) -> Ragged:
+        """Concatenate N arrays of shape (L_n, E), all of one dtype, into a batch.
+
+        Parameters
+        ----------
+        sequences : sequence of N arrays of shape (L_n, E)
+            At least one, as the values need an E. All of the kind of the first.
+
+        Returns
+        -------
+        Ragged
+            Over a copy of the values.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If there is no array, or their shapes or dtypes differ beyond the lengths.
+
+        Examples
+        --------
+        >>> Ragged.from_list([np.zeros((1, 4)), np.zeros((2, 4))]).offsets
+        array([0, 1, 3])
+        """
+        if len(sequences) == 0:
+            raise wrong("sequences", "at least one array", "none")
+        pairs = [borrow(f"sequences[{n}]", x) for n, x in enumerate(sequences)]
+        first, kind = pairs[0]
+        for n, (view, other) in enumerate(pairs):
+            if view.ndim != 2 or view.shape[1] != first.shape[-1]:
+                width = first.shape[-1] if first.ndim == 2 else "E"
+                raise wrong(f"sequences[{n}]", dims("L", width), view.shape)
+            if (view.dtype, other.bfloat16) != (first.dtype, kind.bfloat16):
+                raise wrong_type(f"sequences[{n}]", first.dtype, view.dtype)
+        lengths = [view.shape[0] for view, _ in pairs]
+        values = np.concatenate([view for view, _ in pairs])
+        return cls(kind.wrap(values), np.cumsum([0, *lengths]))
+
+    @property
+    def lengths(self) -> Array:
+        """The lengths of the sequences, (N,) int64."""
+        return np.diff(self.offsets)
+
+    def to_list(self) -> list[Any]:
+        """Return the N sequences as views of `values`, each (L_n, E).
+
+        Examples
+        --------
+        >>> [x.shape for x in Ragged(np.zeros((3, 4)), [0, 1, 3]).to_list()]
+        [(1, 4), (2, 4)]
+        """
+        ends = self.offsets.tolist()
+        return [self.values[a:b] for a, b in pairwise(ends)]
+
+    def to_padded(self, fill: float = 0.0) -> Any:
+        """Return a new array (N, max L, E) with `fill` behind each sequence.
+
+        Parameters
+        ----------
+        fill : float, default 0.0
+            The value of the padding, rounded to the dtype of `values`.
+
+        Returns
+        -------
+        array of shape (N, max L, E)
+            Of the kind and dtype of `values`.
+
+        Examples
+        --------
+        >>> Ragged(np.ones((3, 1)), [0, 1, 3]).to_padded(fill=-1.0)[..., 0]
+        array([[ 1., -1.],
+               [ 1.,  1.]])
+        """
+        lengths = self.lengths
+        shape = (len(self), int(lengths.max(initial=0)), self._view.shape[1])
+        padded = self._kind.full(shape, fill)
+        padded[np.arange(shape[1]) < lengths[:, None]] = self._view
+        return self._kind.wrap(padded)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        total, width = self._view.shape
+        lengths = self.lengths
+        span = f", lengths={lengths.min()} to {lengths.max()}" if len(self) else ""
+        return f"Ragged(N={len(self)}, total={total}, E={width}{span})"
+
+
+def _offsets(offsets: Any, total: int) -> Array:
+    """Check offsets and return them as a read-only int64 array."""
+    if hasattr(offsets, "__dlpack__") and not isinstance(offsets, np.ndarray):
+        offsets = borrow("offsets", offsets)[0]
+    steps = np.asarray(offsets)
+    if steps.dtype.kind not in "iu":
+        raise wrong_type("offsets", "integers", steps.dtype)
+    if steps.ndim != 1 or steps.size == 0:
+        raise wrong("offsets", dims("N + 1"), steps.shape)
+    frozen = steps.flags.owndata and not steps.flags.writeable and steps.dtype == np.int64
+    steps = steps if frozen else np.array(steps, np.int64)
+    if steps[0] != 0 or steps[-1] != total or (np.diff(steps) < 0).any():
+        raise wrong("offsets", f"a rising run from 0 to {total}", steps)
+    steps.flags.writeable = False
+    return steps

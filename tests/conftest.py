@@ -1,0 +1,34 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the engine has threads of its own
+
+import hypothesis
+import numpy as np
+import pytest
+
+import multihead as mh
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator seeded by the name of the test."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(params=[1, 2, 3, 7])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run the test with each number of threads."""
+    before = mh.get_num_threads()
+    mh.set_num_threads(request.param)
+    yield request.param
+    mh.set_num_threads(before)

@@ -1,0 +1,193 @@
+"""The benchmark counts, compares and reports correctly; it is run on tiny cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multihead.bench import contenders, run
+from multihead.bench.bars import bars
+from multihead.bench.cases import GRID, MODES, QUICK, SHAPES, Case, Mode, Shape
+from multihead.bench.measure import DisagreementError, Plan, Timing, alternate, compare
+from multihead.bench.problem import Problem
+from multihead.bench.report import closing, opening
+from multihead.bench.suite import Cell, measure_case
+
+TINY = Shape(2, 16, 32, 4)
+BRIEF = Plan(rounds=2, fewest=1, budget=0.01, block=0.001)
+
+
+def cell(case: Case, ours: float, torch: float | None, limit: float = 1e11) -> Cell:
+    timings = {"multihead": Timing((ours,))}
+    if torch is not None:
+        timings["torch"] = Timing((torch,))
+    return Cell(case, Timing((limit,)), timings)
+
+
+# cases
+
+
+def test_the_grid_is_every_shape_in_every_mode() -> None:
+    assert len(GRID) == 63
+    assert len(set(GRID)) == 63
+    assert set(QUICK) < set(GRID)
+
+
+@pytest.mark.parametrize("shape", [TINY, Shape(3, 17, 12, 2), Shape(1, 5, 8, 1)], ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_pairs_are_those_that_the_masks_leave(shape: Shape, mode: Mode) -> None:
+    case = Case(shape, mode)
+    seen = sum(
+        1
+        for n, i, j in product(range(shape.batch), range(shape.length), range(shape.length))
+        if j < case.lengths()[n] and not (mode.causal and j > i)
+    )
+    assert case.pairs() == seen
+
+
+def test_flops_of_a_dense_case() -> None:
+    projections = 4 * 2 * (2 * 16) * 32 * 32
+    attention = 4 * (2 * 16 * 16) * 32
+    infer, train = (Case(TINY, Mode("", training=training)) for training in (False, True))
+    assert infer.flops() == projections + attention
+    assert train.flops() == 3 * projections + attention * 14 // 4
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_lengths_are_spread_over_a_quarter_to_the_whole(shape: Shape) -> None:
+    lengths = Case(shape, Mode("", padding=True)).lengths()
+    assert lengths.shape == (shape.batch,)
+    assert lengths.min() >= shape.length // 4
+    assert lengths.max() <= shape.length
+    assert abs(lengths.mean() / shape.length - 0.625) < 0.02
+
+
+# contenders
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_contenders_agree(mode: Mode) -> None:
+    measured = measure_case(Case(TINY, mode), "numpy", lambda: 1e11, BRIEF)
+    assert {"multihead", "torch"} <= measured.timings.keys()
+    assert ("einsum" in measured.timings) == mode.dense
+    assert ("einsum" in measured.absent) != mode.dense
+    assert measured.ratio is not None
+
+
+@pytest.mark.parametrize("name", ["out", "d_x", "in_proj_weight", "out_proj.bias"])
+def test_a_wrong_result_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right: Callable[[contenders.NumpyLayerStep], dict[str, np.ndarray]]
+    right = contenders.NumpyLayerStep.results
+
+    def wrong(step: contenders.NumpyLayerStep) -> dict[str, np.ndarray]:
+        results = right(step)
+        return results | {name: results[name] * 1.01}
+
+    monkeypatch.setattr(contenders.NumpyLayerStep, "results", wrong)
+    with pytest.raises(DisagreementError, match=name):
+        measure_case(Case(TINY, Mode("train", training=True)), "numpy", lambda: 1e11, BRIEF)
+
+
+@pytest.mark.parametrize("bad", [np.full(3, np.nan), np.full(4, 1.0), np.array([1, 1, 1.01])])
+def test_compare_refuses(bad: np.ndarray) -> None:
+    with pytest.raises(DisagreementError, match="out"):
+        compare({"out": np.ones(3)}, {"out": bad}, 1e-3)
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "find_spec", lambda name: None)
+    makers, absent = contenders.enter(Problem.of(Case(TINY, MODES[0])), "numpy")
+    assert "torch" not in makers
+    assert absent["torch"] == "not installed"
+
+    measured = measure_case(Case(TINY, MODES[0]), "numpy", lambda: 1e11, BRIEF)
+    text = closing([measured], 63)
+    assert "torch did not run in 1 cells: not installed" in text
+    assert "not measured" in text
+
+    machine = {
+        "processor": "p", "cores": 1, "isa": "baseline", "threads": 1, "blas": None,
+        "versions": {"torch": None, "threadpoolctl": None},
+    }  # fmt: skip
+    assert "missing: torch" in opening(machine, 63)
+    assert "missing: threadpoolctl" in opening(machine, 63)
+
+
+# measuring
+
+
+def test_rounds_alternate_and_stop_at_the_budget() -> None:
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    plan = Plan(rounds=4, fewest=1, budget=60.0, block=0.0)
+    seconds, limits = alternate(steps, lambda: 1.0, plan)
+    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
+    assert limits == [1.0] * 4
+
+    seconds, _ = alternate(steps, lambda: 1.0, Plan(rounds=50, fewest=2, budget=0.0, block=0.0))
+    assert len(seconds["a"]) == 2
+
+
+# report
+
+
+def test_bars_are_met_and_missed() -> None:
+    train = Mode("train", training=True)
+    dropout = Mode("train + dropout", training=True, dropout=0.1)
+    long = SHAPES[4]
+    work = Case(long, train).flops()
+    cells = [
+        cell(Case(long, train), ours=1.0, torch=2.0, limit=work / 0.5),
+        cell(Case(long, dropout), ours=1.0, torch=4.0),
+        cell(Case(TINY, train), ours=1.0, torch=0.5),
+    ]
+    found = {bar.name.partition(",")[0]: bar for bar in bars(cells)}
+    assert found["geometric mean"].value == pytest.approx(4 ** (1 / 3))
+    assert found["geometric mean"].verdict == "met"
+    assert found["worst cell"].value == 0.5
+    assert found["worst cell"].where == str(Case(TINY, train))
+    assert found["worst cell"].verdict == "missed"
+    assert found["train + dropout at L = 2048"].verdict == "met"
+    assert found["dense training at L >= 512"].value == pytest.approx(0.5)
+    assert found["dense training at L >= 512"].verdict == "missed"
+    assert "MISSED" in closing(cells, 63)
+    assert "3 of the grid's 63 cells" in closing(cells, 63)
+
+
+def test_a_run_prints_and_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
+    cases = [Case(TINY, mode) for mode in MODES]
+    file = tmp_path / "bench.json"
+    run(cases=cases, plan=BRIEF, json_file=file)
+    text = capsys.readouterr().out
+    for mode in MODES:
+        assert f"\n{TINY!s:<20}{mode.name} " in text
+    assert "geometric mean" in text
+    assert "worst cell" in text
+
+    found = json.loads(file.read_text())
+    assert found["machine"]["isa"]
+    assert found["machine"]["threads"] >= 1
+    assert found["machine"]["versions"]["torch"].startswith("2.13.0")
+    assert [entry["mode"] for entry in found["cells"]] == [mode.name for mode in MODES]
+    for entry in found["cells"]:
+        assert entry["seconds"]["multihead"]["median"] > 0
+        assert entry["seconds"]["torch"]["rounds"]
+        assert entry["fma_limit"]["median"] > 0
+
+
+def test_a_run_that_is_out_of_time_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
+    plan = Plan(rounds=1, fewest=1, budget=0.01, block=0.001, whole=0.0)
+    run(cases=[Case(TINY, mode) for mode in MODES], plan=plan)
+    assert "out of time: the last 9 cells were not run" in capsys.readouterr().out

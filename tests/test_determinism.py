@@ -1,0 +1,93 @@
+"""The same inputs give the same bits: for any number of threads, and for any ISA with FMA."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import multihead as mh
+from digests import digests
+from multihead import _native
+
+HERE = pathlib.Path(__file__).parent
+FMA = [isa for isa in _native.available_isas() if isa != "baseline"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a fresh process."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=HERE,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@functools.cache
+def digests_of(isa: str, threads: int = 2) -> dict[str, str]:
+    done = run("digests.py", MULTIHEAD_ISA=isa, MULTIHEAD_NUM_THREADS=str(threads))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@functools.cache
+def single_threaded() -> dict[str, str]:
+    before = mh.get_num_threads()
+    mh.set_num_threads(1)
+    try:
+        return digests()
+    finally:
+        mh.set_num_threads(before)
+
+
+@pytest.mark.timeout(120)
+def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    assert mh.get_num_threads() == threads
+    assert digests() == single_threaded()
+
+
+@pytest.mark.timeout(120)
+def test_the_same_call_twice_gives_the_same_bits() -> None:
+    assert digests() == digests()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("isa", FMA)
+def test_isas_with_fma_give_the_same_bits(isa: str) -> None:
+    assert digests_of(isa) == digests_of(FMA[0])
+
+
+@pytest.mark.timeout(300)
+def test_the_baseline_is_reproducible_in_itself() -> None:
+    assert digests_of("baseline", 1) == digests_of("baseline", 3)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_the_environment_chooses_the_isa(isa: str) -> None:
+    code = "from multihead import _native; print(_native.isa())"
+    assert run("-c", code, MULTIHEAD_ISA=isa).stdout.strip() == isa
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "isa", ["sse9", "AVX 2", *({"avx512", "neon"} - {*_native.available_isas()})]
+)
+def test_an_unavailable_isa_is_an_error_that_names_it(isa: str) -> None:
+    code = "import multihead as mh, numpy as np; x = np.ones((2, 1, 4)); "
+    code += "mh.MultiheadAttention(4, 2, dtype=float)(x, x, x)"
+    done = run("-c", code, MULTIHEAD_ISA=isa)
+    assert done.returncode == 1
+    assert "MULTIHEAD_ISA" in done.stderr
+    assert isa in done.stderr
+    assert "baseline" in done.stderr

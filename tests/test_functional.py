@@ -1,0 +1,196 @@
+"""scaled_dot_product_attention: torch's function, and its backward."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from multihead import reference
+from multihead.functional import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
+from tolerance import FORWARD, GRADIENT, TORCH, assert_all_close, assert_close, tolerance
+
+DTYPES = ("float32", "float64")
+MASK_SHAPES = [(5, 7), (1, 7), (5, 1), (2, 1, 1, 7), (3, 5, 7), (1, 3, 5, 7), (2, 3, 5, 7)]
+
+
+def tensors(
+    rng: np.random.Generator,
+    dtype: str,
+    lead: tuple[int, ...] = (2, 3),
+    length: int = 5,
+    s: int = 7,
+    d: int = 6,
+    dv: int | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Random q, k, v and d_out."""
+    dv = d if dv is None else dv
+    sizes = ((length, d), (s, d), (s, dv), (length, dv))
+    return tuple(rng.standard_normal((*lead, *size)).astype(dtype) for size in sizes)
+
+
+def step(q: Any, k: Any, v: Any, d_out: Any, **options: Any) -> dict[str, np.ndarray]:
+    """Output and gradients by name."""
+    out, cache = scaled_dot_product_attention(q, k, v, **options, return_cache=True)
+    grads = scaled_dot_product_attention_backward(d_out, cache)
+    return {"out": out} | dict(zip(("q", "k", "v"), grads[:3], strict=True))
+
+
+def torch_step(q: Any, k: Any, v: Any, d_out: Any, **options: Any) -> dict[str, np.ndarray]:
+    leaves = [torch.from_numpy(x.copy()).requires_grad_() for x in (q, k, v)]
+    if options.get("attn_mask") is not None:
+        options["attn_mask"] = torch.from_numpy(options["attn_mask"])
+    out = torch.nn.functional.scaled_dot_product_attention(*leaves, **options)
+    out.backward(torch.from_numpy(d_out))
+    found = {"out": out.detach().numpy()}
+    return found | {name: x.grad.numpy() for name, x in zip("qkv", leaves, strict=True)}
+
+
+def oracle_step(q: Any, k: Any, v: Any, d_out: Any, **options: Any) -> dict[str, np.ndarray]:
+    result = reference.attention(q, k, v, **options)
+    grads = reference.attention_backward(result, d_out)
+    return {"out": result.out} | dict(zip(("q", "k", "v"), grads[:3], strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["none", "bool", "float", "causal"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("dv", [6, 9])
+def test_agrees_with_torch(
+    dv: int, scale: float | None, kind: str, dtype: str, rng: np.random.Generator
+) -> None:
+    for shape in MASK_SHAPES if kind in ("bool", "float") else [()]:
+        arguments = tensors(rng, dtype, dv=dv)
+        options: dict[str, Any] = {"scale": scale, "is_causal": kind == "causal"}
+        if kind == "bool":
+            options["attn_mask"] = rng.random(shape) < 0.6
+            options["attn_mask"][..., 0] = True
+        if kind == "float":
+            options["attn_mask"] = rng.standard_normal(shape).astype(dtype)
+        expected = torch_step(*arguments, **options)
+        assert_all_close(step(*arguments, **options), expected, tolerance(TORCH, dtype), shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3), (0, 2), (2, 0)])
+def test_any_leading_axes(lead: tuple[int, ...], dtype: str, rng: np.random.Generator) -> None:
+    arguments = tensors(rng, dtype, lead)
+    actual = step(*arguments)
+    flat = tuple(x.reshape(-1, 1, *x.shape[-2:]) for x in arguments)
+    expected = oracle_step(*flat)
+    for name, x in zip(("out", "q", "k", "v"), (arguments[3], *arguments[:3]), strict=True):
+        assert_close(
+            actual[name], expected[name].reshape(x.shape), tolerance(GRADIENT, dtype), name
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("length", "s", "d", "dv"),
+    [
+        (1, 1, 1, 1),
+        (1, 300, 64, 64),
+        (67, 1, 3, 5),
+        (130, 65, 33, 70),
+        (65, 257, 128, 16),
+        (3, 0, 4, 4),
+        (0, 3, 4, 4),
+    ],
+)
+def test_agrees_with_the_oracle(
+    length: int, s: int, d: int, dv: int, dtype: str, rng: np.random.Generator
+) -> None:
+    arguments = tensors(rng, dtype, (2, 2), length, s, d, dv)
+    for causal, kind, dropout in itertools.product(
+        (False, True), ("none", "bool", "float"), (0.0, 0.3)
+    ):
+        options: dict[str, Any] = {"is_causal": causal}
+        oracle = dict(options)
+        if kind == "bool":
+            sees = rng.random((2, 1, length, s)) < 0.7
+            options["attn_mask"], oracle["attn_mask"] = sees, ~sees
+        if kind == "float":
+            mask = np.where(
+                rng.random((length, s)) < 0.3, -np.inf, rng.standard_normal((length, s))
+            )
+            options["attn_mask"] = oracle["attn_mask"] = mask.astype(dtype)
+        if dropout:
+            options |= {"dropout_p": dropout, "seed": 11}
+            oracle |= {"dropout": dropout, "seed": 11}
+        note = (causal, kind, dropout)
+        actual, expected = step(*arguments, **options), oracle_step(*arguments, **oracle)
+        out, reference_out = actual.pop("out"), expected.pop("out")
+        assert_close(out, reference_out, tolerance(FORWARD, dtype), f"out {note}")
+        assert_all_close(actual, expected, tolerance(GRADIENT, dtype), note)
+
+
+def test_true_means_attend(rng: np.random.Generator) -> None:
+    q, k, v, _ = tensors(rng, "float64")
+    sees = np.zeros((5, 7), bool)
+    sees[:, 2] = True
+    out = scaled_dot_product_attention(q, k, v, sees)
+    np.testing.assert_allclose(out, np.broadcast_to(v[:, :, 2:3], out.shape), rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lse_is_the_natural_logarithm(dtype: str, rng: np.random.Generator) -> None:
+    q, k, v, _ = tensors(rng, dtype, length=20, s=70)
+    sees = rng.random((20, 70)) < 0.5
+    sees[4] = False
+    out, lse = scaled_dot_product_attention(q, k, v, sees, return_lse=True)
+    expected = reference.attention(q, k, v, ~sees)
+    assert_close(out, expected.out, tolerance(FORWARD, dtype), "out")
+    assert_close(lse, expected.lse, tolerance(FORWARD, dtype), "lse")
+    assert (lse[:, :, 4] == -np.inf).all()
+    assert not out[:, :, 4].any()
+
+
+def test_lse_and_cache_together(rng: np.random.Generator) -> None:
+    q, k, v, d_out = tensors(rng, "float64")
+    out, lse, cache = scaled_dot_product_attention(q, k, v, return_lse=True, return_cache=True)
+    assert out.shape == d_out.shape
+    assert lse.shape == (2, 3, 5)
+    first = scaled_dot_product_attention_backward(d_out, cache)
+    second = scaled_dot_product_attention_backward(d_out, cache)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dropout_without_a_seed_differs_from_call_to_call(rng: np.random.Generator) -> None:
+    q, k, v, _ = tensors(rng, "float64", length=30, s=30)
+    one, two = (scaled_dot_product_attention(q, k, v, dropout_p=0.5) for _ in range(2))
+    assert (one != two).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"k": np.zeros((2, 3, 7, 5))}, "k"),
+        ({"v": np.zeros((2, 3, 6, 6))}, "v"),
+        ({"k": np.zeros((2, 2, 7, 6))}, "k"),
+        ({"q": np.zeros(6)}, "q"),
+        ({"v": np.zeros((2, 3, 7, 6), np.float32)}, "v"),
+        ({"q": np.zeros((2, 3, 5, 6), int)}, "q"),
+        ({"attn_mask": np.zeros((4, 7))}, "attn_mask"),
+        ({"attn_mask": np.zeros((5, 7), int)}, "attn_mask"),
+        ({"dropout_p": 1.5}, "dropout_p"),
+        ({"dropout_p": -0.1}, "dropout_p"),
+    ],
+)
+def test_bad_input_is_named(change: dict[str, Any], name: str, rng: np.random.Generator) -> None:
+    q, k, v, _ = tensors(rng, "float64")
+    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b|query|key|value"):
+        scaled_dot_product_attention(**({"q": q, "k": k, "v": v} | change))
+
+
+def test_d_out_of_another_shape_is_named(rng: np.random.Generator) -> None:
+    q, k, v, d_out = tensors(rng, "float64")
+    _, cache = scaled_dot_product_attention(q, k, v, return_cache=True)
+    with pytest.raises(ValueError, match="d_out"):
+        scaled_dot_product_attention_backward(d_out[:, :, 1:], cache)

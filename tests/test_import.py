@@ -1,0 +1,46 @@
+"""Importing the package is quick and brings in no framework."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = ("torch", "jax", "tensorflow", "cupy", "mlx", "scipy", "matplotlib", "rich", "sklearn")
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.timeout(120)
+def test_no_framework_is_imported() -> None:
+    code = f"import sys, multihead; print([name for name in {FRAMEWORKS} if name in sys.modules])"
+    assert run(code) == "[]"
+
+
+@pytest.mark.timeout(240)
+def test_import_takes_little_beyond_numpy() -> None:
+    code = """
+import time, numpy
+start = time.perf_counter()
+import multihead
+print(time.perf_counter() - start)
+"""
+    run(code)
+    assert statistics.median(float(run(code)) for _ in range(7)) < 0.15
+
+
+@pytest.mark.timeout(60)
+def test_public_names_are_there() -> None:
+    import multihead as mh
+
+    assert all(hasattr(mh, name) for name in mh.__all__)
+    names = {"MultiheadAttention", "Ragged", "functional", "set_num_threads", "get_num_threads"}
+    assert (names | {"show_config"}) <= set(mh.__all__) | {"functional"}
+    assert hasattr(mh.functional, "scaled_dot_product_attention")

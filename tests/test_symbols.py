@@ -1,0 +1,54 @@
+"""What the shared libraries show to the linker, and what they need from it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import multihead
+
+PACKAGE = Path(multihead.__file__).parent
+ENGINE = [path for path in PACKAGE.iterdir() if path.name.startswith("libmultihead")]
+NATIVE = [path for path in PACKAGE.iterdir() if re.match(r"_native\..*(so|dylib)$", path.name)]
+# symbols that linkers add to every library
+LINKER = {"_init", "_fini", "_edata", "_end", "__bss_start"}
+
+
+def exported(library: Path) -> set[str]:
+    """Names that a library defines for others."""
+    options = ["-gU"] if sys.platform == "darwin" else ["-D", "--defined-only"]
+    listing = subprocess.run(
+        ["nm", *options, str(library)], check=True, capture_output=True, text=True
+    ).stdout
+    # a Mach-O name starts with one more underscore
+    start = 1 if sys.platform == "darwin" else 0
+    names = {line.split()[-1].partition("@")[0][start:] for line in listing.splitlines()}
+    return names - LINKER
+
+
+def test_the_package_holds_one_engine_and_one_face() -> None:
+    assert len(ENGINE) == 1
+    assert len(NATIVE) == 1
+
+
+def test_the_engine_exports_its_private_table_alone() -> None:
+    names = exported(ENGINE[0])
+    assert len(names) == 1
+    assert re.fullmatch(r"multihead_private_table\w*", names.pop())
+
+
+def test_the_face_exports_python_s_entry_point_alone() -> None:
+    assert exported(NATIVE[0]) == {"PyInit__native"}
+
+
+@pytest.mark.parametrize("library", [*ENGINE, *NATIVE], ids=lambda path: path.name)
+def test_no_openmp_runtime_is_needed(library: Path) -> None:
+    tool = ["otool", "-L"] if sys.platform == "darwin" else ["readelf", "-d"]
+    needed = subprocess.run(
+        [*tool, str(library)], check=True, capture_output=True, text=True
+    ).stdout
+    assert not re.search(r"lib(gomp|omp|iomp)", needed)

@@ -1,0 +1,144 @@
+"""Threads of the caller and of the engine: their number, concurrent calls, forks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import multihead as mh
+from cases import Construction, layer_step, make_call, make_layer
+from digests import digest
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_number_of_threads_is_what_was_set(threads: int) -> None:
+    assert mh.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", None])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(number: object) -> None:
+    before = mh.get_num_threads()
+    with pytest.raises((ValueError, TypeError)):
+        mh.set_num_threads(number)
+    assert mh.get_num_threads() == before
+
+
+@pytest.mark.timeout(120)
+def test_the_environment_sets_the_number_of_threads() -> None:
+    code = "import multihead as mh; print(mh.get_num_threads())"
+    assert run(code, MULTIHEAD_NUM_THREADS="3").stdout.strip() == "3"
+
+
+def one_step(seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    how = Construction(48, 3, dropout=0.2, dtype="float32")
+    layer = make_layer(how, rng)
+    call = make_call(how, rng, 2, 90 + seed, 130, padding="bool", weights="average")
+    step = layer_step(layer, call)
+    return digest(step.out, step.weights, *(step.grads[name] for name in sorted(step.grads)))
+
+
+@pytest.mark.timeout(120)
+def test_concurrent_callers_get_their_own_results(threads: int) -> None:
+    expected = [one_step(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(one_step, range(8))) == expected
+
+
+@pytest.mark.timeout(120)
+def test_one_layer_serves_many_threads_in_eval(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    how = Construction(48, 3, dtype="float32")
+    layer = make_layer(how, rng)
+    layer.eval()
+    calls = [make_call(how, rng, 2, 60 + i, 75) for i in range(8)]
+    expected = [layer(call.query, call.key, call.value)[0] for call in calls]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = pool.map(lambda call: layer(call.query, call.key, call.value)[0], calls)
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.timeout(120)
+def test_the_interpreter_runs_on_during_a_call() -> None:
+    code = """
+import threading, time
+import numpy as np
+import multihead as mh
+layer = mh.MultiheadAttention(256, 4, batch_first=True, seed=0)
+x = np.ones((2, 2048, 256), np.float32)
+ticks, done = [], threading.Event()
+def tick():
+    while not done.is_set():
+        ticks.append(time.perf_counter())
+        time.sleep(0.001)
+thread = threading.Thread(target=tick)
+thread.start()
+start = time.perf_counter()
+for _ in range(4):
+    layer(x, x, x, need_weights=False)
+end = time.perf_counter()
+done.set()
+thread.join()
+print(sum(start < t < end for t in ticks) / (end - start))
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 20  # ticks a second; with the GIL held there is one a call
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_can_compute() -> None:
+    code = """
+import os, sys
+import numpy as np
+import multihead as mh
+mh.set_num_threads(3)
+layer = mh.MultiheadAttention(64, 4, batch_first=True, seed=0)
+x = np.random.default_rng(0).standard_normal((2, 300, 64)).astype(np.float32)
+def step():
+    layer.zero_grad()
+    out, _ = layer(x, x, x)
+    return b"".join(a.tobytes() for a in (out, *layer.backward(out)))
+expected = step()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if step() == expected and step() == expected else 1)
+    assert step() == expected
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+print("fine")
+"""
+    done = run(code)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.timeout(120)
+def test_the_process_ends_while_threads_wait() -> None:
+    code = """
+import numpy as np, multihead as mh
+mh.set_num_threads(7)
+x = np.ones((64, 2, 32), np.float32)
+mh.MultiheadAttention(32, 2, seed=0)(x, x, x)
+"""
+    done = run(code)
+    assert (done.returncode, done.stderr) == (0, "")

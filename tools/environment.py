@@ -1,0 +1,58 @@
+"""Make the virtual environment that the Makefile works in: `python tools/environment.py .venv`.
+
+Creates it if it is missing, installs what the build needs, and says in plain words what a machine
+lacks. Runs on any Python 3, also on one that is too old for the package.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+OLDEST = (3, 10)
+
+
+def lacking() -> str:
+    """Say what must be installed first; nothing if the machine is ready."""
+    if sys.version_info < OLDEST:
+        found = sys.version.split()[0]
+        return f"Python 3.10 or newer, not {found}; name another: make PYTHON=python3.12"
+    if find_spec("venv") is None or find_spec("ensurepip") is None:
+        return "Python's venv and ensurepip modules (Debian, Ubuntu: apt install python3-venv)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (Debian, Ubuntu: apt install python3-dev)"
+    chosen = os.environ.get("CXX", "").split()[:1]
+    if not any(map(shutil.which, chosen or ["c++", "g++", "clang++"])):
+        return "a C++20 compiler (Debian, Ubuntu: apt install g++)"
+    return ""
+
+
+def build_requirements() -> list:
+    """List the packages that pyproject.toml builds with, and the build tools from PyPI."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    requires = re.search(r"^requires\s*=\s*(\[.*?\])", project.read_text(), re.M | re.S)
+    if requires is None:
+        raise SystemExit(f"{project}: [build-system] names no requirements")
+    return [*ast.literal_eval(requires[1]), "cmake", "ninja"]
+
+
+def main() -> None:
+    """Create the environment named on the command line, and fill it."""
+    need = lacking()
+    if need:
+        raise SystemExit("multihead needs " + need)
+    target = Path(sys.argv[1])
+    python = target / "bin" / "python"
+    if not python.exists():
+        print("creating", target, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(target)], check=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", *build_requirements()], check=True)
+
+
+main()
