@@ -64,8 +64,7 @@ const EngineTable kTable = {
        const LayerGradients& gradients) {
       return guarded([&] { layer_backward(call, cache, d_out, d_weights, gradients); });
     },
-    [](const AttentionCall& call, const View& out, const View& stats,
-       const WeightsView& weights) {
+    [](const AttentionCall& call, const View& out, const View& stats, const WeightsView& weights) {
       return guarded([&] { attention_forward(call, out, stats, weights); });
     },
     [](const AttentionCall& call, const View& stats, const View& delta, const View& d_out,

@@ -21,14 +21,13 @@ struct EngineTable {
                                 const WeightsView& d_weights, const LayerGradients& gradients);
   const char* (*attention_forward)(const AttentionCall& call, const View& out, const View& stats,
                                    const WeightsView& weights);
-  const char* (*attention_backward)(const AttentionCall& call, const View& stats,
-                                    const View& delta, const View& d_out,
-                                    const AttentionGradients& gradients);
+  const char* (*attention_backward)(const AttentionCall& call, const View& stats, const View& delta,
+                                    const View& d_out, const AttentionGradients& gradients);
   const char* (*row_dot)(const View& a, const View& b, const View& result);
   const char* (*block_create)(size_t bytes, void** block, void** data);
   void (*block_destroy)(void* block);
-  const char* (*isa)(const char** name);             // of the kernels in use
-  int (*available)(const char** names, int most);    // returns how many there are
+  const char* (*isa)(const char** name);           // of the kernels in use
+  int (*available)(const char** names, int most);  // returns how many there are
   int (*num_threads)();
   void (*set_num_threads)(int threads);
   const char* (*fma_peak)(double seconds, int threads, bool f64, double* flops_per_second);

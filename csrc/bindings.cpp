@@ -149,12 +149,11 @@ class Cache {
   void *block_ = nullptr, *data_ = nullptr;
 };
 
-nb::object layer_forward(int64_t num_heads, bool add_zero_attn, nb::tuple params,
-                         nb::tuple inputs, nb::object offsets, nb::tuple masks, bool is_causal,
-                         nb::tuple dropout, nb::object out, nb::object weights, bool average,
-                         bool keep) {
-  LayerCall call = layer_call(num_heads, add_zero_attn, params, inputs, offsets, masks,
-                              is_causal, dropout);
+nb::object layer_forward(int64_t num_heads, bool add_zero_attn, nb::tuple params, nb::tuple inputs,
+                         nb::object offsets, nb::tuple masks, bool is_causal, nb::tuple dropout,
+                         nb::object out, nb::object weights, bool average, bool keep) {
+  LayerCall call =
+      layer_call(num_heads, add_zero_attn, params, inputs, offsets, masks, is_causal, dropout);
   const WeightsView w = weights_of(weights, average, num_heads, &call);
   const View o = writable(out);
   std::unique_ptr<Cache> cache;
@@ -176,8 +175,8 @@ void layer_backward(int64_t num_heads, bool add_zero_attn, nb::tuple params, nb:
                     nb::object offsets, nb::tuple masks, bool is_causal, nb::tuple dropout,
                     const Cache& cache, nb::object d_out, nb::object d_weights, bool average,
                     nb::tuple d_inputs, nb::tuple d_params, nb::tuple d_masks) {
-  LayerCall call = layer_call(num_heads, add_zero_attn, params, inputs, offsets, masks,
-                              is_causal, dropout);
+  LayerCall call =
+      layer_call(num_heads, add_zero_attn, params, inputs, offsets, masks, is_causal, dropout);
   const WeightsView w = weights_of(d_weights, average, num_heads, &call);
   const View d = view_of(d_out);
   LayerGradients g;
@@ -231,8 +230,7 @@ void attention_forward(nb::object q, nb::object k, nb::object v, nb::object attn
 void attention_backward(nb::object q, nb::object k, nb::object v, nb::object attn_mask,
                         bool true_hides, bool is_causal, double scale, nb::tuple dropout,
                         nb::tuple offsets, nb::object stats, nb::object delta, nb::object d_out,
-                        nb::object d_q, nb::object d_k, nb::object d_v,
-                        nb::object d_attn_mask) {
+                        nb::object d_q, nb::object d_k, nb::object d_v, nb::object d_attn_mask) {
   const AttentionCall call =
       attention_call(q, k, v, attn_mask, true_hides, is_causal, scale, dropout, offsets);
   const View st = view_of(stats), de = view_of(delta), d = view_of(d_out);
@@ -257,7 +255,9 @@ void delta(nb::object d_out, nb::object out, nb::object result) {
 
 // bfloat16 travels as its bits: NumPy has no such dtype.
 
-nb::object bfloat16_bits(nb::ndarray<nb::ro, nb::device::cpu> array) {
+// A view of the same memory, read-only where the producer says so.
+template <class Bits, class From>
+nb::object bits_of(const From& array) {
   if (array.dtype().code != uint8_t(nb::dlpack::dtype_code::Bfloat) || array.dtype().bits != 16)
     throw nb::type_error("bfloat16_bits: expected an array of bfloat16");
   std::vector<size_t> shape;
@@ -267,9 +267,14 @@ nb::object bfloat16_bits(nb::ndarray<nb::ro, nb::device::cpu> array) {
     strides.push_back(array.stride(i));
   }
   nb::object owner = nb::cast(array, nb::rv_policy::reference);
-  return nb::cast(nb::ndarray<nb::numpy, const uint16_t>(
-      static_cast<const uint16_t*>(array.data()), shape.size(), shape.data(), owner,
-      strides.data()));
+  return nb::cast(nb::ndarray<nb::numpy, Bits>(static_cast<Bits*>(array.data()), shape.size(),
+                                               shape.data(), owner, strides.data()));
+}
+
+nb::object bfloat16_bits(nb::handle array) {
+  nb::ndarray<nb::device::cpu> writable;
+  if (nb::try_cast(array, writable)) return bits_of<uint16_t>(writable);
+  return bits_of<const uint16_t>(nb::cast<Array>(array));
 }
 
 nb::object dlpack_bfloat16(nb::ndarray<uint16_t, nb::device::cpu> bits) {
@@ -321,41 +326,45 @@ NB_MODULE(_native, m) {
   if (const char* why = engine().isa(&name)) throw nb::import_error(why);
 
   nb::class_<Cache>(m, "Cache", "What backward needs of one forward. Opaque.");
-  m.def("layer_forward", &binding::layer_forward, "num_heads"_a, "add_zero_attn"_a, "params"_a, "inputs"_a,
-        "offsets"_a.none(), "masks"_a, "is_causal"_a, "dropout"_a, "out"_a, "weights"_a.none(),
-        "average"_a, "keep"_a, nb::sig("def layer_forward(num_heads: int, add_zero_attn: bool, "
-        "params: tuple[object, ...], inputs: tuple[object, ...], offsets: object | None, "
-        "masks: tuple[object, ...], is_causal: bool, dropout: tuple[float, int, int], "
-        "out: object, weights: object | None, average: bool, keep: bool) -> Cache | None"));
+  m.def("layer_forward", &binding::layer_forward, "num_heads"_a, "add_zero_attn"_a, "params"_a,
+        "inputs"_a, "offsets"_a.none(), "masks"_a, "is_causal"_a, "dropout"_a, "out"_a,
+        "weights"_a.none(), "average"_a, "keep"_a,
+        nb::sig("def layer_forward(num_heads: int, add_zero_attn: bool, "
+                "params: tuple[object, ...], inputs: tuple[object, ...], offsets: object | None, "
+                "masks: tuple[object, ...], is_causal: bool, dropout: tuple[float, int, int], "
+                "out: object, weights: object | None, average: bool, keep: bool) -> Cache | None"));
   m.def("layer_backward", &binding::layer_backward, "num_heads"_a, "add_zero_attn"_a, "params"_a,
-        "inputs"_a, "offsets"_a.none(), "masks"_a, "is_causal"_a, "dropout"_a, "cache"_a,
-        "d_out"_a, "d_weights"_a.none(), "average"_a, "d_inputs"_a, "d_params"_a, "d_masks"_a,
+        "inputs"_a, "offsets"_a.none(), "masks"_a, "is_causal"_a, "dropout"_a, "cache"_a, "d_out"_a,
+        "d_weights"_a.none(), "average"_a, "d_inputs"_a, "d_params"_a, "d_masks"_a,
         nb::sig("def layer_backward(num_heads: int, add_zero_attn: bool, "
-        "params: tuple[object, ...], inputs: tuple[object, ...], offsets: object | None, "
-        "masks: tuple[object, ...], is_causal: bool, dropout: tuple[float, int, int], "
-        "cache: Cache, d_out: object, d_weights: object | None, average: bool, "
-        "d_inputs: tuple[object, ...], d_params: tuple[object, ...], "
-        "d_masks: tuple[object, ...]) -> None"));
-  m.def("attention_forward", &binding::attention_forward, "q"_a, "k"_a, "v"_a, "attn_mask"_a.none(),
-        "true_hides"_a, "is_causal"_a, "scale"_a, "dropout"_a, "offsets"_a, "out"_a,
-        "stats"_a.none(), "weights"_a.none(), nb::sig("def attention_forward(q: object, "
-        "k: object, v: object, attn_mask: object | None, true_hides: bool, is_causal: bool, "
-        "scale: float, dropout: tuple[float, int, int], offsets: tuple[int, int, int, int], "
-        "out: object, stats: object | None, weights: object | None) -> None"));
-  m.def("attention_backward", &binding::attention_backward, "q"_a, "k"_a, "v"_a, "attn_mask"_a.none(),
-        "true_hides"_a, "is_causal"_a, "scale"_a, "dropout"_a, "offsets"_a, "stats"_a, "delta"_a,
-        "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a, "d_attn_mask"_a.none(),
-        nb::sig("def attention_backward(q: object, k: object, v: object, "
-        "attn_mask: object | None, true_hides: bool, is_causal: bool, scale: float, "
-        "dropout: tuple[float, int, int], offsets: tuple[int, int, int, int], stats: object, "
-        "delta: object, d_out: object, d_q: object, d_k: object, d_v: object, "
-        "d_attn_mask: object | None) -> None"));
+                "params: tuple[object, ...], inputs: tuple[object, ...], offsets: object | None, "
+                "masks: tuple[object, ...], is_causal: bool, dropout: tuple[float, int, int], "
+                "cache: Cache, d_out: object, d_weights: object | None, average: bool, "
+                "d_inputs: tuple[object, ...], d_params: tuple[object, ...], "
+                "d_masks: tuple[object, ...]) -> None"));
+  m.def(
+      "attention_forward", &binding::attention_forward, "q"_a, "k"_a, "v"_a, "attn_mask"_a.none(),
+      "true_hides"_a, "is_causal"_a, "scale"_a, "dropout"_a, "offsets"_a, "out"_a, "stats"_a.none(),
+      "weights"_a.none(),
+      nb::sig("def attention_forward(q: object, "
+              "k: object, v: object, attn_mask: object | None, true_hides: bool, is_causal: bool, "
+              "scale: float, dropout: tuple[float, int, int], offsets: tuple[int, int, int, int], "
+              "out: object, stats: object | None, weights: object | None) -> None"));
+  m.def(
+      "attention_backward", &binding::attention_backward, "q"_a, "k"_a, "v"_a, "attn_mask"_a.none(),
+      "true_hides"_a, "is_causal"_a, "scale"_a, "dropout"_a, "offsets"_a, "stats"_a, "delta"_a,
+      "d_out"_a, "d_q"_a, "d_k"_a, "d_v"_a, "d_attn_mask"_a.none(),
+      nb::sig("def attention_backward(q: object, k: object, v: object, "
+              "attn_mask: object | None, true_hides: bool, is_causal: bool, scale: float, "
+              "dropout: tuple[float, int, int], offsets: tuple[int, int, int, int], stats: object, "
+              "delta: object, d_out: object, d_q: object, d_k: object, d_v: object, "
+              "d_attn_mask: object | None) -> None"));
   m.def("delta", &binding::delta, "d_out"_a, "out"_a, "result"_a,
         nb::sig("def delta(d_out: object, out: object, result: object) -> None"));
   m.def("bfloat16_bits", &binding::bfloat16_bits, "array"_a,
-        nb::sig("def bfloat16_bits(array: object) -> NDArray[uint16]"));
+        nb::sig("def bfloat16_bits(array: object) -> numpy.typing.NDArray[numpy.uint16]"));
   m.def("dlpack_bfloat16", &binding::dlpack_bfloat16, "bits"_a,
-        nb::sig("def dlpack_bfloat16(bits: NDArray[uint16]) -> object"));
+        nb::sig("def dlpack_bfloat16(bits: numpy.typing.NDArray[numpy.uint16]) -> object"));
   m.def("set_num_threads", [](int n) { engine().set_num_threads(n); }, "threads"_a);
   m.def("get_num_threads", [] { return engine().num_threads(); });
   m.def("isa", &binding::isa);

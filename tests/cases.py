@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import multihead as mh
+from magnitudes import magnitudes
 from multihead import reference
 
 MASKS = ("none", "bool 2-D", "float 2-D", "bool 3-D", "float 3-D", "bool 4-D", "float 4-D")
@@ -51,11 +52,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """The results of one forward and backward."""
+    """The results of one forward and backward; the oracle's with the sizes of `magnitudes`."""
 
     out: np.ndarray
     weights: np.ndarray | None
     grads: dict[str, np.ndarray]
+    sizes: dict[str, float] = field(default_factory=dict)
 
 
 def make_layer(how: Construction, rng: np.random.Generator) -> mh.MultiheadAttention:
@@ -213,7 +215,8 @@ def oracle_step(
     d_weights = call.d_weights
     if d_weights is not None and layout == "unbatched":
         d_weights = d_weights[None]
-    grads = reference.backward(result, from_layout(call.d_out, layout), d_weights)
+    d_out = from_layout(call.d_out, layout)
+    grads = reference.backward(result, d_out, d_weights)
     for name in ("query", "key", "value"):
         grads[name] = to_layout(grads[name], layout)
     if "attn_mask" in grads:
@@ -227,4 +230,5 @@ def oracle_step(
         average = call.options.get("average_attn_weights", True)
         weights = result.weights.mean(1) if average else result.weights
         weights = weights[0] if layout == "unbatched" else weights
-    return Step(to_layout(result.out, layout), weights, grads)
+    sizes = magnitudes(result, d_out, d_weights)
+    return Step(to_layout(result.out, layout), weights, grads, sizes)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import multihead as mh
+from multihead import _native
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
@@ -32,3 +33,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     mh.set_num_threads(request.param)
     yield request.param
     mh.set_num_threads(before)
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    """Run the test with each instruction set of this machine, chosen in a fresh process."""
+    return str(request.param)

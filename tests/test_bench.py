@@ -13,12 +13,21 @@ import pytest
 from multihead.bench import contenders, run
 from multihead.bench.bars import bars
 from multihead.bench.cases import GRID, MODES, QUICK, SHAPES, Case, Mode, Shape
+from multihead.bench.machine import Limit
 from multihead.bench.measure import DisagreementError, Plan, Timing, alternate, compare
 from multihead.bench.problem import Problem
 from multihead.bench.report import closing, opening
 from multihead.bench.suite import Cell, measure_case
 
 TINY = Shape(2, 16, 32, 4)
+MACHINE = {
+    "processor": "p",
+    "cores": 1,
+    "isa": "baseline",
+    "threads": 1,
+    "blas": None,
+    "versions": {"torch": "2", "threadpoolctl": "3"},
+}
 BRIEF = Plan(rounds=2, fewest=1, budget=0.01, block=0.001)
 
 
@@ -106,16 +115,26 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch)
     assert absent["torch"] == "not installed"
 
     measured = measure_case(Case(TINY, MODES[0]), "numpy", lambda: 1e11, BRIEF)
-    text = closing([measured], 63)
+    text = closing([measured], 63, 1.0)
     assert "torch did not run in 1 cells: not installed" in text
     assert "not measured" in text
 
-    machine = {
-        "processor": "p", "cores": 1, "isa": "baseline", "threads": 1, "blas": None,
-        "versions": {"torch": None, "threadpoolctl": None},
-    }  # fmt: skip
-    assert "missing: torch" in opening(machine, 63)
-    assert "missing: threadpoolctl" in opening(machine, 63)
+    text = opening(MACHINE | {"versions": {"torch": None, "threadpoolctl": None}}, 63)
+    assert "missing: torch" in text
+    assert "missing: threadpoolctl" in text
+
+
+@pytest.mark.parametrize(("granted", "said"), [(0.97, False), (0.6, True)])
+def test_a_busy_machine_is_told(granted: float, said: bool) -> None:
+    text = closing([cell(Case(TINY, MODES[0]), 1.0, 2.0)], 63, granted)
+    assert ("BUSY: other programs took 40%" in text) == said
+
+
+def test_the_limit_is_measured_with_what_the_machine_grants() -> None:
+    limit = Limit(1)
+    assert limit.granted == 1.0
+    assert limit() > 1e8
+    assert 0 < limit.granted <= 1
 
 
 # measuring
@@ -156,8 +175,8 @@ def test_bars_are_met_and_missed() -> None:
     assert found["train + dropout at L = 2048"].verdict == "met"
     assert found["dense training at L >= 512"].value == pytest.approx(0.5)
     assert found["dense training at L >= 512"].verdict == "missed"
-    assert "MISSED" in closing(cells, 63)
-    assert "3 of the grid's 63 cells" in closing(cells, 63)
+    assert "MISSED" in closing(cells, 63, 1.0)
+    assert "3 of the grid's 63 cells" in closing(cells, 63, 1.0)
 
 
 def test_a_run_prints_and_writes_everything(

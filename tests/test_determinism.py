@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -19,7 +20,9 @@ HERE = pathlib.Path(__file__).parent
 FMA = [isa for isa in _native.available_isas() if isa != "baseline"]
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python in a fresh process."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -27,7 +30,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
 
@@ -72,8 +75,50 @@ def test_the_baseline_is_reproducible_in_itself() -> None:
     assert digests_of("baseline", 1) == digests_of("baseline", 3)
 
 
+@pytest.mark.timeout(300)
+def test_every_isa_agrees_with_the_oracle(isa: str) -> None:
+    tests = ["test_oracle.py", "test_masks.py", "test_functional.py", "test_ragged.py"]
+    choice = (
+        "head_sizes or long_rows or cross_tiles or patterns or agrees_with_the_oracle or awkward"
+    )
+    pytest_options = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    done = run(*pytest_options, *tests, "-k", choice, MULTIHEAD_ISA=isa, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+ROUNDED = """
+import ctypes, hashlib, sys
+import numpy as np
+import multihead as mh
+libm = ctypes.CDLL(None)
+libm.fesetround.argtypes = [ctypes.c_int]
+mh.set_num_threads(int(sys.argv[1]))
+rng = np.random.default_rng(0)
+x = rng.standard_normal((3, 200, 48)).astype(np.float32)
+layer = mh.MultiheadAttention(48, 3, batch_first=True, seed=0)
+layer.grads
+libm.fesetround(int(sys.argv[2], 16))
+out, _ = layer(x, x, x)
+grads = layer.backward(out)
+libm.fesetround(0)
+print(hashlib.sha256(b"".join(a.tobytes() for a in (out, *grads))).hexdigest())
+"""
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86 rounding modes")
+def test_workers_round_as_the_caller_does() -> None:
+    nearest, upward, toward_zero = "0x000", "0x800", "0xc00"
+    found = {
+        mode: {run("-c", ROUNDED, threads, mode).stdout for threads in ("1", "3")}
+        for mode in (nearest, upward, toward_zero)
+    }
+    assert all(len(hashes) == 1 for hashes in found.values())
+    assert len(set.union(*found.values())) == 3
+
+
+@pytest.mark.timeout(120)
 def test_the_environment_chooses_the_isa(isa: str) -> None:
     code = "from multihead import _native; print(_native.isa())"
     assert run("-c", code, MULTIHEAD_ISA=isa).stdout.strip() == isa

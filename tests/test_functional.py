@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from magnitudes import attention_magnitudes
 from multihead import reference
 from multihead.functional import (
     scaled_dot_product_attention,
@@ -52,10 +53,14 @@ def torch_step(q: Any, k: Any, v: Any, d_out: Any, **options: Any) -> dict[str, 
     return found | {name: x.grad.numpy() for name, x in zip("qkv", leaves, strict=True)}
 
 
-def oracle_step(q: Any, k: Any, v: Any, d_out: Any, **options: Any) -> dict[str, np.ndarray]:
+def oracle_step(
+    q: Any, k: Any, v: Any, d_out: Any, **options: Any
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Output and gradients by name, and the sizes of `magnitudes`."""
     result = reference.attention(q, k, v, **options)
     grads = reference.attention_backward(result, d_out)
-    return {"out": result.out} | dict(zip(("q", "k", "v"), grads[:3], strict=True))
+    found = {"out": result.out} | dict(zip("qkv", grads[:3], strict=True))
+    return found, attention_magnitudes(result, d_out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,7 +88,7 @@ def test_any_leading_axes(lead: tuple[int, ...], dtype: str, rng: np.random.Gene
     arguments = tensors(rng, dtype, lead)
     actual = step(*arguments)
     flat = tuple(x.reshape(-1, 1, *x.shape[-2:]) for x in arguments)
-    expected = oracle_step(*flat)
+    expected, _ = oracle_step(*flat)
     for name, x in zip(("out", "q", "k", "v"), (arguments[3], *arguments[:3]), strict=True):
         assert_close(
             actual[name], expected[name].reshape(x.shape), tolerance(GRADIENT, dtype), name
@@ -124,10 +129,11 @@ def test_agrees_with_the_oracle(
             options |= {"dropout_p": dropout, "seed": 11}
             oracle |= {"dropout": dropout, "seed": 11}
         note = (causal, kind, dropout)
-        actual, expected = step(*arguments, **options), oracle_step(*arguments, **oracle)
+        actual = step(*arguments, **options)
+        expected, sizes = oracle_step(*arguments, **oracle)
         out, reference_out = actual.pop("out"), expected.pop("out")
         assert_close(out, reference_out, tolerance(FORWARD, dtype), f"out {note}")
-        assert_all_close(actual, expected, tolerance(GRADIENT, dtype), note)
+        assert_all_close(actual, expected, tolerance(GRADIENT, dtype), note, sizes=sizes)
 
 
 def test_true_means_attend(rng: np.random.Generator) -> None:

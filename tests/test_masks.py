@@ -31,7 +31,7 @@ def check(
         assert_close(actual.weights, expected.weights, forward, f"weights {note}")
     names = ("query", "key", "value") if inputs_only else tuple(expected.grads)
     grads = [{name: step.grads[name] for name in names} for step in (actual, expected)]
-    assert_all_close(*grads, gradient, note)
+    assert_all_close(*grads, gradient, note, sizes=expected.sizes)
 
 
 # ------------------------------------------------------------------ rows without keys

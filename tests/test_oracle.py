@@ -39,7 +39,7 @@ def check(how: Construction, call: Call, rng: np.random.Generator, note: object 
         assert actual.weights is None
     else:
         assert_close(actual.weights, expected.weights, forward, f"weights {note}")
-    assert_all_close(actual.grads, expected.grads, gradient, note)
+    assert_all_close(actual.grads, expected.grads, gradient, note, sizes=expected.sizes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -60,6 +60,7 @@ def check(
 
     forward, gradient = tolerance(FORWARD, dtype), tolerance(GRADIENT, dtype)
     total: dict[str, np.ndarray] = {}
+    sizes: dict[str, float] = {}
     actual: dict[str, list[np.ndarray]] = {"out": out.to_list(), "weights": given}
     actual |= dict(zip(("query", "key", "value"), (x.to_list() for x in d_inputs), strict=True))
     expected: dict[str, list[np.ndarray]] = {name: [] for name in actual}
@@ -79,6 +80,7 @@ def check(
             expected["weights"].append(step.weights[0])
         for name in ("query", "key", "value"):
             expected[name].append(step.grads.pop(name)[0])
+        sizes |= {name: max(size, sizes.get(name, 0)) for name, size in step.sizes.items()}
         if "attn_mask" in step.grads:
             full = np.zeros(shape)
             full[: len(q), : len(k)] = step.grads["attn_mask"]
@@ -95,11 +97,11 @@ def check(
     for name in set(actual) & {"out", "weights"}:
         assert [x.shape for x in actual[name]] == [x.shape for x in expected[name]]
         assert_close(flat[0].pop(name), flat[1].pop(name), forward, name)
-    assert_all_close(*flat, gradient)
+    assert_all_close(*flat, gradient, sizes=sizes)
     assert (d_mask is None) == (mask != "float")
     if d_mask is not None:
         grads["attn_mask"] = d_mask
-    assert_all_close(grads, total, gradient)
+    assert_all_close(grads, total, gradient, sizes=sizes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,7 +42,9 @@ def test_the_engine_exports_its_private_table_alone() -> None:
 
 
 def test_the_face_exports_python_s_entry_point_alone() -> None:
-    assert exported(NATIVE[0]) == {"PyInit__native"}
+    # nanobind's exceptions have type information that must be one in a process
+    names = {name for name in exported(NATIVE[0]) if not re.match(r"_ZT[ISV]N8nanobind", name)}
+    assert names == {"PyInit__native"}
 
 
 @pytest.mark.parametrize("library", [*ENGINE, *NATIVE], ids=lambda path: path.name)

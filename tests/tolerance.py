@@ -15,6 +15,7 @@ TOLERANCE: dict[str, dict[str, float]] = {
     GRADIENT: {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 16e-3},
     TORCH: {"float32": 1e-5, "float64": 1e-12},
 }
+CANCELLED = 0.1  # a gradient below this share of its terms is measured against that share of them
 CENTRAL_DIFFERENCES = 1e-7  # of float64, with a step of 1e-5
 
 
@@ -38,7 +39,9 @@ def error(actual: Any, expected: Any, name: str = "", *, scale: float = 0.0) -> 
         return 0.0
     largest = max(float(np.abs(expected[finite]).max()), scale)
     difference = float(np.abs(actual[finite] - expected[finite]).max())
-    return difference / largest if difference else 0.0
+    if not difference:
+        return 0.0
+    return difference / largest if largest else np.inf
 
 
 def assert_close(
@@ -50,15 +53,18 @@ def assert_close(
 
 
 def assert_all_close(
-    actual: Mapping[str, Any], expected: Mapping[str, Any], bound: float, note: object = ""
+    actual: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    bound: float,
+    note: object = "",
+    *,
+    sizes: Mapping[str, float] | None = None,
 ) -> None:
     """Assert that two dicts of gradients agree, name by name.
 
-    Gradients that cancel to nothing (that of a query with one key, say) are held to a thousandth
-    of the largest gradient of the step.
+    `sizes` holds how large a gradient would be if its terms did not cancel; see `magnitudes`.
     """
     assert set(actual) == set(expected), f"{sorted(actual)} are not {sorted(expected)} {note}"
-    largest = [float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) for x in expected.values()]
-    floor = 1e-3 * max(largest, default=0.0)
     for name, reference in expected.items():
-        assert_close(actual[name], reference, bound, f"d_{name} {note}", scale=floor)
+        scale = CANCELLED * (sizes or {}).get(name, 0.0)
+        assert_close(actual[name], reference, bound, f"d_{name} {note}", scale=scale)

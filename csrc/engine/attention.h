@@ -20,14 +20,14 @@ struct AttentionTiles {
 template <class T>
 struct GradientTiles {
   T* d_out;
-  T* delta;  // rowsum(d_out * out), laid out like row_max
+  T* delta;            // rowsum(d_out * out), laid out like row_max
   T *d_q, *d_k, *d_v;  // all by tile
 };
 
 // Attention weights of a batch, one head (the average) or all of them.
 struct WeightsView {
-  View view;            // dense: (N, 1 or H, L, S'); ragged: flat, see Sequence::weights
-  int64_t heads = 0;    // 0: not wanted
+  View view;          // dense: (N, 1 or H, L, S'); ragged: flat, see Sequence::weights
+  int64_t heads = 0;  // 0: not wanted
 
   template <class T>
   T* row(const Plan& plan, int64_t batch, int64_t head, int64_t query) const;
@@ -87,8 +87,8 @@ class Attention {
   std::vector<Item> items(bool per_tile) const;
   void fill(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
             int64_t query_tile) const;
-  void at_key_tile(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s,
-                   int64_t head, int64_t key_tile, const TileMask<T>& mask) const;
+  void at_key_tile(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
+                   int64_t key_tile, const TileMask<T>& mask) const;
   void forward(const Item& item, const AttentionTiles<T>& tiles, Arena scratch) const;
   void weights(const Item& item, int64_t heads, const AttentionTiles<T>& tiles,
                const WeightsView& weights, Arena scratch) const;

@@ -162,8 +162,8 @@ void Attention<T>::add_delta(const Item& item, const AttentionTiles<T>& tiles,
     if (!masks_.tile(s, item.sequence, item.head, item.part, t, *at.rows, *at.mask, mask)) continue;
     this->at_key_tile(at.block, tiles, s, item.head, t, mask);
     kernels_.weights_block(at.block, row_of(tiles.row_max, s, item.head, item.part),
-                           row_of(tiles.row_inv, s, item.head, item.part),
-                           T(masks_.keep_scale()), at.s, false);
+                           row_of(tiles.row_inv, s, item.head, item.part), T(masks_.keep_scale()),
+                           at.s, false);
     load_weights(view, s, item.sequence, item.head, item.part, t, share, at.d_weights);
     if (mask.visible)  // a hidden weight has no gradient, whatever came for it
       for (int64_t j = 0; j < at.block.keys; ++j)

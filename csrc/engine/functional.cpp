@@ -48,10 +48,10 @@ struct Run {
     const std::vector<TileRef>& tiles =
         tokens == Tokens::Queries ? plan.query_tiles : plan.key_tiles;
     phases.push_back({int64_t(tiles.size()) * plan.heads, [this, f, &tiles](int64_t task, int) {
-      const TileRef at = tiles[size_t(task / plan.heads)];
-      f(plan.sequences[size_t(at.sequence)], int64_t(at.sequence), task % plan.heads,
-        int64_t(at.tile));
-    }});
+                        const TileRef at = tiles[size_t(task / plan.heads)];
+                        f(plan.sequences[size_t(at.sequence)], int64_t(at.sequence),
+                          task % plan.heads, int64_t(at.tile));
+                      }});
   }
 
   // Pointers to the rows of a tile of an (N, H, tokens, features) array.
@@ -86,9 +86,8 @@ struct Run {
       T* rows[kTile];
       rows_of(to, b, h, t, rows);
       const int64_t width = tile_lanes(tokens == Tokens::Queries ? s.queries : s.keys, t);
-      k.unpack(rows, to.stride[3],
-               place(const_cast<T*>(from), tokens, false, s, h, t, to.size[3]), width, width,
-               to.size[3], false);
+      k.unpack(rows, to.stride[3], place(const_cast<T*>(from), tokens, false, s, h, t, to.size[3]),
+               width, width, to.size[3], false);
     });
   }
   // One value per row, to or from the lanes of its tile.
@@ -207,17 +206,19 @@ void row_dot_of(const View& a, const View& b, const View& result) {
   const auto row = [&](const View& v, int64_t n, int64_t h, int64_t q) {
     return v.as<const T>() + n * v.stride[0] + h * v.stride[1] + q * v.stride[2];
   };
-  run_phases({{N * H, [&](int64_t task, int) {
-                 const int64_t n = task / H, h = task % H;
-                 for (int64_t q = 0; q < L; ++q) {
-                   const T *x = row(a, n, h, q), *y = row(b, n, h, q);
-                   T sum = 0;
-                   for (int64_t d = 0; d < D; ++d) sum += x[d * a.stride[3]] * y[d * b.stride[3]];
-                   result.as<T>()[n * result.stride[0] + h * result.stride[1] +
-                                  q * result.stride[2]] = sum;
-                 }
-               }}},
-             num_threads());
+  run_phases(
+      {{N * H,
+        [&](int64_t task, int) {
+          const int64_t n = task / H, h = task % H;
+          for (int64_t q = 0; q < L; ++q) {
+            const T *x = row(a, n, h, q), *y = row(b, n, h, q);
+            T sum = 0;
+            for (int64_t d = 0; d < D; ++d) sum += x[d * a.stride[3]] * y[d * b.stride[3]];
+            result.as<T>()[n * result.stride[0] + h * result.stride[1] + q * result.stride[2]] =
+                sum;
+          }
+        }}},
+      num_threads());
 }
 
 }  // namespace
@@ -230,9 +231,8 @@ void attention_forward(const AttentionCall& call, const View& out, const View& s
 
 void attention_backward(const AttentionCall& call, const View& stats, const View& delta,
                         const View& d_out, const AttentionGradients& gradients) {
-  call.dtype == DType::Float32
-      ? backward<float>(call, stats, delta, d_out, gradients)
-      : backward<double>(call, stats, delta, d_out, gradients);
+  call.dtype == DType::Float32 ? backward<float>(call, stats, delta, d_out, gradients)
+                               : backward<double>(call, stats, delta, d_out, gradients);
 }
 
 void row_dot(const View& a, const View& b, const View& result) {

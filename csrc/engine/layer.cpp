@@ -150,15 +150,15 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
                                        dp.out.weight, dp.out.bias, true);
     run.projection.add_weight_gradient(phases, g.d_q, Tokens::Queries, plan.head_dim, q,
                                        dp.query.weight, dp.query.bias, false);
-    run.projection.add_weight_gradient(phases, g.d_k, Tokens::Keys, plan.head_dim, k,
-                                       dp.key.weight, dp.key.bias, false);
+    run.projection.add_weight_gradient(phases, g.d_k, Tokens::Keys, plan.head_dim, k, dp.key.weight,
+                                       dp.key.bias, false);
     run.projection.add_weight_gradient(phases, g.d_v, Tokens::Keys, plan.value_dim, v,
                                        dp.value.weight, dp.value.bias, false);
     run.projection.add_bias_row_gradient(phases, g.d_k, g.d_v, dp.bias_k, dp.bias_v);
     // What goes to an array that something went to before waits for that.
     const bool k_adds = d.key && d.query && same(d.key, d.query);
-    const bool v_adds = d.value && ((d.query && same(d.value, d.query)) ||
-                                    (d.key && same(d.value, d.key)));
+    const bool v_adds =
+        d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
     if (d.query)
       run.projection.add_in_backward(phases, p.query, g.d_q, Tokens::Queries, Rows<T>(d.query),
                                      false);
@@ -201,9 +201,8 @@ void layer_forward(const LayerCall& call, const View& out, const WeightsView& we
 
 void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients) {
-  call.dtype == DType::Float32
-      ? backward<float>(call, cache, d_out, d_weights, gradients)
-      : backward<double>(call, cache, d_out, d_weights, gradients);
+  call.dtype == DType::Float32 ? backward<float>(call, cache, d_out, d_weights, gradients)
+                               : backward<double>(call, cache, d_out, d_weights, gradients);
 }
 
 }  // namespace multihead

@@ -32,14 +32,13 @@ struct LayerCall {
 size_t cache_bytes(const LayerCall& call);
 
 // Writes out, and weights where wanted. cache: cache_bytes of memory, or null.
-void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
-                   void* cache);
+void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache);
 
 struct LayerGradients {
-  View query, key, value;    // set; equal views receive the sum
-  Parameters parameters;     // added to
-  View key_padding;          // (N, S), set
-  View attn_mask;            // (1|N, 1|H, 1|L, 1|S), set
+  View query, key, value;  // set; equal views receive the sum
+  Parameters parameters;   // added to
+  View key_padding;        // (N, S), set
+  View attn_mask;          // (1|N, 1|H, 1|L, 1|S), set
 };
 
 void layer_backward(const LayerCall& call, const void* cache, const View& d_out,

@@ -32,8 +32,8 @@ static void make_call_key(const Dropout& d, uint32_t key[2]) {
 }
 
 template <class T>
-Masks<T>::Masks(const Plan& plan, const Kernels<T>& kernels, const View& attn_mask,
-                bool true_hides, bool causal, const Dropout& dropout, const Offsets& offsets)
+Masks<T>::Masks(const Plan& plan, const Kernels<T>& kernels, const View& attn_mask, bool true_hides,
+                bool causal, const Dropout& dropout, const Offsets& offsets)
     : plan_(plan),
       kernels_(kernels),
       mask_(attn_mask),

@@ -1,9 +1,9 @@
 // Which keys each query sees: the attention mask read once, then asked tile by tile.
 #pragma once
 
+#include "arena.h"
 #include "plan.h"
 #include "thread_pool.h"
-#include "arena.h"
 
 namespace multihead {
 

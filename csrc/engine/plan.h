@@ -22,8 +22,8 @@ constexpr int64_t tile_lanes(int64_t tokens, int64_t tile) {
 
 struct Sequence {
   int64_t queries;
-  int64_t keys;    // that padding leaves
-  int64_t source;  // keys before padding was dropped
+  int64_t keys;                    // that padding leaves
+  int64_t source;                  // keys before padding was dropped
   int64_t first_query, first_key;  // rows of a ragged array; 0 in a dense one
   int64_t query_lane, key_lane;    // where its tiles begin
   int64_t weights;                 // where its attention weights begin
@@ -48,10 +48,10 @@ struct Plan {
 
 // What decides the plan of a call.
 struct BatchShape {
-  int64_t batch = 0, queries = 0, keys = 0;    // of a ragged batch: the longest
+  int64_t batch = 0, queries = 0, keys = 0;                        // of a ragged batch: the longest
   const int64_t *query_offsets = nullptr, *key_offsets = nullptr;  // ragged: [batch + 1]
-  View key_padding;                            // (N, S), hides where true or -inf
-  int64_t weight_heads = 0;                    // heads in the returned weights: 0, 1 or H
+  View key_padding;          // (N, S), hides where true or -inf
+  int64_t weight_heads = 0;  // heads in the returned weights: 0, 1 or H
 };
 
 void make_plan(Plan& plan, const BatchShape& shape);
@@ -77,7 +77,9 @@ struct Rows {
         row_stride(v.stride[v.rank - 2]),
         stride(v.stride[v.rank - 1]) {}
 
-  T* row(int64_t batch, int64_t row) const { return base + batch * batch_stride + row * row_stride; }
+  T* row(int64_t batch, int64_t row) const {
+    return base + batch * batch_stride + row * row_stride;
+  }
 
   // Pointers to the tokens of a tile, null behind the last one; returns their number.
   int64_t of_queries(const Plan& plan, TileRef at, T** rows) const {
@@ -92,8 +94,8 @@ struct Rows {
     const int64_t n = tile_tokens(s.keys, at.tile);
     for (int64_t i = 0; i < kTile; ++i) {
       const int64_t key = at.tile * kTile + i;
-      rows[i] = i < n ? row(at.sequence, s.first_key + (s.positions ? s.positions[key] : key))
-                      : nullptr;
+      rows[i] =
+          i < n ? row(at.sequence, s.first_key + (s.positions ? s.positions[key] : key)) : nullptr;
     }
     return n;
   }

@@ -9,8 +9,7 @@ namespace multihead {
 // `layout` takes memory from an arena, `passes` lists the phases and says what memory their
 // workers need. Both run twice: to learn the size, and then for real; `before` runs between.
 template <class Layout, class Passes, class Before>
-void execute(std::vector<Phase>& phases, int workers, Layout layout, Passes passes,
-             Before before) {
+void execute(std::vector<Phase>& phases, int workers, Layout layout, Passes passes, Before before) {
   Arena none, sized;
   layout(none);
   passes();

@@ -20,10 +20,11 @@ void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* til
   count.take<T>(2 * block * kTile + kTile * kTile + 2 * block * kLane + 2 * kTile);
   memory_.need(count.used());
   phases.push_back({blocks * column_tiles, [=, this](int64_t task, int worker) {
-    const int64_t row = task / column_tiles * block, column = task % column_tiles * kTile;
-    weight_gradient(row, smaller(rows - row, block), column, tiles_in, tokens, head_dim, x,
-                    d_weight, d_bias, by_column, memory_.of(worker));
-  }});
+                      const int64_t row = task / column_tiles * block,
+                                    column = task % column_tiles * kTile;
+                      weight_gradient(row, smaller(rows - row, block), column, tiles_in, tokens,
+                                      head_dim, x, d_weight, d_bias, by_column, memory_.of(worker));
+                    }});
 }
 
 template <class T>
@@ -34,8 +35,9 @@ void Projection<T>::weight_gradient(int64_t row, int64_t count, int64_t column, 
   const int64_t all_rows = plan_.heads * head_dim;
   const bool row_sums = d_bias && !by_column && column == 0;
   const bool column_sums = d_bias && by_column && row == 0;
-  const int64_t columns = d_weight ? smaller(d_weight.size[2] - column, kTile)
-                          : by_column ? smaller(d_bias.size[0] - column, kTile) : 0;
+  const int64_t columns = d_weight    ? smaller(d_weight.size[2] - column, kTile)
+                          : by_column ? smaller(d_bias.size[0] - column, kTile)
+                                      : 0;
   const int64_t pitch = round_up(columns, kLane), floats = count * pitch;
   T* total = scratch.take<T>(count * kTile);
   T* part = scratch.take<T>(count * kTile);

@@ -42,8 +42,7 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* al
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
       p[j] = exp2<T>(load(s + j * W) - base[j]);
-      if (Masked)
-        p[j] = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), p[j], Vec<T>{});
+      if (Masked) p[j] = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), p[j], Vec<T>{});
       sum[j] += p[j];
     }
     if (t.keep) {
@@ -70,8 +69,8 @@ void forward_block(const ForwardBlock<T>& t) {
     if (t.keys) *t.seen = ~uint64_t(0);
   }
   const bool guard = t.visible && !finite_rows<T>(t.v, t.key_lanes, t.value_dim, t.keys);
-  Gemm<T> g{t.value_dim, t.lanes, guard ? 0 : t.keys, t.v, t.key_lanes, 1,
-            t.s,         t.lanes, t.out,              t.lanes};
+  Gemm<T> g{t.value_dim, t.lanes, guard ? 0 : t.keys, t.v, t.key_lanes, 1, t.s, t.lanes,
+            t.out,       t.lanes};
   g.init = t.first ? Init::Zero : Init::LoadScaled;
   g.start = alpha;
   gemm<T>(g);

@@ -12,7 +12,10 @@ constexpr int kPanel = kRegisters == 32 ? 4 : 2;  // vectors of b held at a time
 constexpr int64_t kDepth = 128;                   // rows of b per pass: they stay in L1
 
 template <int NV>
-constexpr int kRowsFor = kRegisters == 32 ? (NV == 4 ? 6 : NV == 3 ? 8 : NV == 2 ? 12 : 16)
+constexpr int kRowsFor = kRegisters == 32 ? (NV == 4   ? 6
+                                             : NV == 3 ? 8
+                                             : NV == 2 ? 12
+                                                       : 16)
                                           : (NV == 2 ? 6 : 8);
 
 // One register tile. KMajor: a is read as a[k * a_k + i], else as a[i * a_row + k * a_k].
@@ -80,8 +83,8 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int6
 
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.
 template <class T, int MR, int NV, bool KMajor>
-MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const T* a, const T* b, T* c, int64_t k,
-                               Init init, const T* start, int64_t i) {
+MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const T* a, const T* b, T* c, int64_t k, Init init,
+                               const T* start, int64_t i) {
   for (; i + MR <= g.m; i += MR) {
     const T* from = init == Init::Bias ? start + i * g.start_stride : start;
     micro<T, MR, NV, KMajor>(g, a + i * (KMajor ? 1 : g.a_row), b, c + i * g.c_row, k, init, from);
@@ -99,8 +102,7 @@ void panel(const Gemm<T>& g, int64_t lane) {
     const T* b = g.b + k0 * g.b_row + lane;
     T* c = g.c + lane;
     int64_t i = sweep<T, kRowsFor<NV>, NV, KMajor>(g, a, b, c, k, init, start, 0);
-    if constexpr (kRowsFor<NV> > 8)
-      i = sweep<T, 8, NV, KMajor>(g, a, b, c, k, init, start, i);
+    if constexpr (kRowsFor<NV> > 8) i = sweep<T, 8, NV, KMajor>(g, a, b, c, k, init, start, i);
     i = sweep<T, 4, NV, KMajor>(g, a, b, c, k, init, start, i);
     i = sweep<T, 2, NV, KMajor>(g, a, b, c, k, init, start, i);
     sweep<T, 1, NV, KMajor>(g, a, b, c, k, init, start, i);

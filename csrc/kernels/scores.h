@@ -13,12 +13,19 @@ template <class T>
 MULTIHEAD_INLINE void scores(const Block<T>& t) {
   constexpr int W = kWidth<T>;
   gemm<T>({t.keys, t.lanes, t.head_dim, t.k, 1, t.key_lanes, t.q, t.lanes, t.s, t.lanes});
-  if (t.bias)
-    for (int64_t i = 0; i < t.keys * t.lanes; i += W) store(t.s + i, load(t.s + i) + load(t.bias + i));
-  if (t.key_bias)
+  if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
+    const Vec<T> lowest = splat(-(sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__)));
     for (int64_t r = 0; r < t.keys; ++r)
-      for (int64_t i = 0; i < t.lanes; i += W)
-        store(t.s + r * t.lanes + i, load(t.s + r * t.lanes + i) + t.key_bias[r]);
+      for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
+        store(t.s + i, load(t.s + i) + maximum(lowest, load(t.bias + i) + t.key_bias[r]));
+  } else if (t.bias) {
+    for (int64_t i = 0; i < t.keys * t.lanes; i += W)
+      store(t.s + i, load(t.s + i) + load(t.bias + i));
+  } else if (t.key_bias) {
+    for (int64_t r = 0; r < t.keys; ++r)
+      for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
+        store(t.s + i, load(t.s + i) + t.key_bias[r]);
+  }
 }
 
 // All columns of a pass: f(lane, std constant of vectors) in chunks the registers hold.

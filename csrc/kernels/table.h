@@ -33,10 +33,10 @@ struct Gemm {
 template <class T>
 struct Block {
   int64_t head_dim, value_dim;
-  int64_t lanes;           // queries, rounded up
-  const T* q;              // [head_dim][lanes], scaled by scale * log2(e)
-  const T* k;              // [head_dim][key_lanes]
-  const T* v;              // [value_dim][key_lanes]
+  int64_t lanes;  // queries, rounded up
+  const T* q;     // [head_dim][lanes], scaled by scale * log2(e)
+  const T* k;     // [head_dim][key_lanes]
+  const T* v;     // [value_dim][key_lanes]
   int64_t key_lanes, keys;
   const uint64_t* visible;  // a word per key, a bit per query; null: all
   const T* bias;            // [keys][lanes], log2 units; null: none
@@ -47,9 +47,9 @@ struct Block {
 
 template <class T>
 struct ForwardBlock : Block<T> {
-  T* out;                    // [value_dim][lanes], not yet divided by row_sum
-  T *row_max, *row_sum;      // [lanes]
-  uint64_t* seen;            // queries that saw a key so far
+  T* out;                // [value_dim][lanes], not yet divided by row_sum
+  T *row_max, *row_sum;  // [lanes]
+  uint64_t* seen;        // queries that saw a key so far
   bool first;
 };
 
@@ -60,10 +60,10 @@ struct BackwardBlock : Block<T> {
   const T* d_weights;                  // [keys][lanes], scaled likewise; null: none
   const T *q_rows, *d_out_rows;        // [queries][head_pitch], [queries][value_pitch]
   int64_t head_pitch, value_pitch, queries;
-  bool finite;                         // no NaN or infinity in q and d_out
-  T* ds;                               // [keys][lanes]: gradient of the scores
-  T *d_k, *d_v;                        // [keys][head_pitch], [keys][value_pitch]: accumulated
-  T* d_q;                              // [head_dim][lanes]: accumulated
+  bool finite;   // no NaN or infinity in q and d_out
+  T* ds;         // [keys][lanes]: gradient of the scores
+  T *d_k, *d_v;  // [keys][head_pitch], [keys][value_pitch]: accumulated
+  T* d_q;        // [head_dim][lanes]: accumulated
 };
 
 // The random words of a call: pure functions of positions, see dropout.h.
@@ -87,8 +87,8 @@ struct Kernels {
   // dst[c][r] = scale * src[r][c] for r < rows, zero up to dst_columns; c < columns.
   void (*transpose)(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64_t src_row,
                     int64_t rows, int64_t columns, T scale);
-  void (*scale)(T* dst, const T* src, int64_t n, T factor);            // dst = factor * src
-  void (*add_scaled)(T* dst, const T* src, int64_t n, T factor);       // dst += factor * src
+  void (*scale)(T* dst, const T* src, int64_t n, T factor);       // dst = factor * src
+  void (*add_scaled)(T* dst, const T* src, int64_t n, T factor);  // dst += factor * src
   // sums[r] += the sum over tokens of tile[r][...], in 16 interleaved partial sums per row.
   void (*row_sums)(T* partial, const T* tile, int64_t tile_row, int64_t rows, int64_t count);
   void (*column_sums)(T* sums, const T* rows, int64_t pitch, int64_t count, int64_t columns);
@@ -106,8 +106,8 @@ struct Kernels {
                         bool accumulate);
 
   // words[c] bit r: the mask shows column c to row r. True in rows[r][c] hides iff true_hides.
-  void (*visible_bits)(uint64_t* words, const uint8_t* const* rows, int64_t stride,
-                       int64_t columns, bool true_hides);
+  void (*visible_bits)(uint64_t* words, const uint8_t* const* rows, int64_t stride, int64_t columns,
+                       bool true_hides);
   // The same for an additive tile [columns][lanes]: shown unless -inf. Returns whether it adds 0
   // to all that it shows.
   bool (*visible_bits_additive)(uint64_t* words, const T* tile, int64_t tile_row, int64_t lanes,
@@ -119,8 +119,8 @@ struct KernelSet {
   const char* name;
   const Kernels<float>* f32;
   const Kernels<double>* f64;
-  void (*dropout_rows)(DropoutRows* rows, const uint32_t call_key[2], uint32_t batch,
-                       uint32_t head, uint64_t first_query);
+  void (*dropout_rows)(DropoutRows* rows, const uint32_t call_key[2], uint32_t batch, uint32_t head,
+                       uint64_t first_query);
   // words[c] bit r: row r keeps key indices[c].
   void (*keep_bits)(uint64_t* words, const DropoutRows& rows, int64_t lanes,
                     const uint32_t* indices, int64_t keys, uint32_t threshold);

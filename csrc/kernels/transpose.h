@@ -55,8 +55,7 @@ void pack(T* dst, int64_t dst_row, int64_t lanes, const T* const* rows, int64_t 
     }
     for (int i = 0; i < W; ++i) {
       const T* row = rows[r + i];
-      for (int64_t d = c; d < columns; ++d)
-        dst[d * dst_row + r + i] = row ? row[d * stride] : T(0);
+      for (int64_t d = c; d < columns; ++d) dst[d * dst_row + r + i] = row ? row[d * stride] : T(0);
     }
   }
 }

@@ -34,8 +34,7 @@ MULTIHEAD_INLINE F64 select(F64 m, F64 a, F64 b) { return _mm256_blendv_pd(b, a,
 
 MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   const __m256i top = _mm256_max_epu32(__m256i(a), __m256i(b));
-  return uint32_t(
-      _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(top, __m256i(a)))));
+  return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(top, __m256i(a)))));
 }
 
 }  // namespace

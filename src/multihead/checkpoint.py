@@ -73,7 +73,15 @@ def load(path: str | os.PathLike[str]) -> MultiheadAttention:
 
     Examples
     --------
-    See `save`.
+    >>> import os, tempfile
+    >>> import multihead as mh
+    >>> layer = mh.MultiheadAttention(8, 2, seed=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "layer.safetensors")
+    ...     mh.checkpoint.save(layer, path)
+    ...     again = mh.checkpoint.load(path)
+    >>> bool((again.out_proj.weight == layer.out_proj.weight).all())
+    True
     """
     _safetensors()
     from safetensors import SafetensorError, safe_open

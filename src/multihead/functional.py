@@ -28,7 +28,17 @@ _LN2 = math.log(2.0)
 
 
 class AttentionCache(NamedTuple):
-    """What one call leaves for backward; it refers to the inputs and copies none."""
+    """What one call leaves for backward; it refers to the inputs and copies none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead.functional import scaled_dot_product_attention
+    >>> q = np.ones((5, 4))
+    >>> _, cache = scaled_dot_product_attention(q, q, q, return_cache=True)
+    >>> cache
+    AttentionCache(q=(5, 4), k=(5, 4), v=(5, 4))
+    """
 
     element: Element
     inputs: tuple[Array, Array, Array]

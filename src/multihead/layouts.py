@@ -5,6 +5,7 @@ Both have the same methods, so that the layer's forward and backward are written
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from multihead.arrays import Array, Element, Kind, Shape, read, restore
 from multihead.checks import dims, wrong, wrong_type
 from multihead.masks import Mask, attention_mask, padding_mask
-from multihead.outputs import GRADIENTS, Outputs
+from multihead.outputs import Outputs
 from multihead.ragged import Ragged
 
+_NAMES = ("query", "key", "value")
 Inputs = tuple[Array, Array, Array]
 
 
@@ -163,22 +165,23 @@ class RaggedBatch:
     batched = True
 
     def __init__(self, element: Element, sizes: Sizes, query: Any, key: Any, value: Any) -> None:
-        for name, x in (("query", query), ("key", key), ("value", value)):
+        for name, x in zip(_NAMES, (query, key, value), strict=True):
             if not isinstance(x, Ragged):
                 raise wrong_type(name, "a Ragged, as the others are", type(x).__name__)
         self.element, self.sizes = element, sizes
         values = [x.values for x in (query, key, value)]
         self.inputs, self.raw, self.kinds = _read_three(element, *values)
         self.shapes = tuple(array.shape for array in self.inputs)
-        wide = (sizes.embed, sizes.kdim, sizes.vdim)
-        for name, array, width in zip(("query", "key", "value"), self.inputs, wide, strict=True):
-            if array.shape[1] != width:
-                raise wrong(name, f"a Ragged with values {dims('total', width)}", array.shape)
+        self.offsets = (query.offsets, key.offsets)
+        totals = (query.offsets[-1], key.offsets[-1], value.offsets[-1])
+        expected = zip(totals, (sizes.embed, sizes.kdim, sizes.vdim), strict=True)
+        for name, shape, (total, width) in zip(_NAMES, self.shapes, expected, strict=True):
+            if shape != (total, width):
+                raise wrong(name, f"a Ragged with values {dims(total, width)}", shape)
         if len(key) != len(query):
             raise wrong("key", f"a Ragged of {len(query)} sequences", len(key))
         if not _same_offsets(value, key.offsets):
-            raise wrong("value", "the offsets of key", value.offsets)
-        self.offsets = (query.offsets, key.offsets)
+            raise wrong("value", "a Ragged with the offsets of key", repr(value))
         self.batch = len(query)
         self._queries: list[int] = query.lengths.tolist()
         self._keys: list[int] = key.lengths.tolist()
@@ -210,7 +213,7 @@ class RaggedBatch:
     def new_weights(self, average: bool) -> tuple[list[Array], Array]:
         """Make weights: one array for each sequence, and the memory they lie in."""
         shapes = self._weight_shapes(average)
-        ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)]).tolist()
+        ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
         weights = np.empty(ends[-1], self.element.compute)
         runs = zip(ends[:-1], ends[1:], shapes, strict=True)
         return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
@@ -261,7 +264,7 @@ class RaggedBatch:
             if x is not None and not isinstance(x, Ragged):
                 raise wrong_type(f"out[{i}]", "a Ragged or None", type(x).__name__)
             if x is not None and not _same_offsets(x, steps):
-                raise wrong(f"out[{i}]", f"a Ragged with the offsets of {GRADIENTS[i][2:]}", x)
+                raise wrong(f"out[{i}]", f"a Ragged with the offsets of {_NAMES[i]}", repr(x))
         values = [None if x is None else x.values for x in out]
         return Outputs(values, self.element, self.shapes)
 

@@ -12,8 +12,6 @@ from multihead.checks import wrong, wrong_type
 
 _OVERLAP_WORK: Any = 100_000  # NumPy's stub knows only -1 and 0
 
-GRADIENTS = ("d_query", "d_key", "d_value")
-
 
 class Outputs:
     """The three checked arrays of `out`, as the engine writes them.

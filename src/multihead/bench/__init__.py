@@ -14,14 +14,12 @@ from multihead import _native
 from multihead.bench import report
 from multihead.bench.bars import bars
 from multihead.bench.cases import GRID, QUICK, Case
-from multihead.bench.machine import describe, set_threads
+from multihead.bench.machine import Limit, describe, set_threads
 from multihead.bench.measure import FULL, Plan
 from multihead.bench.measure import QUICK as QUICK_PLAN
 from multihead.bench.suite import Cell, measure_case
 
 __all__ = ["run"]
-
-PEAK_SECONDS = 0.02
 
 
 def run(
@@ -65,14 +63,15 @@ def run(
     machine = describe(threads)
     print(report.opening(machine, len(cases)), flush=True)
     cells: list[Cell] = []
+    limit = Limit(threads)
     start = time.monotonic()
     for done, case in enumerate(cases):
         if time.monotonic() - start > plan.whole:
             print(f"out of time: the last {len(cases) - done} cells were not run")
             break
-        cells.append(measure_case(case, face, lambda: _limit(threads), plan))
+        cells.append(measure_case(case, face, limit, plan))
         print(report.row(cells[-1]), flush=True)
-    print(report.closing(cells, len(GRID)))
+    print(report.closing(cells, len(GRID), limit.granted))
     if json_file is not None:
         settings = {
             "face": face,
@@ -82,10 +81,6 @@ def run(
             "seconds_for_a_cell": plan.budget,
             "seconds_for_a_block": plan.block,
         }
-        found = report.document(cells, machine, settings)
+        found = report.document(cells, machine, settings, limit.granted)
         json_file.write_text(json.dumps(found, indent=1) + "\n")
     return all(bar.verdict != "missed" for bar in bars(cells))
-
-
-def _limit(threads: int) -> float:
-    return _native.fma_peak(PEAK_SECONDS, threads, False)

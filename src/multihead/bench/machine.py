@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ def installed(package: str) -> str | None:
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Collect machine, instruction set, threads and versions, for the report and the JSON file."""
+    """Collect machine, instruction set, threads and versions, for table and JSON file."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -83,3 +85,32 @@ def set_threads(threads: int) -> None:
         from threadpoolctl import ThreadpoolController
 
         ThreadpoolController().select(user_api="blas").limit(limits=threads)
+
+
+class Limit:
+    """The machine's FMA limit: each call measures it anew, and how much of the machine we get.
+
+    Parameters
+    ----------
+    threads : int
+        How many threads multiply and add.
+    """
+
+    SECONDS = 0.02
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._shares: list[float] = []
+
+    def __call__(self) -> float:
+        """Return the limit in flop/s."""
+        wall, used = time.perf_counter(), time.process_time()
+        rate = _native.fma_peak(self.SECONDS, self.threads, False)
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+        self._shares.append(min(1.0, used / (wall * self.threads)))
+        return rate
+
+    @property
+    def granted(self) -> float:
+        """The share of the processors' time that this process got, the median over all calls."""
+        return median(self._shares) if self._shares else 1.0

@@ -9,6 +9,9 @@ from multihead.bench.bars import Bar, bars, mean_ratio, worst
 from multihead.bench.contenders import EINSUM, TORCH
 from multihead.bench.suite import Cell
 
+# with less than this share of the processors' time, figures are not worth printing in a README
+QUIET = 0.9
+
 HEADING = (
     f"{'(N, L, E, H)':<20}{'mode':<17}{'ours':>10}{'torch':>10}"
     f"{'torch/ours':>12}{'FMA limit':>11}{'einsum':>10}"
@@ -81,7 +84,7 @@ def verdict(bar: Bar) -> str:
     )
 
 
-def closing(cells: Sequence[Cell], grid: int) -> str:
+def closing(cells: Sequence[Cell], grid: int, granted: float) -> str:
     """Write the lines below the table: who did not run, mean, worst cell, bars.
 
     Parameters
@@ -90,6 +93,8 @@ def closing(cells: Sequence[Cell], grid: int) -> str:
         What was measured.
     grid : int
         Cells in the whole grid.
+    granted : float
+        The share of the processors' time that this process got when it asked for all of it.
     """
     reasons: dict[tuple[str, str], int] = {}
     for cell in cells:
@@ -106,16 +111,22 @@ def closing(cells: Sequence[Cell], grid: int) -> str:
     if len(cells) < grid:
         lines.append(f"({len(cells)} of the grid's {grid} cells: the bars are for the whole grid)")
     lines += [verdict(bar) for bar in bars(cells)]
+    if granted < QUIET:
+        lines.append(
+            f"BUSY: other programs took {1 - granted:.0%} of the processors' time while this ran. "
+            "Do not trust these figures: repeat on a quiet machine."
+        )
     return "\n".join(lines)
 
 
 def document(
-    cells: Sequence[Cell], machine: dict[str, Any], settings: dict[str, Any]
+    cells: Sequence[Cell], machine: dict[str, Any], settings: dict[str, Any], granted: float
 ) -> dict[str, Any]:
     """Collect all that was measured, ready for ``json.dump``."""
     return {
         "machine": machine,
         "settings": settings,
+        "granted_processor_time": granted,
         "cells": [
             {
                 "shape": dict(
