@@ -48,9 +48,6 @@ class Untouched:
         assert self.state() == self.before
 
 
-# ----------------------------------------------------------------------- constructor
-
-
 @pytest.mark.parametrize(
     ("arguments", "options", "named"),
     [
@@ -81,9 +78,6 @@ def test_constructor(arguments: Any, options: dict[str, Any], named: list[str]) 
 def test_device_cpu_is_fine() -> None:
     for device in (None, "cpu"):
         assert mh.MultiheadAttention(4, 2, device=device).embed_dim == 4
-
-
-# -------------------------------------------------------------------------- the call
 
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
@@ -165,9 +159,6 @@ def test_arrays_on_other_devices_are_refused(layer: mh.MultiheadAttention) -> No
 
     with Untouched(layer), pytest.raises((ValueError, TypeError), match=r"query.*CPU"):
         call(layer, query=Elsewhere())
-
-
-# -------------------------------------------------------------------------- backward
 
 
 BACKWARDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -259,9 +250,6 @@ def test_out_that_is_read_only(layer: mh.MultiheadAttention) -> None:
     frozen.flags.writeable = False
     with Untouched(layer), pytest.raises(ValueError, match=r"out\[0\].*writ"):
         layer.backward(zeros(L, N, E), out=(frozen, None, None))
-
-
-# ------------------------------------------------------------------- state and setters
 
 
 def test_state_dict_with_a_wrong_shape(layer: mh.MultiheadAttention) -> None:

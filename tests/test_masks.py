@@ -34,9 +34,6 @@ def check(
     assert_all_close(*grads, gradient, note, sizes=expected.sizes)
 
 
-# ------------------------------------------------------------------ rows without keys
-
-
 def hide_row(kind: str, length: int, s: int, row: int, dtype: str) -> dict[str, Any]:
     """Options under which query `row` of every batch entry sees nothing."""
     hides = np.zeros((length, s), bool)
@@ -117,9 +114,6 @@ def test_extra_keys_are_always_visible(extra: str, rng: np.random.Generator) -> 
     check(how, call, rng)
 
 
-# --------------------------------------------------------------------- extreme values
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", ["attn_mask", "key_padding_mask", "both"])
 @pytest.mark.parametrize(("length", "s"), [(5, 7), (65, 130)])
@@ -184,9 +178,6 @@ def test_large_scores_do_not_overflow(dtype: str, rng: np.random.Generator) -> N
     assert all(np.isfinite(x).all() for x in (step.out, *step.grads.values()))
 
 
-# ------------------------------------------------------------------------- patterns
-
-
 def patterns(length: int, s: int) -> dict[str, np.ndarray]:
     """Masks of structure, True = ignore."""
     i, j = np.arange(length)[:, None], np.arange(s)
@@ -235,9 +226,6 @@ def test_causal_is_the_mask_of_the_upper_triangle(
     assert_close(one.out, two.out, tolerance(FORWARD, dtype), "out")
     assert_close(one.weights, two.weights, tolerance(FORWARD, dtype), "weights")
     assert_all_close(one.grads, two.grads, tolerance(GRADIENT, dtype))
-
-
-# ------------------------------------------------------------------- NaN behind masks
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -306,9 +294,6 @@ def test_nan_under_a_causal_flag_stays_behind(dtype: str, rng: np.random.Generat
     step = layer_step(make_layer(how, rng), call)
     np.testing.assert_array_equal(np.isnan(step.out[0]).any(-1), np.arange(200) >= 130)
     check(how, call, rng, inputs_only=True)
-
-
-# ------------------------------------------------------------------------ merge_masks
 
 
 def test_merge_masks_of_nothing_and_of_padding(rng: np.random.Generator) -> None:

@@ -42,15 +42,15 @@ void Attention<T>::fill(Block<T>& block, const AttentionTiles<T>& tiles, const S
   block.value_dim = plan_.value_dim;
   block.lanes = tile_lanes(s.queries, query_tile);
   kernels_.scale(const_cast<T*>(block.q),
-                 this->query_tile(tiles.q, s, head, query_tile, plan_.head_dim),
+                 tiles.q + plan_.query_tile(s, head, query_tile, plan_.head_dim),
                  plan_.head_dim * block.lanes, T(double(scale_) * kLog2E));
 }
 
 template <class T>
 void Attention<T>::at_key_tile(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s,
                                int64_t head, int64_t key_tile, const TileMask<T>& mask) const {
-  block.k = this->key_tile(tiles.k, s, head, key_tile, plan_.head_dim);
-  block.v = this->key_tile(tiles.v, s, head, key_tile, plan_.value_dim);
+  block.k = tiles.k + plan_.key_tile_by_head(s, head, key_tile, plan_.head_dim);
+  block.v = tiles.v + plan_.key_tile_by_head(s, head, key_tile, plan_.value_dim);
   block.key_lanes = tile_lanes(plan_.rows(s), key_tile);
   block.keys = tile_tokens(plan_.rows(s), key_tile);
   block.visible = mask.visible;
@@ -80,9 +80,10 @@ void Attention<T>::add_forward(std::vector<Phase>& phases, const AttentionTiles<
   memory_.need(count.used());
   std::vector<Item> list = items(true);
   const int64_t tasks = int64_t(list.size());
-  phases.push_back({tasks, [this, tiles, list = std::move(list)](int64_t task, int w) {
-                      forward(list[size_t(task)], tiles, memory_.of(w));
-                    }});
+  auto run = [this, tiles, list = std::move(list)](int64_t task, int w) {
+    forward(list[size_t(task)], tiles, memory_.of(w));
+  };
+  phases.push_back({tasks, std::move(run)});
 }
 
 template <class T>
@@ -96,8 +97,8 @@ void Attention<T>::forward(const Item& item, const AttentionTiles<T>& tiles, Are
   block.q = scratch.q;
   block.s = scratch.s;
   block.out = scratch.out;
-  block.row_max = row_of(tiles.row_max, s, item.head, item.part);
-  block.row_sum = row_of(tiles.row_inv, s, item.head, item.part);
+  block.row_max = tiles.row_max + plan_.query_row(s, item.head, item.part);
+  block.row_sum = tiles.row_inv + plan_.query_row(s, item.head, item.part);
   block.seen = &seen;
   block.first = true;
   fill(block, tiles, s, item.head, item.part);
@@ -110,7 +111,7 @@ void Attention<T>::forward(const Item& item, const AttentionTiles<T>& tiles, Are
     block.first = false;
   }
   kernels_.forward_end(block, T(masks_.keep_scale()),
-                       query_tile(tiles.out, s, item.head, item.part, plan_.value_dim),
+                       tiles.out + plan_.query_tile(s, item.head, item.part, plan_.value_dim),
                        block.lanes);
 }
 
@@ -149,9 +150,10 @@ void Attention<T>::add_weights(std::vector<Phase>& phases, const AttentionTiles<
   std::vector<Item> list = items(true);
   std::erase_if(list, [&](const Item& i) { return i.head % heads != 0; });
   const int64_t tasks = int64_t(list.size());
-  phases.push_back({tasks, [this, tiles, view, heads, list = std::move(list)](int64_t task, int w) {
-                      weights(list[size_t(task)], heads, tiles, view, memory_.of(w));
-                    }});
+  auto run = [this, tiles, view, heads, list = std::move(list)](int64_t task, int w) {
+    weights(list[size_t(task)], heads, tiles, view, memory_.of(w));
+  };
+  phases.push_back({tasks, std::move(run)});
 }
 
 template <class T>
@@ -184,8 +186,9 @@ void Attention<T>::weights(const Item& item, int64_t heads, const AttentionTiles
         continue;
       block.q = scratch.q + h * plan_.head_dim * kTile;
       at_key_tile(block, tiles, s, head, t, mask);
-      kernels_.weights_block(block, row_of(tiles.row_max, s, head, item.part),
-                             row_of(tiles.row_inv, s, head, item.part), factor, scratch.sum, any);
+      kernels_.weights_block(block, tiles.row_max + plan_.query_row(s, head, item.part),
+                             tiles.row_inv + plan_.query_row(s, head, item.part), factor,
+                             scratch.sum, any);
       any = true;
     }
     if (!any) continue;

@@ -14,7 +14,7 @@ namespace multihead {
 template <class T>
 struct AttentionTiles {
   T *q, *k, *v, *out;
-  T *row_max, *row_inv;  // [query lane begin * H + h * lanes + i]; +inf and 0: nothing to see
+  T *row_max, *row_inv;  // see Plan::query_row; +inf and 0 where there is nothing to see
 };
 
 template <class T>
@@ -64,19 +64,6 @@ class Attention {
   void add_mask_gradient(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
                          const GradientTiles<T>& gradients, const WeightsView& d_weights,
                          const View& d_mask);
-
-  // Addresses.
-  T* query_tile(T* base, const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
-    return base + (s.query_lane + tile * kTile) * plan_.heads * dim +
-           head * dim * tile_lanes(s.queries, tile);
-  }
-  T* key_tile(T* base, const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
-    const int64_t lanes = round_up(plan_.rows(s), kLane);
-    return base + s.key_lane * plan_.heads * dim + (head * lanes + tile * kTile) * dim;
-  }
-  T* row_of(T* base, const Sequence& s, int64_t head, int64_t tile) const {
-    return base + s.query_lane * plan_.heads + head * round_up(s.queries, kLane) + tile * kTile;
-  }
 
  private:
   struct Item {

@@ -47,12 +47,12 @@ struct Attention<T>::QueryBlock {
     const int64_t D = a.plan_.head_dim, Dv = a.plan_.value_dim;
     const T keep = T(a.masks_.keep_scale());
     a.fill(block, tiles, s, head, tile);
-    const T* query = a.query_tile(tiles.q, s, head, tile, D);
-    const T* gradient = a.query_tile(g.d_out, s, head, tile, Dv);
+    const T* query = tiles.q + a.plan_.query_tile(s, head, tile, D);
+    const T* gradient = g.d_out + a.plan_.query_tile(s, head, tile, Dv);
     block.queries = tile_tokens(s.queries, tile);
-    block.row_max = a.row_of(tiles.row_max, s, head, tile);
-    block.row_inv = a.row_of(tiles.row_inv, s, head, tile);
-    block.delta = a.row_of(g.delta, s, head, tile);
+    block.row_max = tiles.row_max + a.plan_.query_row(s, head, tile);
+    block.row_inv = tiles.row_inv + a.plan_.query_row(s, head, tile);
+    block.delta = g.delta + a.plan_.query_row(s, head, tile);
     a.kernels_.transpose(q_rows, a.head_pitch_, a.head_pitch_, query, block.lanes, D, block.lanes,
                          T(1));
     a.kernels_.transpose(d_out_rows, a.value_pitch_, a.value_pitch_, gradient, block.lanes, Dv,
@@ -121,10 +121,10 @@ void Attention<T>::add_backward(std::vector<Phase>& phases, const AttentionTiles
   if (d_weights.heads) {
     std::vector<Item> list = items(true);
     const int64_t tasks = int64_t(list.size());
-    phases.push_back(
-        {tasks, [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
-           add_delta(list[size_t(task)], tiles, gradients, d_weights, memory_.of(w));
-         }});
+    auto run = [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
+      add_delta(list[size_t(task)], tiles, gradients, d_weights, memory_.of(w));
+    };
+    phases.push_back({tasks, std::move(run)});
   }
   std::vector<Item> heads = items(false), list;
   for (const Item& i : heads) {
@@ -133,16 +133,17 @@ void Attention<T>::add_backward(std::vector<Phase>& phases, const AttentionTiles
     for (int64_t g = 0; g < parts; ++g) list.push_back({i.sequence, i.head, int32_t(g)});
   }
   const int64_t tasks = int64_t(list.size()), folds = int64_t(heads.size());
-  phases.push_back(
-      {tasks, [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
-         const Item& i = list[size_t(task)];
-         const int64_t groups = split_ ? 1 : groups_of(plan_.sequences[size_t(i.sequence)]);
-         backward(i, i.part, groups, tiles, gradients, d_weights, memory_.of(w));
-       }});
-  if (split_)
-    phases.push_back({folds, [this, gradients, heads = std::move(heads)](int64_t task, int) {
-                        fold(heads[size_t(task)], gradients);
-                      }});
+  auto run = [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
+    const Item& i = list[size_t(task)];
+    const int64_t groups = split_ ? 1 : groups_of(plan_.sequences[size_t(i.sequence)]);
+    backward(i, i.part, groups, tiles, gradients, d_weights, memory_.of(w));
+  };
+  phases.push_back({tasks, std::move(run)});
+  if (!split_) return;
+  auto add_up = [this, gradients, heads = std::move(heads)](int64_t task, int) {
+    fold(heads[size_t(task)], gradients);
+  };
+  phases.push_back({folds, std::move(add_up)});
 }
 
 // delta += rowsum(weights * d_weights)
@@ -156,14 +157,14 @@ void Attention<T>::add_delta(const Item& item, const AttentionTiles<T>& tiles,
   fill(at.block, tiles, s, item.head, item.part);
   const int64_t lanes = at.block.lanes;
   const T share = view.heads == 1 ? T(1.0 / double(plan_.heads)) : T(1);
-  T* delta = row_of(gradients.delta, s, item.head, item.part);
+  T* delta = gradients.delta + plan_.query_row(s, item.head, item.part);
   for (int64_t t = 0; t < tiles_of(plan_.rows(s)); ++t) {
     TileMask<T> mask;
     if (!masks_.tile(s, item.sequence, item.head, item.part, t, *at.rows, *at.mask, mask)) continue;
     this->at_key_tile(at.block, tiles, s, item.head, t, mask);
-    kernels_.weights_block(at.block, row_of(tiles.row_max, s, item.head, item.part),
-                           row_of(tiles.row_inv, s, item.head, item.part), T(masks_.keep_scale()),
-                           at.s, false);
+    kernels_.weights_block(at.block, tiles.row_max + plan_.query_row(s, item.head, item.part),
+                           tiles.row_inv + plan_.query_row(s, item.head, item.part),
+                           T(masks_.keep_scale()), at.s, false);
     load_weights(view, s, item.sequence, item.head, item.part, t, share, at.d_weights);
     if (mask.visible)  // a hidden weight has no gradient, whatever came for it
       for (int64_t j = 0; j < at.block.keys; ++j)
@@ -212,16 +213,15 @@ void Attention<T>::backward(const Item& item, int64_t first_group, int64_t group
       }
       if (!any && (split_ || group == 0)) std::fill(sum, sum + floats, T(0));
       if (split_ || (!any && group > 0)) continue;
-      T* total = query_tile(gradients.d_q, s, head, tile, D);
+      T* total = gradients.d_q + plan_.query_tile(s, head, tile, D);
       group == 0 ? kernels_.scale(total, sum, floats, scale_)
                  : kernels_.add_scaled(total, sum, floats, scale_);
     }
     for (int64_t t = begin; t < end; ++t) {
       const int64_t lanes = tile_lanes(plan_.rows(s), t), n = tile_tokens(plan_.rows(s), t);
-      const int64_t base = (s.key_lane + t * kTile) * plan_.heads;
-      kernels_.transpose(gradients.d_k + base * D + head * D * lanes, lanes, lanes,
+      kernels_.transpose(gradients.d_k + plan_.key_tile(s, head, t, D), lanes, lanes,
                          d_k + (t - begin) * kTile * head_pitch_, head_pitch_, n, D, scale_);
-      kernels_.transpose(gradients.d_v + base * Dv + head * Dv * lanes, lanes, lanes,
+      kernels_.transpose(gradients.d_v + plan_.key_tile(s, head, t, Dv), lanes, lanes,
                          d_v + (t - begin) * kTile * value_pitch_, value_pitch_, n, Dv, T(1));
     }
   }
@@ -232,7 +232,7 @@ void Attention<T>::fold(const Item& item, const GradientTiles<T>& gradients) con
   const size_t sequence = size_t(item.sequence);
   const Sequence& s = plan_.sequences[sequence];
   for (int64_t tile = 0; tile < tiles_of(s.queries); ++tile) {
-    T* total = query_tile(gradients.d_q, s, item.head, tile, plan_.head_dim);
+    T* total = gradients.d_q + plan_.query_tile(s, item.head, tile, plan_.head_dim);
     const int64_t floats = plan_.head_dim * tile_lanes(s.queries, tile);
     for (int64_t group = 0; group < groups_of(s); ++group) {
       const T* part = partial_tile(s, sequence, item.head, group, tile);
@@ -253,9 +253,10 @@ void Attention<T>::add_mask_gradient(std::vector<Phase>& phases, const Attention
   memory_.need(count.used());
   const int64_t tiles_owned = d_mask.size[2] == 1 ? 1 : tiles_of(d_mask.size[2]);
   const int64_t tasks = d_mask.size[0] * d_mask.size[1] * tiles_owned;
-  phases.push_back({tasks, [this, tiles, gradients, d_weights, d_mask](int64_t task, int w) {
-                      mask_gradient(task, tiles, gradients, d_weights, d_mask, memory_.of(w));
-                    }});
+  auto run = [this, tiles, gradients, d_weights, d_mask](int64_t task, int w) {
+    mask_gradient(task, tiles, gradients, d_weights, d_mask, memory_.of(w));
+  };
+  phases.push_back({tasks, std::move(run)});
 }
 
 template <class T>

@@ -47,11 +47,12 @@ struct Run {
   void each_tile(Tokens tokens, F f) {
     const std::vector<TileRef>& tiles =
         tokens == Tokens::Queries ? plan.query_tiles : plan.key_tiles;
-    phases.push_back({int64_t(tiles.size()) * plan.heads, [this, f, &tiles](int64_t task, int) {
-                        const TileRef at = tiles[size_t(task / plan.heads)];
-                        f(plan.sequences[size_t(at.sequence)], int64_t(at.sequence),
-                          task % plan.heads, int64_t(at.tile));
-                      }});
+    auto task_of = [this, f, &tiles](int64_t task, int) {
+      const TileRef at = tiles[size_t(task / plan.heads)];
+      f(plan.sequences[size_t(at.sequence)], int64_t(at.sequence), task % plan.heads,
+        int64_t(at.tile));
+    };
+    phases.push_back({int64_t(tiles.size()) * plan.heads, std::move(task_of)});
   }
 
   // Pointers to the rows of a tile of an (N, H, tokens, features) array.
@@ -66,10 +67,9 @@ struct Run {
   // Tiles by tile (false) or by head (true), see plan.h.
   T* place(T* base, Tokens tokens, bool by_head, const Sequence& s, int64_t head, int64_t tile,
            int64_t dim) const {
-    if (tokens == Tokens::Queries) return attention.query_tile(base, s, head, tile, dim);
-    if (by_head) return attention.key_tile(base, s, head, tile, dim);
-    return base + (s.key_lane + tile * kTile) * plan.heads * dim +
-           head * dim * tile_lanes(s.keys, tile);
+    if (tokens == Tokens::Queries) return base + plan.query_tile(s, head, tile, dim);
+    return base + (by_head ? plan.key_tile_by_head(s, head, tile, dim)
+                           : plan.key_tile(s, head, tile, dim));
   }
   void read(const View& from, Tokens tokens, T* to) {
     each_tile(tokens, [=, this](const Sequence& s, int64_t b, int64_t h, int64_t t) {
@@ -94,7 +94,7 @@ struct Run {
   template <class F>
   void each_row(T* base, F f) {
     each_tile(Tokens::Queries, [=, this](const Sequence& s, int64_t b, int64_t h, int64_t t) {
-      T* at = attention.row_of(base, s, h, t);
+      T* at = base + plan.query_row(s, h, t);
       for (int64_t i = 0; i < tile_lanes(s.queries, t); ++i)
         f(at[i], i < tile_tokens(s.queries, t), b, h, t * kTile + i);
     });

@@ -60,8 +60,8 @@ void Masks<T>::layout(Arena& arena, const BatchShape& shape) {
 template <class T>
 void Masks<T>::add_phases(std::vector<Phase>& phases, const KernelSet& set) {
   set_ = &set;
-  if (mask_ && slices_ * query_tiles_ * key_tiles_ > 0)
-    phases.push_back({slices_ * query_tiles_, [this](int64_t task, int) { read(task); }});
+  if (!mask_ || slices_ * query_tiles_ * key_tiles_ == 0) return;
+  phases.push_back({slices_ * query_tiles_, [this](int64_t task, int) { read(task); }});
 }
 
 // Rows of a tile of queries in the mask, null behind the last one.

@@ -44,6 +44,21 @@ struct Plan {
 
   int64_t extra() const { return int64_t(bias_key) + int64_t(zero_row); }
   int64_t rows(const Sequence& s) const { return s.keys + extra(); }  // keys attended to
+
+  // Offsets of one head's part of a tile, with `dim` features a head.
+  int64_t query_tile(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
+    return ((s.query_lane + tile * kTile) * heads + head * tile_lanes(s.queries, tile)) * dim;
+  }
+  int64_t key_tile(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
+    return ((s.key_lane + tile * kTile) * heads + head * tile_lanes(rows(s), tile)) * dim;
+  }
+  int64_t key_tile_by_head(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
+    return (s.key_lane * heads + head * round_up(rows(s), kLane) + tile * kTile) * dim;
+  }
+  // Offset of the values that a head keeps for each query.
+  int64_t query_row(const Sequence& s, int64_t head, int64_t tile) const {
+    return s.query_lane * heads + head * round_up(s.queries, kLane) + tile * kTile;
+  }
 };
 
 // What decides the plan of a call.

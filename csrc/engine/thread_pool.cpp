@@ -152,11 +152,12 @@ void join_phases(std::vector<Phase>& phases, size_t first) {
   phases.resize(first);
   int64_t tasks = 0;
   for (const Phase& part : parts) tasks += part.tasks;
-  phases.push_back({tasks, [parts = std::move(parts)](int64_t task, int worker) {
-                      size_t i = 0;
-                      for (; task >= parts[i].tasks; ++i) task -= parts[i].tasks;
-                      parts[i].run(task, worker);
-                    }});
+  auto run = [parts = std::move(parts)](int64_t task, int worker) {
+    size_t i = 0;
+    for (; task >= parts[i].tasks; ++i) task -= parts[i].tasks;
+    parts[i].run(task, worker);
+  };
+  phases.push_back({tasks, std::move(run)});
 }
 
 int num_threads() { return pool().threads(); }

@@ -19,12 +19,12 @@ void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* til
   Arena count;
   count.take<T>(2 * block * kTile + kTile * kTile + 2 * block * kLane + 2 * kTile);
   memory_.need(count.used());
-  phases.push_back({blocks * column_tiles, [=, this](int64_t task, int worker) {
-                      const int64_t row = task / column_tiles * block,
-                                    column = task % column_tiles * kTile;
-                      weight_gradient(row, smaller(rows - row, block), column, tiles_in, tokens,
-                                      head_dim, x, d_weight, d_bias, by_column, memory_.of(worker));
-                    }});
+  auto run = [=, this](int64_t task, int worker) {
+    const int64_t row = task / column_tiles * block, column = task % column_tiles * kTile;
+    weight_gradient(row, smaller(rows - row, block), column, tiles_in, tokens, head_dim, x,
+                    d_weight, d_bias, by_column, memory_.of(worker));
+  };
+  phases.push_back({blocks * column_tiles, std::move(run)});
 }
 
 template <class T>
@@ -118,10 +118,11 @@ void Projection<T>::add_bias_row_gradient(std::vector<Phase>& phases, const T* d
     }
   };
   if (!d_bias_k && !d_bias_v) return;
-  phases.push_back({plan_.heads, [=, this](int64_t head, int) {
-                      add(d_k, d_bias_k, plan_.head_dim, head);
-                      add(d_v, d_bias_v, plan_.value_dim, head);
-                    }});
+  auto run = [=, this](int64_t head, int) {
+    add(d_k, d_bias_k, plan_.head_dim, head);
+    add(d_v, d_bias_v, plan_.value_dim, head);
+  };
+  phases.push_back({plan_.heads, std::move(run)});
 }
 
 template class Projection<float>;

@@ -46,10 +46,10 @@ def jitter(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     The pixels are read at the moved places by bilinear interpolation; outside the scan is 0.
     """
     count, height, width = images.shape
-    turn = rng.normal(0, 0.12, (count, 1, 1))
-    slant = rng.normal(0, 0.10, (count, 1, 1))
-    scale_y, scale_x = rng.normal(1, 0.06, (2, count, 1, 1))
-    shift_y, shift_x = rng.normal(0, 0.35, (2, count, 1, 1))
+    turn = rng.normal(0, 0.08, (count, 1, 1))
+    slant = rng.normal(0, 0.08, (count, 1, 1))
+    scale_y, scale_x = rng.normal(1, 0.05, (2, count, 1, 1))
+    shift_y, shift_x = rng.normal(0, 0.25, (2, count, 1, 1))
     y = np.arange(height)[:, None] - (height - 1) / 2
     x = np.arange(width)[None, :] - (width - 1) / 2
     from_y = scale_y * (np.cos(turn) * y + np.sin(turn) * x) + shift_y + (height - 1) / 2

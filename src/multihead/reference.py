@@ -89,9 +89,6 @@ class Result:
     key_padding_mask: NDArray[Any] | None
 
 
-# ------------------------------------------------------------------------------ dropout
-
-
 def _philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Words, Words]:
     """First two words of Philox4x32-10 (Salmon et al. 2011), vectorised over the counter."""
     low = np.uint64(0xFFFFFFFF)
@@ -168,9 +165,6 @@ def dropout_mask(
     threshold = min(int(p * 65536 + 0.5), 65535)
     keep = (x >> half & np.uint32(0xFFFF)) >= threshold
     return keep, 65536 / (65536 - threshold)
-
-
-# ---------------------------------------------------------------------------- attention
 
 
 def _product(a: Array, b: Array, used: NDArray[np.bool_]) -> Array:
@@ -302,9 +296,6 @@ def attention_backward(
     return d_q, d_k, d_v, d_scores
 
 
-# ---------------------------------------------------------------------------- the layer
-
-
 def _additive(mask: NDArray[Any]) -> Array:
     """Turn a mask into numbers to add to the scores: -inf where a boolean one is True."""
     return np.where(mask, -np.inf, 0.0) if mask.dtype == bool else mask.astype(np.float64)
@@ -323,12 +314,14 @@ def _projections(params: Mapping[str, Array]) -> tuple[list[Array], list[Array |
 
 def _split_heads(x: Array, num_heads: int) -> Array:
     n, length, e = x.shape
-    return x.reshape(n, length, num_heads, e // num_heads).swapaxes(1, 2)
+    heads: Array = x.reshape(n, length, num_heads, e // num_heads).swapaxes(1, 2)
+    return heads
 
 
 def _merge_heads(x: Array) -> Array:
     n, h, length, d = x.shape
-    return x.swapaxes(1, 2).reshape(n, length, h * d)
+    merged: Array = x.swapaxes(1, 2).reshape(n, length, h * d)
+    return merged
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
