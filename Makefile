@@ -13,11 +13,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc include src -name __p
 CPP := $(shell find csrc include examples -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format docs clean
+.PHONY: help demo test neon bench lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | bench | lint | format | docs | clean"
+	@echo "make demo | test | neon | bench | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -25,6 +25,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest $(ARGS)
+
+# NEON under qemu against the kernels of this machine; needs a cross compiler
+neon:
+	tools/neon.sh $(BUILD)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m multihead bench $(ARGS)

@@ -1,8 +1,6 @@
-// Runs layers of many shapes, forward and backward, on every kernel set this CPU has and prints a
-// digest of all results: sets with FMA print the same, on any architecture.
-//
-//   digest            one line per dtype for the set that MULTIHEAD_ISA names
-#include <cstdio>
+// Runs layers of several shapes, forward and backward, and prints a digest of all results in float
+// and one in double: kernel sets with FMA print the same, on any architecture. MULTIHEAD_ISA names
+// the set.
 #include <cstring>
 #include <vector>
 

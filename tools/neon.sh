@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Builds the engine for aarch64 and for this machine, runs both on the same layers (the former under
+# qemu), and checks that NEON gives the bits of this machine's FMA kernels: tools/neon.sh BUILD_DIR
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+build=${1:-build}/neon
+
+for tool in aarch64-linux-gnu-g++ qemu-aarch64; do
+  command -v "$tool" >/dev/null ||
+    { echo "needs $tool (Debian: apt install g++-aarch64-linux-gnu qemu-user)"; exit 1; }
+done
+
+# compile COMPILER FOLDER ARCHITECTURE "isa bytes flags"...
+compile() {
+  local compiler=$1 folder=$build/$2 flags="-std=c++20 -O2 -ffp-contract=off -fno-math-errno
+    -Wno-psabi -Wno-maybe-uninitialized -D$3"
+  shift 3
+  mkdir -p "$folder"
+  for set in "$@" "baseline 16"; do
+    read -r isa bytes extra <<<"$set"
+    # shellcheck disable=SC2086
+    "$compiler" $flags -fno-exceptions -fno-rtti -DMULTIHEAD_ISA="$isa" \
+      -DMULTIHEAD_VECTOR_BYTES="$bytes" $extra -c csrc/kernels/kernels.cpp -o "$folder/$isa.o"
+  done
+  # shellcheck disable=SC2086
+  "$compiler" $flags -static -pthread tests/native/digest.cpp csrc/engine/*.cpp "$folder"/*.o \
+    -o "$folder/digest"
+}
+
+compile aarch64-linux-gnu-g++ aarch64 MULTIHEAD_ARM64 "neon 16"
+neon=$(MULTIHEAD_ISA=neon qemu-aarch64 "$build/aarch64/digest")
+echo "neon      $neon"
+case $(uname -m) in
+  x86_64)
+    compile g++ host MULTIHEAD_X86 "avx2 32 -mavx2 -mfma" \
+      "avx512 64 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma" ;;
+  *) exit 0 ;;
+esac
+for isa in avx2 avx512; do
+  here=$(MULTIHEAD_ISA=$isa "$build/host/digest" 2>/dev/null) || { echo "$isa: not on this CPU"; continue; }
+  echo "$isa    $here"
+  [ "$here" = "$neon" ] || { echo "NEON and $isa differ"; exit 1; }
+done
