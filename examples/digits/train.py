@@ -17,6 +17,7 @@ from model import Classifier
 from nn import Array, cross_entropy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 
 from multihead.plot import attention_maps
 
@@ -94,7 +95,8 @@ def main() -> None:
     print(f"{len(split.train_labels)} scans to train on, {len(split.test_labels)} held out")
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     started = time.perf_counter()
-    with Progress(*columns) as progress:
+    # The products outside attention are too small to gain from the threads of a BLAS.
+    with Progress(*columns) as progress, threadpool_limits(1, user_api="blas"):
         task = progress.add_task("", total=options.epochs)
 
         def report(epoch: int, loss: float, held_out: float) -> None:

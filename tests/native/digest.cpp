@@ -1,6 +1,7 @@
 // Runs layers of several shapes, forward and backward, and prints a digest of all results in float
 // and one in double: kernel sets with FMA print the same, on any architecture. MULTIHEAD_ISA names
 // the set.
+#include <cstdio>
 #include <cstring>
 #include <vector>
 
