@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
-CPP := $(shell find csrc include examples -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
+CPP := $(shell find csrc include examples tests -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test neon bench lint format docs clean

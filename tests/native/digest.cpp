@@ -39,9 +39,7 @@ template <class T>
 View view(const std::vector<T>& x, std::initializer_list<int64_t> sizes) {
   View v;
   v.data = const_cast<T*>(x.data());
-  v.dtype = sizeof(T) == 1   ? DType::Bool
-            : sizeof(T) == 4 ? DType::Float32
-                             : DType::Float64;
+  v.dtype = sizeof(T) == 1 ? DType::Bool : sizeof(T) == 4 ? DType::Float32 : DType::Float64;
   for (int64_t s : sizes) v.size[v.rank++] = s;
   int64_t stride = 1;
   for (int i = v.rank - 1; i >= 0; --i) v.stride[i] = stride, stride *= v.size[i];
@@ -68,8 +66,7 @@ uint64_t run(Numbers& numbers, int64_t N, int64_t L, int64_t S, int64_t H, int64
   const auto parameters = [&](std::vector<T>* weights, std::vector<T>* biases) {
     Parameters r;
     HeadWeights* to[] = {&r.query, &r.key, &r.value};
-    for (int i = 0; i < 3; ++i)
-      *to[i] = {view(weights[i], {H, D, E}), view(biases[i], {H, D})};
+    for (int i = 0; i < 3; ++i) *to[i] = {view(weights[i], {H, D, E}), view(biases[i], {H, D})};
     r.out = {view(weights[3], {H, D, E}), view(biases[3], {E})};
     return r;
   };
