@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cells import BRIEF, TINY, cell, target
 from multihead.bench import contenders, run
-from multihead.bench.bars import bars
 from multihead.bench.cases import GRID, MODES, QUICK, SHAPES, Case, Mode, Shape
 from multihead.bench.machine import Limit
-from multihead.bench.measure import DisagreementError, Plan, Timing, alternate, compare
+from multihead.bench.measure import DisagreementError, Plan, alternate, compare
 from multihead.bench.problem import Problem
-from multihead.bench.report import closing, opening
-from multihead.bench.suite import Cell, measure_case
+from multihead.bench.report import closing, opening, outcome, row, summary
+from multihead.bench.suite import measure_case
+from multihead.bench.targets.target import Reached, Result
+from multihead.cli import main
 
-TINY = Shape(2, 16, 32, 4)
 MACHINE = {
     "processor": "p",
     "cores": 1,
@@ -28,14 +30,6 @@ MACHINE = {
     "blas": None,
     "versions": {"torch": "2", "threadpoolctl": "3"},
 }
-BRIEF = Plan(rounds=2, fewest=1, budget=0.01, block=0.001)
-
-
-def cell(case: Case, ours: float, torch: float | None, limit: float = 1e11) -> Cell:
-    timings = {"multihead": Timing((ours,))}
-    if torch is not None:
-        timings["torch"] = Timing((torch,))
-    return Cell(case, Timing((limit,)), timings)
 
 
 # cases
@@ -115,9 +109,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch)
     assert absent["torch"] == "not installed"
 
     measured = measure_case(Case(TINY, MODES[0]), "numpy", lambda: 1e11, BRIEF)
-    text = closing([measured], 63, 1.0)
-    assert "torch did not run in 1 cells: not installed" in text
-    assert "not measured" in text
+    assert "torch did not run in 1 cells: not installed" in closing([measured], 63)
 
     text = opening(MACHINE | {"versions": {"torch": None, "threadpoolctl": None}}, 63)
     assert "missing: torch" in text
@@ -126,8 +118,11 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("granted", "said"), [(0.97, False), (0.6, True)])
 def test_a_busy_machine_is_told(granted: float, said: bool) -> None:
-    text = closing([cell(Case(TINY, MODES[0]), 1.0, 2.0)], 63, granted)
-    assert ("BUSY: other programs took 40%" in text) == said
+    assert ("BUSY: other programs took 40%" in summary([], granted)) == said
+    measured = cell(Case(TINY, MODES[0]), 1.0, 2.0)
+    assert ("BUSY" in row(replace(measured, granted=granted))) == said
+    result = Result(target(bound=1.0), Reached(2.0), granted)
+    assert ("BUSY: we got 60%" in outcome(result)) == said
 
 
 def test_the_limit_is_measured_with_what_the_machine_grants() -> None:
@@ -135,6 +130,7 @@ def test_the_limit_is_measured_with_what_the_machine_grants() -> None:
     assert limit.granted == 1.0
     assert limit() > 1e8
     assert 0 < limit.granted <= 1
+    assert limit.granted_since(limit.mark()) == 1.0
 
 
 # measuring
@@ -156,27 +152,43 @@ def test_rounds_alternate_and_stop_at_the_budget() -> None:
 # report
 
 
-def test_bars_are_met_and_missed() -> None:
-    train = Mode("train", training=True)
-    dropout = Mode("train + dropout", training=True, dropout=0.1)
-    long = SHAPES[4]
-    work = Case(long, train).flops()
-    cells = [
-        cell(Case(long, train), ours=1.0, torch=2.0, limit=work / 0.5),
-        cell(Case(long, dropout), ours=1.0, torch=4.0),
-        cell(Case(TINY, train), ours=1.0, torch=0.5),
+def test_a_run_of_chosen_targets_measures_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
+    monkeypatch.setattr("multihead.bench.choose", lambda names: [target(name=names[0])])
+    file = tmp_path / "bench.json"
+    assert run(targets=["mine"], plan=BRIEF, json_file=file)
+    text = capsys.readouterr().out
+    assert "mine" in text
+    assert "1 of 1 targets met" in text
+    assert "(N, L, E, H)" not in text
+    found = json.loads(file.read_text())
+    assert found["cells"] == []
+    assert found["targets"] == [
+        {
+            "name": "mine",
+            "what": "what it is",
+            "bound": 1.0,
+            "at_most": False,
+            "value": 2.0,
+            "note": "",
+            "verdict": "met",
+            "granted_processor_time": 1.0,
+        }
     ]
-    found = {bar.name.partition(",")[0]: bar for bar in bars(cells)}
-    assert found["geometric mean"].value == pytest.approx(4 ** (1 / 3))
-    assert found["geometric mean"].verdict == "met"
-    assert found["worst cell"].value == 0.5
-    assert found["worst cell"].where == str(Case(TINY, train))
-    assert found["worst cell"].verdict == "missed"
-    assert found["train + dropout at L = 2048"].verdict == "met"
-    assert found["dense training at L >= 512"].value == pytest.approx(0.5)
-    assert found["dense training at L >= 512"].verdict == "missed"
-    assert "MISSED" in closing(cells, 63, 1.0)
-    assert "3 of the grid's 63 cells" in closing(cells, 63, 1.0)
+
+
+def test_the_command_line_chooses_targets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+    monkeypatch.setattr("multihead.bench.run", lambda **options: asked.update(options) or False)
+    assert main(["bench", "--check", "--targets", "share", "memory"]) == 1
+    assert asked["targets"] == ["share", "memory"]
+    with pytest.raises(SystemExit):
+        main(["bench", "--targets", "share", "nothing"])
+    assert "no target begins with 'nothing'; there are grid-mean" in capsys.readouterr().err
 
 
 def test_a_run_prints_and_writes_everything(
@@ -185,12 +197,13 @@ def test_a_run_prints_and_writes_everything(
     monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
     cases = [Case(TINY, mode) for mode in MODES]
     file = tmp_path / "bench.json"
-    run(cases=cases, plan=BRIEF, json_file=file)
+    run(cases=cases, targets=["grid"], plan=BRIEF, json_file=file)
     text = capsys.readouterr().out
     for mode in MODES:
         assert f"\n{TINY!s:<20}{mode.name} " in text
-    assert "geometric mean" in text
-    assert "worst cell" in text
+    assert "geometric mean of torch / ours over 9 cells" in text
+    assert "worst cell: " in text
+    assert "9 of the grid's 63 cells" in text
 
     found = json.loads(file.read_text())
     assert found["machine"]["isa"]
@@ -208,5 +221,7 @@ def test_a_run_that_is_out_of_time_says_so(
 ) -> None:
     monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
     plan = Plan(rounds=1, fewest=1, budget=0.01, block=0.001, whole=0.0)
-    run(cases=[Case(TINY, mode) for mode in MODES], plan=plan)
-    assert "out of time: the last 9 cells were not run" in capsys.readouterr().out
+    run(cases=[Case(TINY, mode) for mode in MODES], targets=["grid", "memory"], plan=plan)
+    text = capsys.readouterr().out
+    assert "out of time: the last 9 cells were not run" in text
+    assert "not measured: grid-mean, grid-worst, memory" in text

@@ -1,27 +1,95 @@
 #include "arena.h"
 
 #include <cstdlib>
+#include <mutex>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 namespace multihead {
+namespace {
 
 constexpr size_t kHuge = size_t(2) << 20;
+constexpr size_t kKept = size_t(128) << 20;  // bytes of large blocks kept for the next call
 
-Block64::Block64(size_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const size_t align = bytes >= 2 * kHuge ? kHuge : kAlign;
-  const size_t rounded = (bytes + align - 1) / align * align;
-  data_ = std::aligned_alloc(align, rounded);
-  if (!data_) throw std::bad_alloc();
+void* allocate(size_t bytes) {
+  const size_t align = bytes >= kHuge ? kHuge : kAlign;
+  void* data = std::aligned_alloc(align, bytes);
+  if (!data) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (align == kHuge) madvise(data_, rounded, MADV_HUGEPAGE);
+  if (align == kHuge) madvise(data, bytes, MADV_HUGEPAGE);
 #endif
+  return data;
 }
 
-Block64::~Block64() { std::free(data_); }
+// Large blocks that came back: a training step asks for the same ones over and over, and pages new
+// from the system cost up to a tenth of it. Whoever finds the list in use goes to the system.
+class Kept {
+ public:
+  // A block of at least `bytes` and at most twice that, or null; `bytes` becomes its size.
+  void* take(size_t& bytes) {
+    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    if (!lock) return nullptr;
+    for (size_t i = blocks_.size(); i-- > 0;) {
+      const Entry entry = blocks_[i];
+      if (entry.bytes < bytes || entry.bytes > 2 * bytes) continue;
+      blocks_.erase(blocks_.begin() + long(i));
+      total_ -= entry.bytes;
+      bytes = entry.bytes;
+      return entry.data;
+    }
+    return nullptr;
+  }
+  bool give(void* data, size_t bytes) noexcept {
+    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    if (!lock || bytes > kKept) return false;
+    while (total_ + bytes > kKept) {  // the oldest make room
+      std::free(blocks_.front().data);
+      total_ -= blocks_.front().bytes;
+      blocks_.erase(blocks_.begin());
+    }
+    try {
+      blocks_.push_back({data, bytes});
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    total_ += bytes;
+    return true;
+  }
+
+ private:
+  struct Entry {
+    void* data;
+    size_t bytes;
+  };
+  std::mutex busy_;
+  std::vector<Entry> blocks_;
+  size_t total_ = 0;
+};
+
+Kept& kept() {
+  static Kept* const list = new Kept;  // outlives whoever gives back late
+  return *list;
+}
+
+}  // namespace
+
+Block64::Block64(size_t bytes) {
+  if (bytes == 0) return;
+  bytes_ = (bytes + kAlign - 1) / kAlign * kAlign;
+  if (bytes_ >= kHuge) {
+    bytes_ = (bytes + kHuge - 1) / kHuge * kHuge;
+    data_ = kept().take(bytes_);
+  }
+  if (!data_) data_ = allocate(bytes_);
+}
+
+Block64::~Block64() {
+  if (bytes_ >= kHuge && kept().give(data_, bytes_)) return;
+  std::free(data_);
+}
 
 }  // namespace multihead

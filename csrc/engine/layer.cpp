@@ -125,6 +125,7 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
   Arena kept(const_cast<void*>(cache));
   const AttentionTiles<T> tiles = layout_cache<T>(kept, plan);
   GradientTiles<T> g;
+  HeadWeights turned[4];  // of query, key, value and the output
   T* padding = nullptr;
   const auto layout = [&](Arena& arena) {
     g.d_out = arena.take<T>(plan.query_lanes * Dv);
@@ -132,6 +133,8 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     g.d_q = arena.take<T>(plan.query_lanes * D);
     g.d_k = arena.take<T>(plan.key_lanes * D);
     g.d_v = arena.take<T>(plan.key_lanes * Dv);
+    const HeadWeights* weights[] = {&p.query, &p.key, &p.value, &p.out};
+    for (int i = 0; i < 4; ++i) turned[i] = run.projection.layout_turned(arena, *weights[i]);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
     run.attention.layout_backward(arena, run.workers);
@@ -142,7 +145,10 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     run.masks.add_phases(phases, run.set);
     const Rows<const T> q(call.query), k(call.key), v(call.value), d_y(d_out);
 
-    run.projection.add_out_backward(phases, p.out, d_y, tiles.out, g.d_out, g.delta);
+    const HeadWeights* weights[] = {&p.query, &p.key, &p.value, &p.out};
+    for (int i = 0; i < 4; ++i) run.projection.add_turn(phases, *weights[i], turned[i]);
+    join_phases(phases, 0);
+    run.projection.add_out_backward(phases, turned[3], d_y, tiles.out, g.d_out, g.delta);
     run.attention.add_backward(phases, tiles, g, d_weights);
 
     size_t first = phases.size();
@@ -160,14 +166,15 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     const bool v_adds =
         d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
     if (d.query)
-      run.projection.add_in_backward(phases, p.query, g.d_q, Tokens::Queries, Rows<T>(d.query),
+      run.projection.add_in_backward(phases, turned[0], g.d_q, Tokens::Queries, Rows<T>(d.query),
                                      false);
     if (k_adds) join_phases(phases, first), first = phases.size();
     if (d.key)
-      run.projection.add_in_backward(phases, p.key, g.d_k, Tokens::Keys, Rows<T>(d.key), k_adds);
+      run.projection.add_in_backward(phases, turned[1], g.d_k, Tokens::Keys, Rows<T>(d.key),
+                                     k_adds);
     if (v_adds) join_phases(phases, first), first = phases.size();
     if (d.value)
-      run.projection.add_in_backward(phases, p.value, g.d_v, Tokens::Keys, Rows<T>(d.value),
+      run.projection.add_in_backward(phases, turned[2], g.d_v, Tokens::Keys, Rows<T>(d.value),
                                      v_adds);
     join_phases(phases, first);
 

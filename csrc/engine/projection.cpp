@@ -122,6 +122,44 @@ void Projection<T>::add_out(std::vector<Phase>& phases, const HeadWeights& weigh
 // Backward
 
 template <class T>
+HeadWeights Projection<T>::layout_turned(Arena& arena, const HeadWeights& weights) const {
+  constexpr int64_t kFar = 512, kMany = 512;
+  const View& w = weights.weight;
+  const int64_t rows = w.size[0] * w.size[1], features = w.size[2];
+  const bool by_row = w.stride[2] == 1 && w.stride[0] == w.size[1] * w.stride[1];
+  const bool by_column = w.stride[1] == 1 && w.stride[0] == w.size[1];
+  const int64_t pitch = by_row ? w.stride[1] : w.stride[2];
+  if (!(by_row || by_column) || pitch < kFar || plan_.query_lanes < kMany || rows % kLane != 0 ||
+      features % kLane != 0)
+    return weights;
+  HeadWeights turned = weights;
+  View& v = turned.weight;
+  v.data = arena.take<T>(rows * features);
+  v.stride[1] = by_row ? 1 : features;
+  v.stride[0] = v.size[1] * v.stride[1];
+  v.stride[2] = by_row ? rows : 1;
+  return turned;
+}
+
+template <class T>
+void Projection<T>::add_turn(std::vector<Phase>& phases, const HeadWeights& weights,
+                             const HeadWeights& turned) {
+  const View &w = weights.weight, &v = turned.weight;
+  if (w.stride[2] == v.stride[2]) return;  // not turned
+  const bool by_row = w.stride[2] == 1;
+  const int64_t rows = w.size[0] * w.size[1], features = w.size[2];
+  const int64_t strips = by_row ? rows : features, columns = by_row ? features : rows;
+  const int64_t pitch = by_row ? w.stride[1] : w.stride[2];
+  auto run = [=, this](int64_t task, int) {
+    const T* from[kTile] = {};
+    const int64_t first = task * kTile, n = smaller(strips - first, kTile);
+    for (int64_t i = 0; i < n; ++i) from[i] = w.as<const T>() + (first + i) * pitch;
+    kernels_.pack(v.as<T>() + first, strips, n, from, 1, columns);
+  };
+  phases.push_back({divide_up(strips, kTile), std::move(run)});
+}
+
+template <class T>
 void Projection<T>::add_out_backward(std::vector<Phase>& phases, const HeadWeights& weights,
                                      const Rows<const T>& d_y, const T* tiles_in, T* d_tiles,
                                      T* delta) {

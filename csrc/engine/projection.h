@@ -37,6 +37,10 @@ class Projection {
   void add_out(std::vector<Phase>& phases, const HeadWeights& weights, const View& bias,
                const T* tiles, const Rows<T>& y);
 
+  // Backward reads weights down their columns. Where those lie far apart, and for many tokens, a
+  // copy that lies the other way round pays: its place, or the weights themselves.
+  HeadWeights layout_turned(Arena& arena, const HeadWeights& weights) const;
+  void add_turn(std::vector<Phase>& phases, const HeadWeights& weights, const HeadWeights& turned);
   // d_tiles = weight d_y^T, and delta = rowsum(d_tiles * tiles) of each head.
   void add_out_backward(std::vector<Phase>& phases, const HeadWeights& weights,
                         const Rows<const T>& d_y, const T* tiles, T* d_tiles, T* delta);

@@ -5,6 +5,7 @@
 namespace multihead {
 
 constexpr int64_t kFoldTokens = 1024;  // a sum over tokens is folded after this many
+constexpr int64_t kMostRows = 1024;    // of a weight gradient in one task: what L2 holds
 
 template <class T>
 void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* tiles_in,
@@ -14,8 +15,11 @@ void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* til
   const View& d = d_weight ? d_weight : d_bias;
   const int64_t rows = plan_.heads * head_dim;
   const int64_t columns = by_column && !d_weight ? d.size[0] : d_weight ? d.size[2] : 1;
-  const int64_t block = rows >= 512 ? 256 : 128, blocks = divide_up(rows, block);
   const int64_t column_tiles = divide_up(columns, kTile);
+  // As few blocks of rows as give all workers something to do: each gathers x anew.
+  const int64_t wanted = larger(divide_up(rows, kMostRows), divide_up(2 * workers_, column_tiles));
+  const int64_t block = round_up(divide_up(rows, smaller(wanted, divide_up(rows, kTile))), kLane);
+  const int64_t blocks = divide_up(rows, block);
   Arena count;
   count.take<T>(2 * block * kTile + kTile * kTile + 2 * block * kLane + 2 * kTile);
   memory_.need(count.used());

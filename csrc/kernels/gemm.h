@@ -55,7 +55,7 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int6
   const int64_t row = g.a_row * int64_t(sizeof(T)), step = g.a_k * int64_t(sizeof(T));
 #pragma GCC unroll 16
   for (int i = 0; i < kBases; ++i) rows[i] = reinterpret_cast<const char*>(a) + 3 * i * row;
-#pragma GCC unroll 1
+#pragma GCC unroll 2
   for (int64_t p = 0; p < k; ++p) {
     Vec<T> x[NV];
 #pragma GCC unroll 4

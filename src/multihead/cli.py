@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 1 if ``bench --check`` missed a bar.
+        The exit status: 0, or 1 if ``bench --check`` missed a target.
 
     Examples
     --------
@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from multihead.bench import run
 
     passed = run(
-        face=options.face, threads=options.threads, quick=options.quick, json_file=options.json
+        face=options.face,
+        threads=options.threads,
+        quick=options.quick,
+        targets=options.targets,
+        json_file=options.json,
     )
     return 0 if passed or not options.check else 1
 
@@ -55,10 +59,17 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="measure against PyTorch and NumPy", description="Measure the layer."
     )
     bench.add_argument("--json", type=_writable, metavar="FILE", help="write all that was measured")
-    bench.add_argument("--quick", action="store_true", help="a part of the grid, under a minute")
+    bench.add_argument("--quick", action="store_true", help="a sample, under a minute")
+    bench.add_argument(
+        "--targets",
+        nargs="+",
+        type=_target,
+        metavar="NAME",
+        help="measure only the targets whose names begin so; a wrong name lists them",
+    )
     bench.add_argument("--threads", type=_positive, metavar="N", help="threads for everyone")
     bench.add_argument("--face", choices=["numpy"], default="numpy", help="which face of ours")
-    bench.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
+    bench.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     return parser
 
 
@@ -67,6 +78,16 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return number
+
+
+def _target(text: str) -> str:
+    from multihead.bench.targets import choose
+
+    try:
+        choose([text])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _writable(text: str) -> Path:

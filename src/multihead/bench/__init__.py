@@ -1,4 +1,4 @@
-"""The benchmark: our layer against PyTorch's and plain NumPy, in one process.
+"""The benchmark: our layer against PyTorch's and plain NumPy, and against its targets.
 
 ``python -m multihead bench`` runs it; `run` is the same for a program.
 """
@@ -8,18 +8,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from multihead import _native
 from multihead.bench import report
-from multihead.bench.bars import bars
 from multihead.bench.cases import GRID, QUICK, Case
-from multihead.bench.machine import Limit, describe, set_threads
+from multihead.bench.machine import describe, set_threads
 from multihead.bench.measure import FULL, Plan
 from multihead.bench.measure import QUICK as QUICK_PLAN
-from multihead.bench.suite import Cell, measure_case
+from multihead.bench.suite import measure_case
+from multihead.bench.targets import TARGETS, choose
+from multihead.bench.targets.target import Reached, Result, Run, Target, reach
 
 __all__ = ["run"]
+
+# the rest is for the targets that are not read off the grid
+GRID_SHARE_OF_TIME = 0.5
 
 
 def run(
@@ -27,11 +32,12 @@ def run(
     face: str = "numpy",
     threads: int | None = None,
     quick: bool = False,
+    targets: Sequence[str] | None = None,
     json_file: Path | None = None,
     cases: Sequence[Case] | None = None,
     plan: Plan | None = None,
 ) -> bool:
-    """Measure the grid and print the table, the means and the bars.
+    """Measure the grid and the targets, and print the table and what was reached.
 
     Parameters
     ----------
@@ -40,38 +46,39 @@ def run(
     threads : int, optional
         Threads for every contender; default: what `multihead.get_num_threads` says.
     quick : bool
-        A part of the grid, in less than a minute.
+        A part of the grid and of the targets, in less than a minute.
+    targets : sequence of str, optional
+        Beginnings of names: measure these targets, and of the grid what they are read off.
     json_file : pathlib.Path, optional
         Where to write all that was measured.
     cases, plan : optional
-        Other cases and durations than those that ``quick`` chooses.
+        Other cells and durations than those that ``quick`` and ``targets`` choose.
 
     Returns
     -------
     bool
-        False if a bar was missed.
+        False if a target was missed.
 
     Raises
     ------
+    ValueError
+        If no target begins with one of ``targets``.
     multihead.bench.measure.DisagreementError
         If the contenders' results differ.
     """
-    threads = _native.get_num_threads() if threads is None else threads
-    cases = cases or (QUICK if quick else GRID)
+    chosen = _chosen(targets, quick)
+    cases = _cells(chosen, targets is None, quick) if cases is None else cases
     plan = plan or (QUICK_PLAN if quick else FULL)
+    threads = _native.get_num_threads() if threads is None else threads
     set_threads(threads)
     machine = describe(threads)
-    print(report.opening(machine, len(cases)), flush=True)
-    cells: list[Cell] = []
-    limit = Limit(threads)
+    this = Run(face, threads, plan, quick)
     start = time.monotonic()
-    for done, case in enumerate(cases):
-        if time.monotonic() - start > plan.whole:
-            print(f"out of time: the last {len(cases) - done} cells were not run")
-            break
-        cells.append(measure_case(case, face, limit, plan))
-        print(report.row(cells[-1]), flush=True)
-    print(report.closing(cells, len(GRID), limit.granted))
+    print(report.opening(machine, len(cases)), flush=True)
+    _measure_grid(this, cases, start)
+    results = _measure_targets(this, chosen, start)
+    cells = list(this.cells.values())
+    print(report.summary(results, this.limit.granted))
     if json_file is not None:
         settings = {
             "face": face,
@@ -81,6 +88,45 @@ def run(
             "seconds_for_a_cell": plan.budget,
             "seconds_for_a_block": plan.block,
         }
-        found = report.document(cells, machine, settings, limit.granted)
+        found = report.document(cells, results, machine, settings, this.limit.granted)
         json_file.write_text(json.dumps(found, indent=1) + "\n")
-    return all(bar.verdict != "missed" for bar in bars(cells))
+    return all(result.verdict != "missed" for result in results)
+
+
+def _chosen(names: Sequence[str] | None, quick: bool) -> list[Target]:
+    if names is not None:
+        return choose(names)
+    return [target for target in TARGETS if target.quick or not quick]
+
+
+def _cells(chosen: Sequence[Target], whole: bool, quick: bool) -> list[Case]:
+    """Those of the grid's cells that are to be measured, in its order."""
+    cases = QUICK if quick else GRID
+    needed = {case for target in chosen for case in target.grid}
+    return [case for case in cases if whole or case in needed]
+
+
+def _measure_grid(this: Run, cases: Sequence[Case], start: float) -> None:
+    if not cases:
+        return
+    for done, case in enumerate(cases):
+        if time.monotonic() - start > this.plan.whole * GRID_SHARE_OF_TIME:
+            print(f"out of time: the last {len(cases) - done} cells were not run")
+            break
+        mark = this.limit.mark()
+        cell = measure_case(case, this.face, this.limit, this.plan)
+        this.cells[case] = replace(cell, granted=this.limit.granted_since(mark))
+        print(report.row(this.cells[case]), flush=True)
+    print(report.closing(list(this.cells.values()), len(GRID)))
+
+
+def _measure_targets(this: Run, chosen: Sequence[Target], start: float) -> list[Result]:
+    results = []
+    print()
+    for target in chosen:
+        if not target.grid and time.monotonic() - start > this.plan.whole:
+            results.append(Result(target, Reached(None, "out of time")))
+        else:
+            results.append(reach(target, this))
+        print(report.outcome(results[-1]), flush=True)
+    return results

@@ -124,11 +124,10 @@ MODES = (
 
 GRID = tuple(Case(shape, mode) for shape in SHAPES for mode in MODES)
 
-# every mode of the two small shapes, a few of a larger one, and the cell with a bar of its own
+# every mode of the two small shapes, and a few of a larger one
 _QUICK_MODES = {
     SHAPES[0]: MODES,
-    SHAPES[3]: tuple(mode for mode in MODES if mode.dense or mode.padding or mode.dropout),
-    SHAPES[4]: tuple(mode for mode in MODES if mode.dropout),
     SHAPES[6]: MODES,
+    SHAPES[3]: tuple(mode for mode in MODES if mode.dense or mode.padding or mode.dropout),
 }
 QUICK = tuple(Case(shape, mode) for shape, modes in _QUICK_MODES.items() for mode in modes)

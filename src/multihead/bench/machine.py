@@ -7,7 +7,7 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -112,5 +112,13 @@ class Limit:
 
     @property
     def granted(self) -> float:
-        """The share of the processors' time that this process got, the median over all calls."""
-        return median(self._shares) if self._shares else 1.0
+        """The share of the processors' time that this process got, the mean over all calls."""
+        return self.granted_since(0)
+
+    def mark(self) -> int:
+        """Return the moment, for `granted_since`."""
+        return len(self._shares)
+
+    def granted_since(self, mark: int) -> float:
+        """Return the same for the calls after a moment; 1 if there were none."""
+        return fmean(self._shares[mark:] or [1.0])

@@ -27,7 +27,7 @@ class Plan:
     block : float
         Seconds that each contender runs before the next one's turn, at least.
     whole : float
-        Seconds after which no further cell is begun.
+        Seconds after which no further cell or target is begun.
     """
 
     rounds: int = 9
@@ -38,7 +38,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(rounds=5, fewest=2, budget=0.8, whole=50.0)
+QUICK = Plan(rounds=5, fewest=2, budget=0.6, whole=45.0)
 
 
 class DisagreementError(RuntimeError):

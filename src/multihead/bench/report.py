@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from multihead.bench.bars import Bar, bars, mean_ratio, worst
 from multihead.bench.contenders import EINSUM, TORCH
 from multihead.bench.suite import Cell
+from multihead.bench.targets.grid import mean_ratio, worst
+from multihead.bench.targets.target import Result
 
 # with less than this share of the processors' time, figures are not worth printing in a README
 QUIET = 0.9
@@ -37,7 +38,10 @@ def duration(seconds: float | None) -> str:
 
 
 def opening(machine: dict[str, Any], cells: int) -> str:
-    """Write the lines above the table: machine, versions, who is missing, what the columns mean."""
+    """Write the lines above the table: machine, versions, who is missing, what the columns mean.
+
+    With no cells to measure there is no table, and nothing about it.
+    """
     versions = machine["versions"]
     present = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
     lines = [
@@ -48,11 +52,13 @@ def opening(machine: dict[str, Any], cells: int) -> str:
     lines += [
         f"missing: {name} is not installed ({loss}); pip install 'multihead[bench]'"
         for name, loss in (
-            ("torch", "no comparison, and no bar that needs one"),
+            ("torch", "no comparison, and no target that needs one"),
             ("threadpoolctl", "NumPy's BLAS keeps its own number of threads"),
         )
         if versions[name] is None
     ]
+    if cells == 0:
+        return "\n".join(lines)
     lines += [
         f"{cells} cells, float32, self-attention. train: clear the gradients, forward, backward to "
         "the input and all parameters.",
@@ -71,21 +77,42 @@ def row(cell: Cell) -> str:
         f"{cell.case.shape!s:<20}{cell.case.mode.name:<17}{duration(cell.ours):>10}"
         f"{duration(cell.seconds(TORCH)):>10}"
         f"{'-' if ratio is None else f'{ratio:.2f}x':>12}{cell.share:>10.0%} "
-        f"{duration(cell.seconds(EINSUM)):>10}"
+        f"{duration(cell.seconds(EINSUM)):>10}" + ("  BUSY" if cell.granted < QUIET else "")
     )
 
 
-def verdict(bar: Bar) -> str:
-    """Write one line for one bar."""
-    reached = "" if bar.value is None else f", reached {bar.value:.2f}"
-    word = bar.verdict.upper() if bar.verdict == "missed" else bar.verdict
-    return f"{word:<13}{bar.name} >= {bar.target:g}{reached}" + (
-        f" at {bar.where}" if bar.where else ""
-    )
+def outcome(result: Result) -> str:
+    """Write the lines for one target: name and verdict, what it is, target, reached."""
+    target, value = result.target, result.reached.value
+    word = result.verdict.upper() if result.verdict == "missed" else result.verdict
+    sign = "<=" if target.at_most else ">="
+    wanted = "" if target.bound is None else f"target {sign} {target.form.format(target.bound)}"
+    reached = "" if value is None else f"reached {target.form.format(value)}"
+    busy = f"BUSY: we got {result.granted:.0%} of the processors" if result.granted < QUIET else ""
+    figures = ", ".join(filter(None, (wanted, reached)))
+    told = "; ".join(filter(None, (figures, result.reached.note, busy)))
+    return f"{word:<13}{target.name:<16}{target.what}\n{'':<29}{told}"
 
 
-def closing(cells: Sequence[Cell], grid: int, granted: float) -> str:
-    """Write the lines below the table: who did not run, mean, worst cell, bars.
+def summary(results: Sequence[Result], granted: float) -> str:
+    """Write the last lines: how many targets were met, and whether the machine was busy."""
+    lines = []
+    if results:
+        verdicts = [result.verdict for result in results]
+        lines = ["", f"{verdicts.count('met')} of {len(results)} targets met"]
+        for word in ("missed", "not measured"):
+            names = [result.target.name for result in results if result.verdict == word]
+            lines += [f"{word}: {', '.join(names)}"] if names else []
+    if granted < QUIET:
+        lines.append(
+            f"BUSY: other programs took {1 - granted:.0%} of the processors' time while this ran. "
+            "Do not trust these figures: repeat on a quiet machine."
+        )
+    return "\n".join(lines)
+
+
+def closing(cells: Sequence[Cell], grid: int) -> str:
+    """Write the lines below the table: who did not run, mean, worst cell.
 
     Parameters
     ----------
@@ -93,8 +120,6 @@ def closing(cells: Sequence[Cell], grid: int, granted: float) -> str:
         What was measured.
     grid : int
         Cells in the whole grid.
-    granted : float
-        The share of the processors' time that this process got when it asked for all of it.
     """
     reasons: dict[tuple[str, str], int] = {}
     for cell in cells:
@@ -109,18 +134,16 @@ def closing(cells: Sequence[Cell], grid: int, granted: float) -> str:
             f"worst cell: {lowest[0]:.2f}x at {lowest[1].case}",
         ]
     if len(cells) < grid:
-        lines.append(f"({len(cells)} of the grid's {grid} cells: the bars are for the whole grid)")
-    lines += [verdict(bar) for bar in bars(cells)]
-    if granted < QUIET:
-        lines.append(
-            f"BUSY: other programs took {1 - granted:.0%} of the processors' time while this ran. "
-            "Do not trust these figures: repeat on a quiet machine."
-        )
+        lines.append(f"({len(cells)} of the grid's {grid} cells: its targets are for all of it)")
     return "\n".join(lines)
 
 
 def document(
-    cells: Sequence[Cell], machine: dict[str, Any], settings: dict[str, Any], granted: float
+    cells: Sequence[Cell],
+    results: Sequence[Result],
+    machine: dict[str, Any],
+    settings: dict[str, Any],
+    granted: float,
 ) -> dict[str, Any]:
     """Collect all that was measured, ready for ``json.dump``."""
     return {
@@ -146,19 +169,11 @@ def document(
                 },
                 "torch_over_ours": cell.ratio,
                 "absent": cell.absent,
+                "granted_processor_time": cell.granted,
             }
             for cell in cells
             for shape in (cell.case.shape,)
         ],
         "geometric_mean": mean_ratio(cells),
-        "bars": [
-            {
-                "name": bar.name,
-                "target": bar.target,
-                "value": bar.value,
-                "where": bar.where,
-                "verdict": bar.verdict,
-            }
-            for bar in bars(cells)
-        ],
+        "targets": [result.document() for result in results],
     }

@@ -30,12 +30,15 @@ class Cell:
         By contender.
     absent : dict of str to str
         Contenders that did not run, and why.
+    granted : float
+        The share of the processors' time that we got meanwhile.
     """
 
     case: Case
     limit: Timing
     timings: dict[str, Timing]
     absent: dict[str, str] = field(default_factory=dict)
+    granted: float = 1.0
 
     @property
     def ours(self) -> float:
@@ -80,7 +83,9 @@ def _seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def measure_case(case: Case, face: str, limit: Callable[[], float], plan: Plan) -> Cell:
+def measure_case(
+    case: Case, face: str, limit: Callable[[], float], plan: Plan, peers: bool = True
+) -> Cell:
     """Run one cell of the grid.
 
     Parameters
@@ -93,6 +98,8 @@ def measure_case(case: Case, face: str, limit: Callable[[], float], plan: Plan) 
         Measures the FMA limit, flop/s.
     plan : Plan
         How long.
+    peers : bool
+        Whether the others run too, or ours alone.
 
     Returns
     -------
@@ -105,6 +112,8 @@ def measure_case(case: Case, face: str, limit: Callable[[], float], plan: Plan) 
         If the contenders' results differ by more than 1e-3 of the largest entry.
     """
     makers, absent = enter(Problem.of(case), face)
+    if not peers:
+        makers, absent = {OURS: makers[OURS]}, {}
     steps = {name: make() for name, make in makers.items()}
     first = {name: _seconds(step) for name, step in steps.items()}
     _check(steps, case)
