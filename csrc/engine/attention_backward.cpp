@@ -4,7 +4,7 @@
 
 namespace multihead {
 
-constexpr int64_t kGroupTiles = 4;  // at least this many tiles of keys form a group
+constexpr int64_t kGroupTiles = 8;  // at least this many tiles of keys form a group
 constexpr int64_t kGroups = 8;      // at most this many groups of a sequence
 
 // Keys are taken in groups whose length follows from the number of keys alone. Each group sums
@@ -25,6 +25,7 @@ struct Attention<T>::QueryBlock {
   T *q, *d_out, *q_rows, *d_out_rows, *s, *ds, *d_weights;
   DropoutRows* rows;
   TileScratch<T>* mask;
+  bool checked = false;  // block.finite is known: it matters where a mask hides something
 
   QueryBlock(Arena& arena, const Attention& a)
       : q(arena.take<T>(a.plan_.head_dim * kTile)),
@@ -66,14 +67,18 @@ struct Attention<T>::QueryBlock {
     block.d_out_rows = d_out_rows;
     block.head_pitch = a.head_pitch_;
     block.value_pitch = a.value_pitch_;
-    block.finite = a.kernels_.finite(query, D * block.lanes) &&
-                   a.kernels_.finite(block.d_out, Dv * block.lanes);
+    checked = false;
   }
 
   void at_key_tile(const Attention& a, const AttentionTiles<T>& tiles, const WeightsView& weights,
                    const Sequence& s, int64_t batch, int64_t head, int64_t tile, int64_t key_tile,
                    const TileMask<T>& mask_of_tile) {
     a.at_key_tile(block, tiles, s, head, key_tile, mask_of_tile);
+    if (block.visible && !checked) {
+      block.finite = a.kernels_.finite(q, block.head_dim * block.lanes) &&
+                     a.kernels_.finite(block.d_out, block.value_dim * block.lanes);
+      checked = true;
+    }
     block.d_weights = nullptr;
     if (weights.heads) {
       const double share = weights.heads == 1 ? 1.0 / double(a.plan_.heads) : 1.0;

@@ -5,6 +5,7 @@
 namespace multihead {
 
 constexpr int64_t kFoldTokens = 1024;  // a sum over tokens is folded after this many
+constexpr int64_t kStrip = 128;        // rows between which the next panel is asked for
 constexpr int64_t kMostRows = 1024;    // of a weight gradient in one task: what L2 holds
 
 template <class T>
@@ -29,6 +30,15 @@ void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* til
                     d_weight, d_bias, by_column, memory_.of(worker));
   };
   phases.push_back({blocks * column_tiles, std::move(run)});
+}
+
+// Asks for columns of some rows ahead of their use: they lie far apart.
+template <class T>
+static void fetch(const T* const* rows, int64_t begin, int64_t end, int64_t column,
+                  int64_t columns) {
+  for (int64_t r = begin; r < end; ++r)
+    for (int64_t c = 0; c < columns && rows[r]; c += int64_t(kAlign / sizeof(T)))
+      __builtin_prefetch(rows[r] + column + c, 0, 2);
 }
 
 template <class T>
@@ -70,9 +80,14 @@ void Projection<T>::weight_gradient(int64_t row, int64_t count, int64_t column, 
       for (int64_t r = 0; r < n; ++r) from[r] += column * x.stride;
       kernels_.gather(panel, pitch, from, x.stride, columns, n);
     }
-    if (d_weight)
-      kernels_.gemm({count, pitch, n, tile, width, 1, panel, pitch, part, pitch,
+    const T* next[kTile] = {};
+    if (i + 1 < list.size()) rows(tokens, x, list[i + 1], next);
+    for (int64_t r = 0; r < count && d_weight; r += kStrip) {
+      const int64_t m = smaller(count - r, kStrip);
+      if (x.stride == 1) fetch(next, r * kTile / count, (r + m) * kTile / count, column, columns);
+      kernels_.gemm({m, pitch, n, tile + r * width, width, 1, panel, pitch, part + r * pitch, pitch,
                      fresh ? Init::Zero : Init::Load});
+    }
     if (row_sums) kernels_.row_sums(row_part, tile, width, count, n);
     if (column_sums) kernels_.column_sums(column_part, panel, pitch, n, columns);
     fresh = false;

@@ -70,14 +70,14 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int6
     b += g.b_row;
     // The next rows of a come from memory that no prefetcher foresees.
     if (KMajor) {
-      __builtin_prefetch(a + 2 * MR, 0, 2);
+      __builtin_prefetch(a + 2 * MR, 0, 3);
       __builtin_prefetch(a + 16 * g.a_k, 0, 3);
       a += g.a_k;
     } else {
       if (p % 16 == 0) {
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
-          __builtin_prefetch(rows[i / 3] + (i % 3) * row + MR * row, 0, 2);
+          __builtin_prefetch(rows[i / 3] + (i % 3) * row + MR * row, 0, 3);
       }
 #pragma GCC unroll 16
       for (int i = 0; i < kBases; ++i) rows[i] += step;
