@@ -1,6 +1,7 @@
 #include "functional.h"
 
 #include "cpu.h"
+#include "few_queries.h"
 #include "run.h"
 
 namespace multihead {
@@ -225,6 +226,7 @@ void row_dot_of(const View& a, const View& b, const View& result) {
 
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights) {
+  if (few_queries(call) && !weights.heads) return few_queries_forward(call, out, stats);
   call.dtype == DType::Float32 ? forward<float>(call, out, stats, weights)
                                : forward<double>(call, out, stats, weights);
 }

@@ -84,7 +84,6 @@ void Masks<T>::read(int64_t task) {
   uint8_t* kinds = kinds_ + task * key_tiles_;
   const int64_t n = tile_tokens(queries, query_tile);
   const uint64_t every = n == kTile ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
-  alignas(64) T tile[kTile * kTile];
   const uint8_t* bools[kTile];
   const T* values[kTile];
   if (mask_.dtype == DType::Bool) {
@@ -98,12 +97,10 @@ void Masks<T>::read(int64_t task) {
     uint64_t* at = words + t * kTile;
     bool adds = false;
     if (mask_.dtype != DType::Bool) {
-      const int64_t lanes = round_up(n, kLane);
       const T* from[kTile];
       for (int64_t i = 0; i < kTile; ++i)
         from[i] = values[i] ? values[i] + t * kTile * stride : nullptr;
-      kernels_.pack(tile, kTile, lanes, from, stride, keys);
-      adds = !kernels_.visible_bits_additive(at, tile, kTile, lanes, keys);
+      adds = !kernels_.visible_bits_additive(at, from, stride, keys);
     }
     uint64_t any = 0, all = ~uint64_t(0);
     for (int64_t j = 0; j < keys; ++j) {

@@ -3,6 +3,7 @@
 #include "attention_forward.h"
 #include "dropout.h"
 #include "masks.h"
+#include "softmax_row.h"
 #include "transpose.h"
 #include "weights.h"
 
@@ -50,6 +51,8 @@ constexpr Kernels<T> kTable = {
     score_gradients<T>,
     backward_block<T>,
     weights_block<T>,
+    softmax_row<T>,
+    exp2_all<T>,
     visible_bits,
     visible_bits_additive<T>,
     additive_to_log2<T>,

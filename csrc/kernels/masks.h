@@ -53,20 +53,32 @@ inline void visible_bits(uint64_t* words, const uint8_t* const* rows, int64_t st
 }
 
 template <class T>
-bool visible_bits_additive(uint64_t* words, const T* tile, int64_t tile_row, int64_t lanes,
-                           int64_t columns) {
-  bool zero = true;  // of all that is visible
-  for (int64_t c = 0; c < columns; ++c) {
+bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride, int64_t columns) {
+  constexpr int W = kWidth<T>;
+  constexpr T lowest = -T(__builtin_inf());
+  uint64_t x[kTile], adds = 0;
+  for (int64_t r = 0; r < kTile; ++r) {
+    const T* row = rows[r];
     uint64_t word = 0;
-    const T* row = tile + c * tile_row;
-    for (int64_t r = 0; r < lanes; ++r) {
-      const bool visible = row[r] != -T(__builtin_inf());
-      word |= uint64_t(visible) << r;
-      zero &= !visible | (row[r] == T(0));
+    int64_t c = 0;
+    if (row && stride == 1) {
+      for (; c + W <= columns; c += W) {
+        const Vec<T> v = load(row + c);
+        const uint64_t visible = bits_of(v != splat(lowest));
+        word |= visible << c;
+        adds |= visible & bits_of(v != Vec<T>{});
+      }
     }
-    words[c] = word;
+    for (; row && c < columns; ++c) {
+      const T v = row[c * stride];
+      word |= uint64_t(v != lowest) << c;
+      adds |= uint64_t(v != lowest && v != T(0));
+    }
+    x[r] = word;
   }
-  return zero;
+  transpose_bits(x);
+  for (int64_t c = 0; c < columns; ++c) words[c] = x[c];
+  return adds == 0;
 }
 
 template <class T>

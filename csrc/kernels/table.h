@@ -105,12 +105,17 @@ struct Kernels {
   void (*weights_block)(const Block<T>&, const T* row_max, const T* row_inv, T factor, T* sum,
                         bool accumulate);
 
+  // One query, keys in lanes: s = probabilities, where the bits of visible are set; see there.
+  void (*softmax_row)(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
+                      T* sum);
+  void (*exp2_all)(T* x, int64_t n);
+
   // words[c] bit r: the mask shows column c to row r. True in rows[r][c] hides iff true_hides.
   void (*visible_bits)(uint64_t* words, const uint8_t* const* rows, int64_t stride, int64_t columns,
                        bool true_hides);
-  // The same for an additive tile [columns][lanes]: shown unless -inf. Returns whether it adds 0
-  // to all that it shows.
-  bool (*visible_bits_additive)(uint64_t* words, const T* tile, int64_t tile_row, int64_t lanes,
+  // The same for an additive mask and at most 64 columns: shown unless -inf. Returns whether it
+  // adds 0 to all that it shows.
+  bool (*visible_bits_additive)(uint64_t* words, const T* const* rows, int64_t stride,
                                 int64_t columns);
   void (*additive_to_log2)(T* tile, int64_t n);  // times log2(e), finite values stay finite
 };

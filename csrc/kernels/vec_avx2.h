@@ -37,5 +37,13 @@ MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(top, __m256i(a)))));
 }
 
+// A bit per lane of the result of a comparison.
+MULTIHEAD_INLINE uint64_t bits_of(Bits<float> m) {
+  return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(__m256i(m))));
+}
+MULTIHEAD_INLINE uint64_t bits_of(Bits<double> m) {
+  return uint32_t(_mm256_movemask_pd(_mm256_castsi256_pd(__m256i(m))));
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

@@ -36,5 +36,9 @@ MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   return _mm512_cmpge_epu32_mask(__m512i(a), __m512i(b));
 }
 
+// A bit per lane of the result of a comparison.
+MULTIHEAD_INLINE uint64_t bits_of(Bits<float> m) { return _mm512_movepi32_mask(__m512i(m)); }
+MULTIHEAD_INLINE uint64_t bits_of(Bits<double> m) { return _mm512_movepi64_mask(__m512i(m)); }
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

@@ -37,5 +37,13 @@ MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   return bits;
 }
 
+// A bit per lane of the result of a comparison.
+template <class M>
+MULTIHEAD_INLINE uint64_t bits_of(M m) {
+  uint64_t bits = 0;
+  for (int i = 0; i < int(sizeof(M) / sizeof(m[0])); ++i) bits |= uint64_t(m[i] & 1) << i;
+  return bits;
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

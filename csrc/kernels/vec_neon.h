@@ -41,5 +41,14 @@ MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   return vaddvq_u32(vandq_u32(vcgeq_u32(uint32x4_t(a), uint32x4_t(b)), bit));
 }
 
+// A bit per lane of the result of a comparison.
+MULTIHEAD_INLINE uint64_t bits_of(Bits<float> m) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(uint32x4_t(m), bit));
+}
+MULTIHEAD_INLINE uint64_t bits_of(Bits<double> m) {
+  return uint64_t(m[0] & 1) | uint64_t(m[1] & 2);
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA
