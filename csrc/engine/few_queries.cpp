@@ -20,34 +20,23 @@ struct Partial {
 };
 
 template <class T>
-struct Few {
+struct Few : Call<T> {
+  using Call<T>::plan, Call<T>::memory, Call<T>::k, Call<T>::workers, Call<T>::phases;
   const AttentionCall& call;
-  const KernelSet& set = kernels();
-  const Kernels<T>& k = typed<T>(set);
-  const int workers = num_threads();
   BatchShape shape;
-  Plan plan;
   Masks<T> masks;
-  WorkerMemory memory;
-  std::vector<Phase> phases;
   int64_t queries, keys, chunks, pitch;
   Partial<T> partial;
 
-  explicit Few(const AttentionCall& c)
-      : call(c),
+  Few(const AttentionCall& c, const BatchShape& s)
+      : Call<T>(attention_plan(c, s)),
+        call(c),
+        shape(s),
         masks(plan, k, c.attn_mask, c.true_hides, c.causal, c.dropout, c.offsets),
-        queries(c.q.size[2]),
-        keys(c.k.size[2]),
-        chunks(divide_up(c.k.size[2], kChunk)),
-        pitch(round_up(c.v.size[3], kLane)) {
-    shape.batch = c.q.size[0];
-    shape.queries = queries;
-    shape.keys = keys;
-    plan.heads = c.q.size[1];
-    plan.head_dim = c.q.size[3];
-    plan.value_dim = c.v.size[3];
-    make_plan(plan, shape);
-  }
+        queries(s.queries),
+        keys(s.keys),
+        chunks(divide_up(s.keys, kChunk)),
+        pitch(round_up(plan.value_dim, kLane)) {}
 
   int64_t at(int64_t task) const { return task * kMost; }
 
@@ -217,7 +206,7 @@ struct Few {
 
 template <class T>
 void forward(const AttentionCall& call, const View& out, const View& stats) {
-  Few<T> few(call);
+  Few<T> few(call, attention_shape(call, false));
   const auto passes = [&] {
     Arena count;
     typename Few<T>::Scratch(count, few.plan, few.pitch);

@@ -7,39 +7,16 @@
 namespace multihead {
 namespace {
 
-BatchShape shape_of(const AttentionCall& call, bool weights) {
-  BatchShape shape;
-  shape.batch = call.q.size[0];
-  shape.queries = call.q.size[2];
-  shape.keys = call.k.size[2];
-  shape.weight_heads = weights ? call.q.size[1] : 0;
-  return shape;
-}
-
-Plan plan_of(const AttentionCall& call, const BatchShape& shape) {
-  Plan plan;
-  plan.heads = call.q.size[1];
-  plan.head_dim = call.q.size[3];
-  plan.value_dim = call.v.size[3];
-  make_plan(plan, shape);
-  return plan;
-}
-
 template <class T>
-struct Run {
-  const KernelSet& set = kernels();
-  const Kernels<T>& k = typed<T>(set);
-  const int workers = num_threads();
+struct Run : Call<T> {
+  using Call<T>::plan, Call<T>::memory, Call<T>::k, Call<T>::phases;
   BatchShape shape;
-  Plan plan;
   Masks<T> masks;
-  WorkerMemory memory;
   Attention<T> attention;
-  std::vector<Phase> phases;
 
-  Run(const AttentionCall& call, bool weights)
-      : shape(shape_of(call, weights)),
-        plan(plan_of(call, shape)),
+  Run(const AttentionCall& call, const BatchShape& s)
+      : Call<T>(attention_plan(call, s)),
+        shape(s),
         masks(plan, k, call.attn_mask, call.true_hides, call.causal, call.dropout, call.offsets),
         attention(plan, k, masks, call.scale, memory) {}
 
@@ -124,7 +101,7 @@ T& element(const View& stats, int64_t which, int64_t b, int64_t h, int64_t q) {
 template <class T>
 void forward(const AttentionCall& call, const View& out, const View& stats,
              const WeightsView& weights) {
-  Run<T> run(call, weights.heads > 0);
+  Run<T> run(call, attention_shape(call, weights.heads > 0));
   AttentionTiles<T> tiles;
   const auto layout = [&](Arena& arena) {
     tiles = layout_tiles<T>(arena, run.plan);
@@ -157,7 +134,7 @@ void forward(const AttentionCall& call, const View& out, const View& stats,
 template <class T>
 void backward(const AttentionCall& call, const View& stats, const View& delta, const View& d_out,
               const AttentionGradients& d) {
-  Run<T> run(call, false);
+  Run<T> run(call, attention_shape(call, false));
   const Plan& plan = run.plan;
   const int64_t D = plan.heads * plan.head_dim, Dv = plan.heads * plan.value_dim;
   AttentionTiles<T> tiles;
@@ -223,6 +200,24 @@ void row_dot_of(const View& a, const View& b, const View& result) {
 }
 
 }  // namespace
+
+BatchShape attention_shape(const AttentionCall& call, bool weights) {
+  BatchShape shape;
+  shape.batch = call.q.size[0];
+  shape.queries = call.q.size[2];
+  shape.keys = call.k.size[2];
+  shape.weight_heads = weights ? call.q.size[1] : 0;
+  return shape;
+}
+
+Plan attention_plan(const AttentionCall& call, const BatchShape& shape) {
+  Plan plan;
+  plan.heads = call.q.size[1];
+  plan.head_dim = call.q.size[3];
+  plan.value_dim = call.v.size[3];
+  make_plan(plan, shape);
+  return plan;
+}
 
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights) {

@@ -18,6 +18,10 @@ struct AttentionCall {
   Offsets offsets;
 };
 
+// The batch of a call and its plan.
+BatchShape attention_shape(const AttentionCall& call, bool weights);
+Plan attention_plan(const AttentionCall& call, const BatchShape& shape);
+
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights);
 

@@ -40,21 +40,16 @@ AttentionTiles<T> layout_cache(Arena& arena, const Plan& plan) {
   return tiles;
 }
 
-// What both directions have in common: the plan of the batch and the passes of the engine.
+// What both directions have in common.
 template <class T>
-struct Run {
-  const KernelSet& set = kernels();
-  const Kernels<T>& k = typed<T>(set);
-  const int workers = num_threads();
-  Plan plan;
+struct Run : Call<T> {
+  using Call<T>::plan, Call<T>::memory, Call<T>::k, Call<T>::workers;
   Masks<T> masks;
-  WorkerMemory memory;
   Attention<T> attention;
   Projection<T> projection;
-  std::vector<Phase> phases;
 
   explicit Run(const LayerCall& call)
-      : plan(plan_of(call)),
+      : Call<T>(plan_of(call)),
         masks(plan, k, call.attn_mask, true, call.causal, call.dropout, Offsets{}),
         attention(plan, k, masks, 1.0 / std::sqrt(double(plan.head_dim)), memory),
         projection(plan, k, memory, workers) {}

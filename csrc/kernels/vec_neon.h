@@ -2,6 +2,8 @@
 
 #include <arm_neon.h>
 
+#include "vec_masks.h"
+
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
@@ -15,26 +17,6 @@ MULTIHEAD_INLINE F64 fma(F64 a, F64 b, F64 c) {
 }
 MULTIHEAD_INLINE F32 maximum(F32 a, F32 b) { return a > b ? a : b; }
 MULTIHEAD_INLINE F64 maximum(F64 a, F64 b) { return a > b ? a : b; }
-
-template <class T>
-using Mask = Bits<T>;
-
-template <class T>
-MULTIHEAD_INLINE Mask<T> mask_of_bits(uint64_t word, int lane);
-template <>
-MULTIHEAD_INLINE Bits<float> mask_of_bits<float>(uint64_t word, int lane) {
-  const Bits<float> bit = {1, 2, 4, 8};
-  const Bits<float> all = int32_t(word >> lane) - Bits<float>{};
-  return (all & bit) == bit;
-}
-template <>
-MULTIHEAD_INLINE Bits<double> mask_of_bits<double>(uint64_t word, int lane) {
-  const Bits<double> bit = {1, 2};
-  const Bits<double> all = int64_t(word >> lane) - Bits<double>{};
-  return (all & bit) == bit;
-}
-MULTIHEAD_INLINE F32 select(Bits<float> m, F32 a, F32 b) { return m ? a : b; }
-MULTIHEAD_INLINE F64 select(Bits<double> m, F64 a, F64 b) { return m ? a : b; }
 
 MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
   const uint32x4_t bit = {1, 2, 4, 8};
