@@ -52,6 +52,21 @@ double fma_peak(double seconds, int threads, bool f64) {
   return sum / elapsed;
 }
 
+// The median time of a region in which every thread has a task, all of them empty.
+double region_seconds(int iterations) {
+  const int threads = num_threads();
+  const std::vector<Phase> phases{{threads, [](int64_t, int) {}}};
+  std::vector<double> seconds(size_t(std::max(iterations, 1)));
+  for (double& s : seconds) {
+    const auto begin = Clock::now();
+    run_phases(phases, threads);
+    s = seconds_since(begin);
+  }
+  const auto middle = seconds.begin() + int64_t(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
+
 const EngineTable kTable = {
     kTableVersion,
     [](const LayerCall& call, size_t* bytes) {
@@ -92,6 +107,9 @@ const EngineTable kTable = {
     [](int threads) { set_num_threads(threads); },
     [](double seconds, int threads, bool f64, double* rate) {
       return guarded([&] { *rate = fma_peak(seconds, threads, f64); });
+    },
+    [](int iterations, double* seconds) {
+      return guarded([&] { *seconds = region_seconds(iterations); });
     },
 };
 

@@ -9,7 +9,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 1;
+constexpr int kTableVersion = 2;
 
 // Functions return null, or why they failed: a string of the calling thread's.
 struct EngineTable {
@@ -31,6 +31,7 @@ struct EngineTable {
   int (*num_threads)();
   void (*set_num_threads)(int threads);
   const char* (*fma_peak)(double seconds, int threads, bool f64, double* flops_per_second);
+  const char* (*region_seconds)(int iterations, double* seconds);
 };
 
 }  // namespace multihead

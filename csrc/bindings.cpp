@@ -313,6 +313,17 @@ double fma_peak(double seconds, int threads, bool float64) {
   return rate;
 }
 
+double region_seconds(int iterations) {
+  double seconds = 0;
+  const char* why = nullptr;
+  {
+    nb::gil_scoped_release release;
+    why = engine().region_seconds(iterations, &seconds);
+  }
+  check(why);
+  return seconds;
+}
+
 }  // namespace
 }  // namespace multihead::binding
 
@@ -370,4 +381,5 @@ NB_MODULE(_native, m) {
   m.def("isa", &binding::isa);
   m.def("available_isas", &binding::available_isas);
   m.def("fma_peak", &binding::fma_peak, "seconds"_a, "threads"_a, "float64"_a);
+  m.def("region_seconds", &binding::region_seconds, "iterations"_a);
 }

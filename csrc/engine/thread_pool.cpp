@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#include <time.h>
 
 #include <atomic>
 #include <chrono>
@@ -11,11 +12,15 @@
 #include <thread>
 
 #include "cpu.h"
+#include "executor.h"
 
 namespace multihead {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kWaking = std::chrono::microseconds(100);  // what it takes at most, on a free core
 constexpr int kMaxThreads = 1024;
 
 inline void pause() {
@@ -24,6 +29,12 @@ inline void pause() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+std::chrono::nanoseconds processor_time() {  // that the calling thread has had
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
 }
 
 struct alignas(64) Progress {
@@ -36,7 +47,26 @@ struct Region {
   std::unique_ptr<Progress[]> progress;
   int workers;
   unsigned float_state;
+  Clock::time_point woken{};    // when the workers were, if they slept
+  std::atomic<int> on_time{0};  // of those, the ones that had a core ever since
 
+  void help(int worker) {
+    if (worker == 0) return work(0);
+    if (worker >= workers) return;
+    set_float_state(float_state);
+    if (woken == Clock::time_point()) return work(worker);
+    const auto before = processor_time();
+    work(worker);
+    if (Clock::now() - woken - (processor_time() - before) < kWaking) on_time.fetch_add(1);
+  }
+
+  // Whether workers wanted a core and did not get one.
+  bool starved() const {
+    return woken != Clock::time_point() && on_time.load() < workers - 1 &&
+           Clock::now() - woken > kWaking;
+  }
+
+ private:
   void work(int worker) {
     for (size_t i = 0; i < phases.size(); ++i) {
       const Phase& phase = phases[i];
@@ -69,14 +99,19 @@ class Pool {
   void run(const std::vector<Phase>& phases, int workers) {
     Region region{phases, std::make_unique<Progress[]>(phases.size()), workers, float_state()};
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-    if (workers <= 1 || !lock.try_lock()) return region.work(0);
+    if (workers <= 1 || !lock.try_lock()) return region.help(0);
+    const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
+    const int threads = threads_;
+    if (run_on_borrowed_threads(threads, help, &region)) return;
     while (started_ < workers - 1) start(++started_);
+    if (asleep_.load() > 0) region.woken = Clock::now();
     region_.store(&region);
     generation_.fetch_add(1);
     if (asleep_.load() > 0) generation_.notify_all();
-    region.work(0);
+    region.help(0);
     region_.store(nullptr);
     while (inside_.load() > 0) pause();
+    if (region.starved()) meet_borrowed_threads(threads);
   }
 
  private:
@@ -93,22 +128,19 @@ class Pool {
     for (uint32_t seen = 0;;) {
       seen = wait_for_change(seen);
       inside_.fetch_add(1);
-      if (Region* region = region_.load(); region && worker < region->workers) {
-        set_float_state(region->float_state);
-        region->work(worker);
-      }
+      if (Region* region = region_.load()) region->help(worker);
       inside_.fetch_sub(1);
     }
   }
 
   uint32_t wait_for_change(uint32_t seen) {
-    const auto end = std::chrono::steady_clock::now() + kSpin;
+    const auto end = Clock::now() + kSpin;
     do {
       for (int i = 0; i < 64; ++i) {
         if (const uint32_t now = generation_.load(); now != seen) return now;
         pause();
       }
-    } while (std::chrono::steady_clock::now() < end);
+    } while (Clock::now() < end);
     asleep_.fetch_add(1);
     generation_.wait(seen);
     asleep_.fetch_sub(1);
@@ -131,6 +163,7 @@ void begin_again() {
   const int threads = g_pool->threads();
   g_pool = new Pool;
   g_pool->set_threads(threads);
+  forget_borrowed_threads();
 }
 
 Pool& pool() {

@@ -1,7 +1,8 @@
 // The engine's own threads. A region is a list of phases; each phase is a number of independent
 // tasks, and a phase begins when all tasks of the one before are done. Workers spin for a while
 // after a region, then sleep; the caller starts at once and waits only for tasks that a worker
-// has begun. Regions of several callers: the first gets the workers, the others run alone.
+// has begun. Regions of several callers: the first gets the workers, the others run alone. Where
+// PyTorch's workers spin on the cores, they do the work instead of ours: see executor.h.
 #pragma once
 
 #include <cstdint>
