@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 
 project = "multihead"
 author = "The multihead developers"
-release = version("multihead")
+version = release = metadata.version("multihead")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "myst_parser", "numpydoc"]
 exclude_patterns = ["_build"]
