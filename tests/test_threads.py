@@ -142,3 +142,15 @@ mh.MultiheadAttention(32, 2, seed=0)(x, x, x)
 """
     done = run(code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_most_threads_are_taken_and_more_refused() -> None:
+    before = mh.get_num_threads()
+    try:
+        mh.set_num_threads(1024)
+        assert mh.get_num_threads() == 1024
+        with pytest.raises(ValueError, match=r"n: expected an integer from 1 to 1024, got 1025"):
+            mh.set_num_threads(1025)
+        assert mh.get_num_threads() == 1024
+    finally:
+        mh.set_num_threads(before)

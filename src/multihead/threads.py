@@ -24,7 +24,7 @@ def set_num_threads(n: int) -> None:
     TypeError
         If `n` is not an integer.
     ValueError
-        If it is less than 1 or over 4096.
+        If it is less than 1 or over 1024.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def set_num_threads(n: int) -> None:
     2
     >>> mh.set_num_threads(before)
     """
-    _native.set_num_threads(integer("n", n, 1, 4097))
+    _native.set_num_threads(integer("n", n, 1, 1025))
 
 
 def get_num_threads() -> int:
