@@ -23,6 +23,8 @@ CASES: dict[str, tuple[Construction, tuple[int, int, int], dict[str, Any]]] = {
     ),
     "wide heads": (Construction(300, 1), (1, 70, 65), {"mask": "bool 4-D", "padding": "bool"}),
     "long": (Construction(128, 2), (1, 600, 600), {}),
+    "many short": (Construction(40, 4, dropout=0.1), (12, 33, 21), {"weights": "average"}),
+    "many tokens": (Construction(92, 2, kdim=50, vdim=34), (9, 240, 237), {"padding": "bool"}),
 }
 
 

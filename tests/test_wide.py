@@ -9,11 +9,17 @@ from cases import Construction, layer_step, make_call, make_layer, oracle_step
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, tolerance
 
 CASES = {
-    "weights turned": (Construction(512, 8), (1, 530, 530), {}),
+    "weights in panels": (Construction(512, 8), (2, 530, 530), {}),
     "other widths": (Construction(512, 4, kdim=528, vdim=640), (2, 300, 290), {}),
-    "not a multiple of 16": (Construction(522, 9), (1, 600, 520), {}),
-    "folded tokens": (Construction(96, 3, dropout=0.1), (5, 250, 250), {"is_causal": True}),
+    "not a multiple of 16": (Construction(522, 9), (2, 600, 520), {}),
+    "panels in both directions": (Construction(92, 2, kdim=50, vdim=34), (9, 240, 237), {}),
+    "folded tokens": (Construction(96, 3, dropout=0.1), (17, 250, 250), {"is_causal": True}),
     "groups of keys": (Construction(64, 1), (1, 70, 1300), {"padding": "bool"}),
+    "a sequence at a time": (
+        Construction(40, 4, add_bias_kv=True, add_zero_attn=True, kdim=20, dropout=0.1),
+        (20, 33, 21),
+        {"padding": "float", "mask": "float 2-D", "weights": "average"},
+    ),
 }
 
 

@@ -17,7 +17,8 @@ Attention<T>::Attention(const Plan& plan, const Kernels<T>& kernels, const Masks
       head_pitch_(round_up(plan.head_dim, kLane)),
       value_pitch_(round_up(plan.value_dim, kLane)) {}
 
-// One item per head of a sequence, or per tile of its queries; the longest keys first.
+// One item per head of a sequence, or per tile of its queries; the longest keys first, unless a
+// worker takes a sequence at a time.
 template <class T>
 auto Attention<T>::items(bool per_tile) const -> std::vector<Item> {
   std::vector<Item> list;
@@ -26,6 +27,7 @@ auto Attention<T>::items(bool per_tile) const -> std::vector<Item> {
       const int64_t parts = per_tile ? tiles_of(plan_.sequences[b].queries) : 1;
       for (int64_t t = 0; t < parts; ++t) list.push_back({int32_t(b), int32_t(h), int32_t(t)});
     }
+  if (by_sequence_) return list;
   const auto cost = [&](const Item& i) {
     const Sequence& s = plan_.sequences[size_t(i.sequence)];
     return s.keys * (per_tile ? 1 : s.queries);
@@ -33,6 +35,13 @@ auto Attention<T>::items(bool per_tile) const -> std::vector<Item> {
   std::stable_sort(list.begin(), list.end(),
                    [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
   return list;
+}
+
+template <class T>
+std::vector<int64_t> Attention<T>::begins(int64_t heads, bool per_tile) const {
+  if (!by_sequence_) return {};
+  return plan_.begins(
+      [&](const Sequence& s) { return heads * (per_tile ? tiles_of(s.queries) : 1); });
 }
 
 template <class T>
@@ -83,13 +92,14 @@ void Attention<T>::add_forward(std::vector<Phase>& phases, const AttentionTiles<
   auto run = [this, tiles, list = std::move(list)](int64_t task, int w) {
     forward(list[size_t(task)], tiles, memory_.of(w));
   };
-  phases.push_back({tasks, std::move(run)});
+  phases.push_back({tasks, std::move(run), begins(plan_.heads, true)});
 }
 
 template <class T>
 void Attention<T>::forward(const Item& item, const AttentionTiles<T>& tiles, Arena arena) const {
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
   const ForwardScratch<T> scratch(arena, plan_);
+  T* const out = tiles.out + plan_.query_tile(s, item.head, item.part, plan_.value_dim);
   uint64_t seen = 0;
   DropoutRows rows;
   masks_.dropout_rows(item.sequence, item.head, item.part, rows);
@@ -107,12 +117,14 @@ void Attention<T>::forward(const Item& item, const AttentionTiles<T>& tiles, Are
     if (!masks_.tile(s, item.sequence, item.head, item.part, t, rows, *scratch.mask, mask))
       continue;
     at_key_tile(block, tiles, s, item.head, t, mask);
+    Wanted<3> wanted;
+    if (block.first) wanted.add(out, plan_.value_dim * block.lanes);
+    want_keys(wanted, tiles, s, item.head, t + 1);
+    block.ahead = wanted.ahead();
     kernels_.forward_block(block);
     block.first = false;
   }
-  kernels_.forward_end(block, T(masks_.keep_scale()),
-                       tiles.out + plan_.query_tile(s, item.head, item.part, plan_.value_dim),
-                       block.lanes);
+  kernels_.forward_end(block, T(masks_.keep_scale()), out, block.lanes);
 }
 
 // Weights
@@ -150,10 +162,11 @@ void Attention<T>::add_weights(std::vector<Phase>& phases, const AttentionTiles<
   std::vector<Item> list = items(true);
   std::erase_if(list, [&](const Item& i) { return i.head % heads != 0; });
   const int64_t tasks = int64_t(list.size());
+  std::vector<int64_t> begin = begins(plan_.heads / heads, true);
   auto run = [this, tiles, view, heads, list = std::move(list)](int64_t task, int w) {
     weights(list[size_t(task)], heads, tiles, view, memory_.of(w));
   };
-  phases.push_back({tasks, std::move(run)});
+  phases.push_back({tasks, std::move(run), std::move(begin)});
 }
 
 template <class T>

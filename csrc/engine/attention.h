@@ -7,6 +7,7 @@
 #pragma once
 
 #include "mask.h"
+#include "wanted.h"
 
 namespace multihead {
 
@@ -52,6 +53,8 @@ class Attention {
   Attention(const Plan& plan, const Kernels<T>& kernels, const Masks<T>& masks, double scale,
             WorkerMemory& memory);
 
+  // To be called first: tasks in the order of sequences, for phases that are fused.
+  void go_by_sequence() { by_sequence_ = true; }
   void add_forward(std::vector<Phase>& phases, const AttentionTiles<T>& tiles);
   void add_weights(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
                    const WeightsView& weights);
@@ -59,7 +62,7 @@ class Attention {
   // delta must be there. With d_weights, adds their share to it first.
   void layout_backward(Arena& arena, int workers);
   void add_backward(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
-                    const GradientTiles<T>& gradients, const WeightsView& d_weights);
+                    const GradientTiles<T>& gradients, const WeightsView& d_weights, int workers);
   // The gradient of an additive mask, summed over the axes of size 1: (1|N, 1|H, 1|L, 1|S).
   void add_mask_gradient(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
                          const GradientTiles<T>& gradients, const WeightsView& d_weights,
@@ -72,19 +75,32 @@ class Attention {
   struct QueryBlock;  // what the tasks of backward share about one block of queries
 
   std::vector<Item> items(bool per_tile) const;
+  std::vector<int64_t> begins(int64_t heads, bool per_tile) const;  // of a phase over items
   void fill(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
             int64_t query_tile) const;
   void at_key_tile(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
                    int64_t key_tile, const TileMask<T>& mask) const;
+  template <int N>
+  void want_keys(Wanted<N>& wanted, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
+                 int64_t key_tile) const {
+    if (key_tile >= tiles_of(plan_.rows(s))) return;
+    const int64_t lanes = tile_lanes(plan_.rows(s), key_tile);
+    const int64_t D = plan_.head_dim, Dv = plan_.value_dim;
+    wanted.add(tiles.k + plan_.key_tile_by_head(s, head, key_tile, D), D * lanes);
+    wanted.add(tiles.v + plan_.key_tile_by_head(s, head, key_tile, Dv), Dv * lanes);
+  }
   void forward(const Item& item, const AttentionTiles<T>& tiles, Arena scratch) const;
   void weights(const Item& item, int64_t heads, const AttentionTiles<T>& tiles,
                const WeightsView& weights, Arena scratch) const;
   void add_delta(const Item& item, const AttentionTiles<T>& tiles,
                  const GradientTiles<T>& gradients, const WeightsView& d_weights,
                  Arena scratch) const;
-  void backward(const Item& item, int64_t first_group, int64_t groups,
+  void backward(const Item& item, const Item* next, int64_t first_group, int64_t groups,
                 const AttentionTiles<T>& tiles, const GradientTiles<T>& gradients,
                 const WeightsView& d_weights, Arena scratch) const;
+  void want(Wanted<8>& wanted, const Item& item, const Item* next_item,
+            const AttentionTiles<T>& tiles, const GradientTiles<T>& gradients, int64_t group,
+            int64_t tile, int64_t t) const;
   void fold(const Item& item, const GradientTiles<T>& gradients) const;
   void mask_gradient(int64_t task, const AttentionTiles<T>& tiles,
                      const GradientTiles<T>& gradients, const WeightsView& d_weights,
@@ -102,6 +118,7 @@ class Attention {
   T scale_;
   WorkerMemory& memory_;
   int64_t head_pitch_, value_pitch_;
+  bool by_sequence_ = false;
   bool split_ = false;  // groups of keys go to different tasks
   T* partial_ = nullptr;
   std::vector<int64_t> partial_begin_;

@@ -114,7 +114,8 @@ void Attention<T>::layout_backward(Arena& arena, int workers) {
 
 template <class T>
 void Attention<T>::add_backward(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
-                                const GradientTiles<T>& gradients, const WeightsView& d_weights) {
+                                const GradientTiles<T>& gradients, const WeightsView& d_weights,
+                                int workers) {
   Arena count;
   QueryBlock(count, *this);
   int64_t longest = 0;
@@ -129,7 +130,7 @@ void Attention<T>::add_backward(std::vector<Phase>& phases, const AttentionTiles
     auto run = [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
       add_delta(list[size_t(task)], tiles, gradients, d_weights, memory_.of(w));
     };
-    phases.push_back({tasks, std::move(run)});
+    phases.push_back({tasks, std::move(run), begins(plan_.heads, true)});
   }
   std::vector<Item> heads = items(false), list;
   for (const Item& i : heads) {
@@ -138,12 +139,16 @@ void Attention<T>::add_backward(std::vector<Phase>& phases, const AttentionTiles
     for (int64_t g = 0; g < parts; ++g) list.push_back({i.sequence, i.head, int32_t(g)});
   }
   const int64_t tasks = int64_t(list.size()), folds = int64_t(heads.size());
-  auto run = [this, tiles, gradients, d_weights, list = std::move(list)](int64_t task, int w) {
+  auto run = [this, tiles, gradients, d_weights, workers, list = std::move(list)](int64_t task,
+                                                                                  int w) {
     const Item& i = list[size_t(task)];
+    const size_t after = size_t(task) + size_t(workers);  // probably this worker's next
     const int64_t groups = split_ ? 1 : groups_of(plan_.sequences[size_t(i.sequence)]);
-    backward(i, i.part, groups, tiles, gradients, d_weights, memory_.of(w));
+    backward(i, after < list.size() ? &list[after] : nullptr, i.part, groups, tiles, gradients,
+             d_weights, memory_.of(w));
   };
-  phases.push_back({tasks, std::move(run)});
+  phases.push_back(
+      {tasks, std::move(run), split_ ? std::vector<int64_t>{} : begins(plan_.heads, false)});
   if (!split_) return;
   auto add_up = [this, gradients, heads = std::move(heads)](int64_t task, int) {
     fold(heads[size_t(task)], gradients);
@@ -181,8 +186,48 @@ void Attention<T>::add_delta(const Item& item, const AttentionTiles<T>& tiles,
   }
 }
 
+// What comes after one tile of queries and one of keys: the rest of the first tile of queries wants
+// the next keys; each tile of queries the one after it, a part with each tile of keys, and the
+// place of its own d_q; the last one the places of d_k and d_v, and what the next task begins with.
 template <class T>
-void Attention<T>::backward(const Item& item, int64_t first_group, int64_t groups,
+void Attention<T>::want(Wanted<8>& wanted, const Item& item, const Item* next_item,
+                        const AttentionTiles<T>& tiles, const GradientTiles<T>& g, int64_t group,
+                        int64_t tile, int64_t t) const {
+  const Sequence& s = plan_.sequences[size_t(item.sequence)];
+  const int64_t D = plan_.head_dim, Dv = plan_.value_dim;
+  const int64_t begin = group * group_tiles(s);
+  const int64_t end = smaller(begin + group_tiles(s), tiles_of(plan_.rows(s)));
+  const auto part = [&](const T* at, int64_t count) {
+    const int64_t parts = end - begin, i = t - begin;
+    wanted.add(at + count * i / parts, count * (i + 1) / parts - count * i / parts);
+  };
+  const auto queries = [&](const Sequence& of, int64_t head, int64_t query_tile) {
+    const int64_t lanes = tile_lanes(of.queries, query_tile);
+    part(tiles.q + plan_.query_tile(of, head, query_tile, D), D * lanes);
+    part(g.d_out + plan_.query_tile(of, head, query_tile, Dv), Dv * lanes);
+  };
+  if (tile == 0 && t + 1 < end) want_keys(wanted, tiles, s, item.head, t + 1);
+  if (!split_)
+    part(g.d_q + plan_.query_tile(s, item.head, tile, D), D * tile_lanes(s.queries, tile));
+  if (tile + 1 < tiles_of(s.queries)) {
+    queries(s, item.head, tile + 1);
+    return;
+  }
+  const int64_t lanes = tile_lanes(plan_.rows(s), t);
+  wanted.add(g.d_k + plan_.key_tile(s, item.head, t, D), D * lanes);
+  wanted.add(g.d_v + plan_.key_tile(s, item.head, t, Dv), Dv * lanes);
+  if (group + 1 < groups_of(s)) {
+    queries(s, item.head, 0);
+    if (t + 1 == end) want_keys(wanted, tiles, s, item.head, t + 1);
+  } else if (next_item) {
+    const Sequence& next = plan_.sequences[size_t(next_item->sequence)];
+    if (next.queries > 0) queries(next, next_item->head, 0);
+    if (t + 1 == end) want_keys(wanted, tiles, next, next_item->head, 0);
+  }
+}
+
+template <class T>
+void Attention<T>::backward(const Item& item, const Item* next, int64_t first_group, int64_t groups,
                             const AttentionTiles<T>& tiles, const GradientTiles<T>& gradients,
                             const WeightsView& d_weights, Arena arena) const {
   const size_t sequence = size_t(item.sequence);
@@ -214,6 +259,9 @@ void Attention<T>::backward(const Item& item, int64_t first_group, int64_t group
         at.at_key_tile(*this, tiles, d_weights, s, item.sequence, head, tile, t, mask);
         at.block.d_k = d_k + (t - begin) * kTile * head_pitch_;
         at.block.d_v = d_v + (t - begin) * kTile * value_pitch_;
+        Wanted<8> wanted;
+        want(wanted, item, next, tiles, gradients, group, tile, t);
+        at.block.ahead = wanted.ahead();
         kernels_.backward_block(at.block);
       }
       if (!any && (split_ || group == 0)) std::fill(sum, sum + floats, T(0));

@@ -25,7 +25,7 @@ struct Few : Call<T> {
   const AttentionCall& call;
   BatchShape shape;
   Masks<T> masks;
-  int64_t queries, keys, chunks, pitch;
+  int64_t queries, keys, chunks, pitch, q_pitch;
   Partial<T> partial;
 
   Few(const AttentionCall& c, const BatchShape& s)
@@ -36,17 +36,18 @@ struct Few : Call<T> {
         queries(s.queries),
         keys(s.keys),
         chunks(divide_up(s.keys, kChunk)),
-        pitch(round_up(plan.value_dim, kLane)) {}
+        pitch(round_up(plan.value_dim, kLane)),
+        q_pitch(round_up(plan.head_dim, kLane)) {}
 
   int64_t at(int64_t task) const { return task * kMost; }
 
   struct Scratch {
     T *q, *s, *tile, *panel;
     TileScratch<T>* mask;
-    Scratch(Arena& arena, const Plan& plan, int64_t pitch)
-        : q(arena.take<T>(kMost * plan.head_dim)),
+    Scratch(Arena& arena, int64_t pitch, int64_t q_pitch)
+        : q(arena.take<T>(kMost * q_pitch)),
           s(arena.take<T>(kMost * kChunk)),
-          tile(arena.take<T>(plan.head_dim * kTile)),
+          tile(arena.take<T>(kTile * q_pitch)),
           panel(arena.take<T>(kTile * pitch)),
           mask(arena.take<TileScratch<T>>(1)) {}
   };
@@ -76,12 +77,13 @@ struct Few : Call<T> {
     const int64_t c = task % chunks, h = task / chunks % plan.heads, b = task / chunks / plan.heads;
     const Sequence& s = plan.sequences[size_t(b)];
     Arena arena = memory.of(worker);
-    const Scratch scratch(arena, plan, pitch);
+    const Scratch scratch(arena, pitch, q_pitch);
     const int64_t D = plan.head_dim;
     const T scale = T(call.scale * 1.4426950408889634);
     for (int64_t i = 0; i < queries; ++i) {
       const T* q = row(call.q, b, h, i);
-      for (int64_t d = 0; d < D; ++d) scratch.q[i * D + d] = q[d * call.q.stride[3]] * scale;
+      for (int64_t d = 0; d < q_pitch; ++d)
+        scratch.q[i * q_pitch + d] = d < D ? q[d * call.q.stride[3]] * scale : T(0);
     }
     DropoutRows rows;
     masks.dropout_rows(b, h, 0, rows);
@@ -98,12 +100,16 @@ struct Few : Call<T> {
           std::fill(at + i * kChunk, at + i * kChunk + kTile, T(0));
         continue;
       }
-      fetch(t + 1 < tiles ? call.k : call.v, b, h, (t + 1 < tiles ? first + t + 1 : first) * kTile);
-      const T* from[kTile];
-      for (int64_t j = 0; j < kTile; ++j)
-        from[j] = j < n ? row(call.k, b, h, (first + t) * kTile + j) : nullptr;
-      k.pack(scratch.tile, kTile, kTile, from, call.k.stride[3], D);
-      k.gemm({queries, kTile, D, scratch.q, D, 1, scratch.tile, kTile, at, kChunk});
+      const T* from = row(call.k, b, h, (first + t) * kTile);
+      int64_t stride = call.k.stride[2];
+      if (call.k.stride[3] != 1) {
+        const T* rows_of[kTile];
+        for (int64_t j = 0; j < n; ++j) rows_of[j] = row(call.k, b, h, (first + t) * kTile + j);
+        k.gather(scratch.tile, q_pitch, rows_of, call.k.stride[3], D, n);
+        from = scratch.tile;
+        stride = q_pitch;
+      }
+      k.row_scores(at, kChunk, scratch.q, q_pitch, queries, from, stride, n, D);
       const uint64_t all = n == kTile ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
       const int64_t lanes = tile_lanes(queries, 0);
       for (int64_t i = 0; i < queries; ++i) {
@@ -209,7 +215,7 @@ void forward(const AttentionCall& call, const View& out, const View& stats) {
   Few<T> few(call, attention_shape(call, false));
   const auto passes = [&] {
     Arena count;
-    typename Few<T>::Scratch(count, few.plan, few.pitch);
+    typename Few<T>::Scratch(count, few.pitch, few.q_pitch);
     few.memory.need(count.used());
     few.masks.add_phases(few.phases, few.set);
     const int64_t heads = few.shape.batch * few.plan.heads;

@@ -168,7 +168,7 @@ void backward(const AttentionCall& call, const View& stats, const View& delta, c
                : T(0);
     });
     join_phases(run.phases, first);
-    run.attention.add_backward(run.phases, tiles, g, WeightsView{});
+    run.attention.add_backward(run.phases, tiles, g, WeightsView{}, run.workers);
     run.write(g.d_q, Tokens::Queries, d.q);
     run.write(g.d_k, Tokens::Keys, d.k);
     run.write(g.d_v, Tokens::Keys, d.v);

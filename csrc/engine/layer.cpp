@@ -52,8 +52,24 @@ struct Run : Call<T> {
       : Call<T>(plan_of(call)),
         masks(plan, k, call.attn_mask, true, call.causal, call.dropout, Offsets{}),
         attention(plan, k, masks, 1.0 / std::sqrt(double(plan.head_dim)), memory),
-        projection(plan, k, memory, workers) {}
+        projection(plan, k, memory, workers) {
+    if (by_sequence()) attention.go_by_sequence();
+  }
 
+  // Whether queries and keys are the same tokens, tile by tile.
+  bool one_input(const LayerCall& call) const {
+    return same(call.query, call.key) && same(call.query, call.value) && !call.shape.key_padding &&
+           plan.extra() == 0;
+  }
+  // Whether a worker takes one sequence after another through several passes: there are enough of
+  // them, and what they leave between passes stays in L2.
+  bool by_sequence() const {
+    constexpr int64_t kSmall = 65536;  // elements of an array of one sequence
+    int64_t longest = 0;
+    for (const Sequence& s : plan.sequences) longest = larger(longest, larger(s.queries, s.keys));
+    return int64_t(plan.sequences.size()) >= 4 * workers &&
+           longest * plan.heads * larger(plan.head_dim, plan.value_dim) <= kSmall;
+  }
   // The padding's additive values; null where it has none.
   T* layout_padding(Arena& arena, const LayerCall& call) const {
     return padding_adds(call.shape) ? arena.take<T>(plan.key_lanes) : nullptr;
@@ -68,11 +84,14 @@ void forward(const LayerCall& call, const View& out, const WeightsView& weights,
   Run<T> run(call);
   const Parameters& p = call.parameters;
   AttentionTiles<T> tiles;
+  Factor<T> to_q = Factor<T>::heads(p.query), to_k = Factor<T>::heads(p.key),
+            to_v = Factor<T>::heads(p.value), to_out = Factor<T>::features(p.out, p.out.bias);
   T* padding = nullptr;
   // Runs twice: to learn the size of the memory, and to take it.
   const auto layout = [&](Arena& arena) {
     Arena kept(cache);
     tiles = layout_cache<T>(cache ? kept : arena, run.plan);
+    for (Factor<T>* f : {&to_q, &to_k, &to_v, &to_out}) f->layout(arena, run.plan.query_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
     run.memory.layout(arena, run.workers);
@@ -80,32 +99,32 @@ void forward(const LayerCall& call, const View& out, const WeightsView& weights,
   const auto passes = [&] {
     std::vector<Phase>& phases = run.phases;
     run.masks.add_phases(phases, run.set);
+    for (const Factor<T>* f : {&to_q, &to_k, &to_v, &to_out}) f->add_copy(phases);
+    join_phases(phases, 0);
 
-    const Rows<const T> q(call.query), k(call.key), v(call.value);
-    const ProjectionTarget<T> to_q{p.query, tiles.q, false}, to_k{p.key, tiles.k, true},
-        to_v{p.value, tiles.v, true};
-    const bool padded = bool(call.shape.key_padding);
-    size_t first = phases.size();
-    if (same(call.key, call.value)) {
-      if (same(call.query, call.key) && !padded && run.plan.extra() == 0) {
-        run.projection.add_in(phases, q, Tokens::Queries, {to_q, to_k, to_v});
-      } else {
-        run.projection.add_in(phases, q, Tokens::Queries, {to_q});
-        run.projection.add_in(phases, k, Tokens::Keys, {to_k, to_v});
-      }
+    const Rows<const T> x_q(call.query), x_k(call.key), x_v(call.value);
+    const ProjectionTarget<T> q{to_q, tiles.q, false}, k{to_k, tiles.k, true},
+        v{to_v, tiles.v, true};
+    const size_t first = phases.size();
+    if (run.one_input(call)) {
+      run.projection.add_in(phases, x_q, Tokens::Queries, {q, k, v});
     } else {
-      run.projection.add_in(phases, q, Tokens::Queries, {to_q});
-      run.projection.add_in(phases, k, Tokens::Keys, {to_k});
-      run.projection.add_in(phases, v, Tokens::Keys, {to_v});
+      run.projection.add_in(phases, x_q, Tokens::Queries, {q});
+      if (same(call.key, call.value)) {
+        run.projection.add_in(phases, x_k, Tokens::Keys, {k, v});
+      } else {
+        run.projection.add_in(phases, x_k, Tokens::Keys, {k});
+        run.projection.add_in(phases, x_v, Tokens::Keys, {v});
+      }
     }
-    join_phases(phases, first);
+    const bool fused = run.by_sequence();
+    if (!fused) join_phases(phases, first);
     run.projection.add_extra_rows(phases, p.bias_k, p.bias_v, tiles.k, tiles.v);
-
     run.attention.add_forward(phases, tiles);
-    first = phases.size();
-    run.projection.add_out(phases, p.out, p.out.bias, tiles.out, Rows<T>(out));
+    const size_t last = phases.size();
+    run.projection.add_out(phases, {{to_out, tiles.out}}, Tokens::Queries, Rows<T>(out), false);
     if (weights.heads) run.attention.add_weights(phases, tiles, weights);
-    join_phases(phases, first);
+    fused ? (void)fuse_phases(phases, first) : join_phases(phases, last);
   };
   execute(run.phases, run.workers, layout, passes, [&] { run.set_padding(call, padding); });
 }
@@ -120,7 +139,11 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
   Arena kept(const_cast<void*>(cache));
   const AttentionTiles<T> tiles = layout_cache<T>(kept, plan);
   GradientTiles<T> g;
-  HeadWeights turned[4];  // of query, key, value and the output
+  // Backward reads weights the other way round: features in rows, but for the output's.
+  Factor<T> from_q = Factor<T>::features(p.query, View{}),
+            from_k = Factor<T>::features(p.key, View{}),
+            from_v = Factor<T>::features(p.value, View{}),
+            from_out = Factor<T>::heads({p.out.weight, View{}});
   T* padding = nullptr;
   const auto layout = [&](Arena& arena) {
     g.d_out = arena.take<T>(plan.query_lanes * Dv);
@@ -128,8 +151,7 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     g.d_q = arena.take<T>(plan.query_lanes * D);
     g.d_k = arena.take<T>(plan.key_lanes * D);
     g.d_v = arena.take<T>(plan.key_lanes * Dv);
-    const HeadWeights* weights[] = {&p.query, &p.key, &p.value, &p.out};
-    for (int i = 0; i < 4; ++i) turned[i] = run.projection.layout_turned(arena, *weights[i]);
+    for (Factor<T>* f : {&from_q, &from_k, &from_v, &from_out}) f->layout(arena, plan.query_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
     run.attention.layout_backward(arena, run.workers);
@@ -140,37 +162,53 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     run.masks.add_phases(phases, run.set);
     const Rows<const T> q(call.query), k(call.key), v(call.value), d_y(d_out);
 
-    const HeadWeights* weights[] = {&p.query, &p.key, &p.value, &p.out};
-    for (int i = 0; i < 4; ++i) run.projection.add_turn(phases, *weights[i], turned[i]);
+    for (const Factor<T>* f : {&from_q, &from_k, &from_v, &from_out}) f->add_copy(phases);
     join_phases(phases, 0);
-    run.projection.add_out_backward(phases, turned[3], d_y, tiles.out, g.d_out, g.delta);
-    run.attention.add_backward(phases, tiles, g, d_weights);
-
+    const bool fused = run.by_sequence();
     size_t first = phases.size();
-    run.projection.add_weight_gradient(phases, tiles.out, Tokens::Queries, plan.value_dim, d_y,
-                                       dp.out.weight, dp.out.bias, true);
-    run.projection.add_weight_gradient(phases, g.d_q, Tokens::Queries, plan.head_dim, q,
-                                       dp.query.weight, dp.query.bias, false);
-    run.projection.add_weight_gradient(phases, g.d_k, Tokens::Keys, plan.head_dim, k, dp.key.weight,
-                                       dp.key.bias, false);
-    run.projection.add_weight_gradient(phases, g.d_v, Tokens::Keys, plan.value_dim, v,
-                                       dp.value.weight, dp.value.bias, false);
-    run.projection.add_bias_row_gradient(phases, g.d_k, g.d_v, dp.bias_k, dp.bias_v);
-    // What goes to an array that something went to before waits for that.
-    const bool k_adds = d.key && d.query && same(d.key, d.query);
-    const bool v_adds =
-        d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
-    if (d.query)
-      run.projection.add_in_backward(phases, turned[0], g.d_q, Tokens::Queries, Rows<T>(d.query),
-                                     false);
-    if (k_adds) join_phases(phases, first), first = phases.size();
-    if (d.key)
-      run.projection.add_in_backward(phases, turned[1], g.d_k, Tokens::Keys, Rows<T>(d.key),
-                                     k_adds);
-    if (v_adds) join_phases(phases, first), first = phases.size();
-    if (d.value)
-      run.projection.add_in_backward(phases, turned[2], g.d_v, Tokens::Keys, Rows<T>(d.value),
-                                     v_adds);
+    run.projection.add_out_backward(phases, from_out, d_y, tiles.out, g.d_out, g.delta);
+    run.attention.add_backward(phases, tiles, g, d_weights, run.workers);
+    if (!fused) first = phases.size();
+
+    const auto weight_gradients = [&] {
+      Projection<T>& to = run.projection;
+      to.add_weight_gradient(phases, tiles.out, Tokens::Queries, plan.value_dim, d_y, dp.out.weight,
+                             dp.out.bias, true);
+      to.add_weight_gradient(phases, g.d_q, Tokens::Queries, plan.head_dim, q, dp.query.weight,
+                             dp.query.bias, false);
+      to.add_weight_gradient(phases, g.d_k, Tokens::Keys, plan.head_dim, k, dp.key.weight,
+                             dp.key.bias, false);
+      to.add_weight_gradient(phases, g.d_v, Tokens::Keys, plan.value_dim, v, dp.value.weight,
+                             dp.value.bias, false);
+      to.add_bias_row_gradient(phases, g.d_k, g.d_v, dp.bias_k, dp.bias_v);
+    };
+    const auto input_gradients = [&] {
+      const ProjectionSource<T> d_q{from_q, g.d_q}, d_k{from_k, g.d_k}, d_v{from_v, g.d_v};
+      const bool k_adds = d.key && d.query && same(d.key, d.query);
+      const bool v_adds =
+          d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
+      if (run.one_input(call) && k_adds && v_adds)
+        return run.projection.add_out(phases, {d_q, d_k, d_v}, Tokens::Queries, Rows<T>(d.query),
+                                      false);
+      // What goes to an array that something went to before waits for that.
+      const auto wait = [&] {
+        if (!fused) join_phases(phases, first), first = phases.size();
+      };
+      if (d.query) run.projection.add_out(phases, {d_q}, Tokens::Queries, Rows<T>(d.query), false);
+      if (k_adds) wait();
+      if (d.key) run.projection.add_out(phases, {d_k}, Tokens::Keys, Rows<T>(d.key), k_adds);
+      if (v_adds) wait();
+      if (d.value) run.projection.add_out(phases, {d_v}, Tokens::Keys, Rows<T>(d.value), v_adds);
+    };
+    if (fused) {
+      input_gradients();
+      fuse_phases(phases, first);
+      first = phases.size();
+      weight_gradients();
+    } else {
+      weight_gradients();
+      input_gradients();
+    }
     join_phases(phases, first);
 
     if (d.attn_mask) run.attention.add_mask_gradient(phases, tiles, g, d_weights, d.attn_mask);

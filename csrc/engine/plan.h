@@ -42,6 +42,15 @@ struct Plan {
   int64_t query_lanes = 0, key_lanes = 0;
   std::vector<TileRef> query_tiles, key_tiles;  // key tiles that hold real keys
 
+  // Where each sequence's part of something begins, n(sequence) long, and behind them the end.
+  template <class F>
+  std::vector<int64_t> begins(F n) const {
+    std::vector<int64_t> begin{0};
+    begin.reserve(sequences.size() + 1);
+    for (const Sequence& s : sequences) begin.push_back(begin.back() + n(s));
+    return begin;
+  }
+
   int64_t extra() const { return int64_t(bias_key) + int64_t(zero_row); }
   int64_t rows(const Sequence& s) const { return s.keys + extra(); }  // keys attended to
 

@@ -3,22 +3,28 @@
 #pragma once
 
 #include "attention.h"
+#include "factor.h"
 
 namespace multihead {
-
-// Weights of H heads, (H, D, features), and their bias (H, D); features of out_proj come first
-// in memory, but the axes are the same.
-struct HeadWeights {
-  View weight, bias;
-  int64_t features() const { return weight.size[2]; }
-};
 
 // Where a projection puts the tiles of one set of weights.
 template <class T>
 struct ProjectionTarget {
-  HeadWeights weights;
+  Factor<T> weights;  // rows by head
   T* tiles;
   bool by_head;  // keys and values; else by tile
+};
+
+struct Cut;  // of a weight gradient into tasks
+struct Span {
+  int64_t first, count;
+};
+
+// Tiles, and the weights through which they become rows.
+template <class T>
+struct ProjectionSource {
+  Factor<T> weights;  // rows are features
+  const T* tiles;     // by tile
 };
 
 template <class T>
@@ -33,20 +39,14 @@ class Projection {
   // The rows of bias_k and bias_v, and the zero row, behind the keys of every sequence.
   void add_extra_rows(std::vector<Phase>& phases, const View& bias_k, const View& bias_v, T* k,
                       T* v);
-  // y = weight^T tiles + bias; weights is (H, D, features), bias (features).
-  void add_out(std::vector<Phase>& phases, const HeadWeights& weights, const View& bias,
-               const T* tiles, const Rows<T>& y);
+  // y = bias + the sum of weight^T tiles over the sources, set or added: the output, and the
+  // gradient of an input. Keys that padding hides get 0 where set.
+  void add_out(std::vector<Phase>& phases, std::vector<ProjectionSource<T>> sources, Tokens tokens,
+               const Rows<T>& y, bool accumulate);
 
-  // Backward reads weights down their columns. Where those lie far apart, and for many tokens, a
-  // copy that lies the other way round pays: its place, or the weights themselves.
-  HeadWeights layout_turned(Arena& arena, const HeadWeights& weights) const;
-  void add_turn(std::vector<Phase>& phases, const HeadWeights& weights, const HeadWeights& turned);
-  // d_tiles = weight d_y^T, and delta = rowsum(d_tiles * tiles) of each head.
-  void add_out_backward(std::vector<Phase>& phases, const HeadWeights& weights,
+  // d_tiles = weight d_y^T, and delta = rowsum(d_tiles * tiles) of each head; rows by head.
+  void add_out_backward(std::vector<Phase>& phases, const Factor<T>& weights,
                         const Rows<const T>& d_y, const T* tiles, T* d_tiles, T* delta);
-  // d_x = weight^T d_tiles, set or added; keys that padding hides get 0 where set.
-  void add_in_backward(std::vector<Phase>& phases, const HeadWeights& weights, const T* d_tiles,
-                       Tokens tokens, const Rows<T>& d_x, bool accumulate);
   // d_weight += d_tiles x, and d_bias += the sums of d_tiles (in-projection, both by row of
   // tiles) or d_bias += the sums of x (out-projection: by_column).
   void add_weight_gradient(std::vector<Phase>& phases, const T* tiles, Tokens tokens,
@@ -65,14 +65,19 @@ class Projection {
   }
   int64_t lanes(Tokens tokens, TileRef at) const;       // of a tile
   int64_t first_lane(Tokens tokens, TileRef at) const;  // where it begins
+  // block[rows of weights][lanes] = the sum of weights . tile over the sources, for some groups.
+  void combine(const std::vector<ProjectionSource<T>>& sources, Tokens tokens, TileRef at,
+               int64_t begin, int64_t end, T* block, Ahead* last) const;
+  // The first task of each sequence, with `split` tasks for a tile.
+  std::vector<int64_t> begins(Tokens tokens, int64_t split) const;
   // How many parts the features of a tile go into, so that all workers have work.
   int64_t parts(int64_t tiles, int64_t most) const {
     const int64_t wanted = divide_up(6 * workers_, larger(tiles, 1));
     return wanted < 1 ? 1 : smaller(wanted, most);
   }
-  void weight_gradient(int64_t row, int64_t rows, int64_t column, const T* tiles, Tokens tokens,
+  void weight_gradient(Span row, Span column, const Cut& cut, const T* tiles, Tokens tokens,
                        int64_t head_dim, const Rows<const T>& x, const View& d_weight,
-                       const View& d_bias, bool by_column, Arena scratch) const;
+                       const View& d_bias, bool by_column, Arena arena) const;
 
   const Plan& plan_;
   const Kernels<T>& kernels_;

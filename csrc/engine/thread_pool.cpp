@@ -193,6 +193,23 @@ void join_phases(std::vector<Phase>& phases, size_t first) {
   phases.push_back({tasks, std::move(run)});
 }
 
+bool fuse_phases(std::vector<Phase>& phases, size_t first) {
+  if (phases.size() < first + 2) return true;
+  for (size_t i = first; i < phases.size(); ++i)
+    if (phases[i].begin.empty()) return false;
+  std::vector<Phase> parts(std::make_move_iterator(phases.begin() + int64_t(first)),
+                           std::make_move_iterator(phases.end()));
+  phases.resize(first);
+  const int64_t sequences = int64_t(parts[0].begin.size()) - 1;
+  auto run = [parts = std::move(parts)](int64_t sequence, int worker) {
+    for (const Phase& part : parts)
+      for (int64_t t = part.begin[size_t(sequence)]; t < part.begin[size_t(sequence) + 1]; ++t)
+        part.run(t, worker);
+  };
+  phases.push_back({sequences, std::move(run)});
+  return true;
+}
+
 int num_threads() { return pool().threads(); }
 void set_num_threads(int threads) { pool().set_threads(threads); }
 void run_phases(const std::vector<Phase>& phases, int workers) { pool().run(phases, workers); }

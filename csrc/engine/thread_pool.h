@@ -14,6 +14,9 @@ namespace multihead {
 struct Phase {
   int64_t tasks;
   std::function<void(int64_t task, int worker)> run;  // must not throw
+  // The first task of each sequence, and behind them the number of tasks; empty where tasks are
+  // not in the order of sequences, or reach beyond one.
+  std::vector<int64_t> begin = {};
 };
 
 int num_threads();
@@ -21,6 +24,10 @@ void set_num_threads(int threads);  // at least 1
 
 // Makes one phase of all from `first` on: nothing in them waits for another.
 void join_phases(std::vector<Phase>& phases, size_t first);
+
+// Makes one phase of all from `first` on, with a task for each sequence: it goes through them all.
+// Returns false, and changes nothing, if one of them is not in the order of sequences.
+bool fuse_phases(std::vector<Phase>& phases, size_t first);
 
 // Runs phases on up to `workers` threads, the caller among them as worker 0.
 void run_phases(const std::vector<Phase>& phases, int workers);

@@ -1,126 +1,153 @@
 #include <algorithm>
 
 #include "projection.h"
+#include "wanted.h"
 
 namespace multihead {
 
-constexpr int64_t kFoldTokens = 1024;  // a sum over tokens is folded after this many
-constexpr int64_t kStrip = 128;        // rows between which the next panel is asked for
-constexpr int64_t kMostRows = 1024;    // of a weight gradient in one task: what L2 holds
+constexpr int64_t kFoldTokens = 4096;  // a sum over tokens is folded after this many
+// A task's part of a gradient stays in L2, beside what it reads of the tokens at hand.
+constexpr int64_t kRows = 384, kColumns = 384;
+
+// How a gradient of rows x columns is cut into tasks: no smaller than gives every worker one.
+struct Cut {
+  int64_t rows, columns;  // of a task
+  int64_t across;         // tasks side by side
+  int64_t tasks;
+
+  Cut(int64_t all_rows, int64_t all_columns, int64_t workers) {
+    int64_t down = divide_up(all_rows, kRows);
+    across = divide_up(all_columns, kColumns);
+    while (down * across < workers && across < divide_up(all_columns, kTile)) ++across;
+    while (down * across < workers && down < divide_up(all_rows, kTile)) ++down;
+    rows = round_up(divide_up(all_rows, down), kLane);  // as even as may be
+    columns = round_up(divide_up(all_columns, across), kTile);
+    across = divide_up(all_columns, columns);
+    tasks = divide_up(all_rows, rows) * across;
+  }
+};
+
+// Memory of a task: sums so far, those since the last fold, and the tokens at hand. Columns go
+// by 64: [column / 64][row][64].
+template <class T>
+struct GradientScratch {
+  T *total, *part, *panels;
+  T *row_total, *row_part, *column_total, *column_part;
+
+  GradientScratch(Arena& arena, const Cut& cut)
+      : total(arena.take<T>(cut.rows * cut.columns)),
+        part(arena.take<T>(cut.rows * cut.columns)),
+        panels(arena.take<T>(kTile * cut.columns)),
+        row_total(arena.take<T>(cut.rows * kLane)),
+        row_part(arena.take<T>(cut.rows * kLane)),
+        column_total(arena.take<T>(cut.columns)),
+        column_part(arena.take<T>(cut.columns)) {}
+};
 
 template <class T>
 void Projection<T>::add_weight_gradient(std::vector<Phase>& phases, const T* tiles_in,
                                         Tokens tokens, int64_t head_dim, const Rows<const T>& x,
                                         const View& d_weight, const View& d_bias, bool by_column) {
   if (!d_weight && !d_bias) return;
-  const View& d = d_weight ? d_weight : d_bias;
   const int64_t rows = plan_.heads * head_dim;
-  const int64_t columns = by_column && !d_weight ? d.size[0] : d_weight ? d.size[2] : 1;
-  const int64_t column_tiles = divide_up(columns, kTile);
-  // As few blocks of rows as give all workers something to do: each gathers x anew.
-  const int64_t wanted = larger(divide_up(rows, kMostRows), divide_up(2 * workers_, column_tiles));
-  const int64_t block = round_up(divide_up(rows, smaller(wanted, divide_up(rows, kTile))), kLane);
-  const int64_t blocks = divide_up(rows, block);
+  const int64_t columns = d_weight ? d_weight.size[2] : by_column ? d_bias.size[0] : 0;
+  const Cut cut(rows, larger(columns, 1), workers_);
   Arena count;
-  count.take<T>(2 * block * kTile + kTile * kTile + 2 * block * kLane + 2 * kTile);
+  GradientScratch<T>(count, cut);
   memory_.need(count.used());
   auto run = [=, this](int64_t task, int worker) {
-    const int64_t row = task / column_tiles * block, column = task % column_tiles * kTile;
-    weight_gradient(row, smaller(rows - row, block), column, tiles_in, tokens, head_dim, x,
-                    d_weight, d_bias, by_column, memory_.of(worker));
+    const int64_t row = task / cut.across * cut.rows, column = task % cut.across * cut.columns;
+    weight_gradient({row, smaller(rows - row, cut.rows)},
+                    {column, smaller(columns - column, cut.columns)}, cut, tiles_in, tokens,
+                    head_dim, x, d_weight, d_bias, by_column, memory_.of(worker));
   };
-  phases.push_back({blocks * column_tiles, std::move(run)});
-}
-
-// Asks for columns of some rows ahead of their use: they lie far apart.
-template <class T>
-static void fetch(const T* const* rows, int64_t begin, int64_t end, int64_t column,
-                  int64_t columns) {
-  for (int64_t r = begin; r < end; ++r)
-    for (int64_t c = 0; c < columns && rows[r]; c += int64_t(kAlign / sizeof(T)))
-      __builtin_prefetch(rows[r] + column + c, 0, 2);
+  phases.push_back({cut.tasks, std::move(run)});
 }
 
 template <class T>
-void Projection<T>::weight_gradient(int64_t row, int64_t count, int64_t column, const T* tiles_in,
+void Projection<T>::weight_gradient(Span row, Span column, const Cut& cut, const T* tiles_in,
                                     Tokens tokens, int64_t head_dim, const Rows<const T>& x,
                                     const View& d_weight, const View& d_bias, bool by_column,
-                                    Arena scratch) const {
+                                    Arena arena) const {
   const int64_t all_rows = plan_.heads * head_dim;
-  const bool row_sums = d_bias && !by_column && column == 0;
-  const bool column_sums = d_bias && by_column && row == 0;
-  const int64_t columns = d_weight    ? smaller(d_weight.size[2] - column, kTile)
-                          : by_column ? smaller(d_bias.size[0] - column, kTile)
-                                      : 0;
-  const int64_t pitch = round_up(columns, kLane), floats = count * pitch;
-  T* total = scratch.take<T>(count * kTile);
-  T* part = scratch.take<T>(count * kTile);
-  T* panel = scratch.take<T>(kTile * kTile);
-  T* row_total = scratch.take<T>(count * kLane);
-  T* row_part = scratch.take<T>(count * kLane);
-  T* column_total = scratch.take<T>(kTile);
-  T* column_part = scratch.take<T>(kTile);
-  std::fill(total, total + floats, T(0));
-  std::fill(row_total, row_total + count * kLane, T(0));
-  std::fill(column_total, column_total + kTile, T(0));
+  const bool row_sums = d_bias && !by_column && column.first == 0;
+  const bool column_sums = d_bias && by_column && row.first == 0;
+  const bool reads_x = (d_weight || column_sums) && column.count > 0;
+  const int64_t count = row.count, floats = count * round_up(column.count, kTile);
+  const GradientScratch<T> at(arena, cut);
+  std::fill(at.total, at.total + floats, T(0));
+  std::fill(at.row_total, at.row_total + count * kLane, T(0));
+  std::fill(at.column_total, at.column_total + column.count, T(0));
+  // Columns of one panel, and the lanes that they fill.
+  const auto in_panel = [&](int64_t c) { return smaller(column.count - c, kTile); };
 
   const std::vector<TileRef>& list = tiles(tokens);
+  const auto tile_of = [&](size_t i) {
+    return tiles_in + first_lane(tokens, list[i]) * all_rows + row.first * lanes(tokens, list[i]);
+  };
   int64_t folded = 0;
-  bool fresh = true;
   for (size_t i = 0; i < list.size(); ++i) {
     const int64_t width = lanes(tokens, list[i]);
-    const T* tile = tiles_in + first_lane(tokens, list[i]) * all_rows + row * width;
     const T* from[kTile];
     const int64_t n = rows(tokens, x, list[i], from);
+    const bool fresh = folded == 0;
     if (fresh) {
-      std::fill(row_part, row_part + count * kLane, T(0));
-      std::fill(column_part, column_part + kTile, T(0));
+      std::fill(at.row_part, at.row_part + count * kLane, T(0));
+      std::fill(at.column_part, at.column_part + column.count, T(0));
     }
-    if (columns > 0 && (d_weight || column_sums)) {
-      for (int64_t r = 0; r < n; ++r) from[r] += column * x.stride;
-      kernels_.gather(panel, pitch, from, x.stride, columns, n);
+    Wanted<kTile + 1> wanted;
+    if (i + 1 < list.size() && d_weight) {
+      const T* next[kTile];
+      const int64_t m = rows(tokens, x, list[i + 1], next);
+      for (int64_t r = 0; r < m && x.stride == 1; ++r)
+        wanted.add(next[r] + column.first, column.count);
     }
-    const T* next[kTile] = {};
-    if (i + 1 < list.size()) rows(tokens, x, list[i + 1], next);
-    for (int64_t r = 0; r < count && d_weight; r += kStrip) {
-      const int64_t m = smaller(count - r, kStrip);
-      if (x.stride == 1) fetch(next, r * kTile / count, (r + m) * kTile / count, column, columns);
-      kernels_.gemm({m, pitch, n, tile + r * width, width, 1, panel, pitch, part + r * pitch, pitch,
-                     fresh ? Init::Zero : Init::Load});
+    Ahead* const ahead = wanted.ahead();
+    for (int64_t c = 0; c < column.count && reads_x; c += kTile) {
+      const T* columns_of[kTile];
+      for (int64_t r = 0; r < n; ++r) columns_of[r] = from[r] + (column.first + c) * x.stride;
+      T* panel = at.panels + c * kTile;
+      const int64_t used = in_panel(c), pitch = round_up(used, kLane);
+      kernels_.gather(panel, pitch, columns_of, x.stride, used, n);
+      if (column_sums) kernels_.column_sums(at.column_part + c, panel, pitch, n, used);
+      if (!d_weight) continue;
+      Gemm<T> g{count, pitch, n, tile_of(i), width, 1, panel, pitch, at.part + c * count, pitch};
+      g.init = fresh ? Init::Zero : Init::Load;
+      g.ahead = ahead;
+      kernels_.gemm(g);
     }
-    if (row_sums) kernels_.row_sums(row_part, tile, width, count, n);
-    if (column_sums) kernels_.column_sums(column_part, panel, pitch, n, columns);
-    fresh = false;
+    if (row_sums) kernels_.row_sums(at.row_part, tile_of(i), width, count, n);
     folded += n;
     if (folded >= kFoldTokens || i + 1 == list.size()) {
-      if (d_weight) kernels_.add_scaled(total, part, floats, T(1));
-      if (row_sums) kernels_.add_scaled(row_total, row_part, count * kLane, T(1));
-      if (column_sums) kernels_.add_scaled(column_total, column_part, kTile, T(1));
+      if (d_weight) kernels_.add_scaled(at.total, at.part, floats, T(1));
+      if (row_sums) kernels_.add_scaled(at.row_total, at.row_part, count * kLane, T(1));
+      if (column_sums) kernels_.add_scaled(at.column_total, at.column_part, column.count, T(1));
       folded = 0;
-      fresh = true;
     }
   }
 
   for (int64_t r = 0; r < count; ++r) {
-    const int64_t head = (row + r) / head_dim, d = (row + r) % head_dim;
-    if (d_weight) {
+    const int64_t head = (row.first + r) / head_dim, d = (row.first + r) % head_dim;
+    for (int64_t c = 0; c < column.count && d_weight; c += kTile) {
+      const int64_t used = in_panel(c), pitch = round_up(used, kLane);
+      const T* sums = at.total + c * count + r * pitch;
       T* to = d_weight.as<T>() + head * d_weight.stride[0] + d * d_weight.stride[1] +
-              column * d_weight.stride[2];
+              (column.first + c) * d_weight.stride[2];
       if (d_weight.stride[2] == 1) {
-        kernels_.add_scaled(to, total + r * pitch, columns, T(1));
+        kernels_.add_scaled(to, sums, used, T(1));
       } else {
-        for (int64_t c = 0; c < columns; ++c) to[c * d_weight.stride[2]] += total[r * pitch + c];
+        for (int64_t e = 0; e < used; ++e) to[e * d_weight.stride[2]] += sums[e];
       }
     }
     if (row_sums) {
       T sum = 0;
-      for (int64_t i = 0; i < kLane; ++i) sum += row_total[r * kLane + i];
+      for (int64_t i = 0; i < kLane; ++i) sum += at.row_total[r * kLane + i];
       d_bias.as<T>()[head * d_bias.stride[0] + d * d_bias.stride[1]] += sum;
     }
   }
   if (column_sums)
-    for (int64_t c = 0; c < columns; ++c)
-      d_bias.as<T>()[(column + c) * d_bias.stride[0]] += column_total[c];
+    for (int64_t c = 0; c < column.count; ++c)
+      d_bias.as<T>()[(column.first + c) * d_bias.stride[0]] += at.column_total[c];
 }
 
 template <class T>

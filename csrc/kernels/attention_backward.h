@@ -45,7 +45,8 @@ MULTIHEAD_INLINE void gradient_step(const BackwardBlock<T>& t, int64_t lane) {
 template <class T>
 void score_gradients(const BackwardBlock<T>& t) {
   scores<T>(t);
-  gemm<T>({t.keys, t.lanes, t.value_dim, t.v, 1, t.key_lanes, t.d_out, t.lanes, t.ds, t.lanes});
+  gemm<T>({t.keys, t.lanes, t.value_dim, t.v, 1, t.key_lanes, t.d_out, t.lanes, t.ds, t.lanes,
+           Init::Zero, nullptr, 1, t.ahead});
   if (t.visible) {
     for_lanes<T>(t.lanes, [&]<int N>(int64_t lane) { gradient_step<T, N, true>(t, lane); });
   } else {
@@ -64,10 +65,11 @@ void backward_block(const BackwardBlock<T>& t) {
     return;
   }
   gemm<T>({t.keys, t.value_pitch, t.queries, t.s, t.lanes, 1, t.d_out_rows, t.value_pitch, t.d_v,
-           t.value_pitch, add});
+           t.value_pitch, add, nullptr, 1, t.ahead});
   gemm<T>({t.keys, t.head_pitch, t.queries, t.ds, t.lanes, 1, t.q_rows, t.head_pitch, t.d_k,
-           t.head_pitch, add});
-  gemm<T>({t.head_dim, t.lanes, t.keys, t.k, t.key_lanes, 1, t.ds, t.lanes, t.d_q, t.lanes, add});
+           t.head_pitch, add, nullptr, 1, t.ahead});
+  gemm<T>({t.head_dim, t.lanes, t.keys, t.k, t.key_lanes, 1, t.ds, t.lanes, t.d_q, t.lanes, add,
+           nullptr, 1, t.ahead});
 }
 
 }  // namespace

@@ -73,6 +73,7 @@ void forward_block(const ForwardBlock<T>& t) {
             t.out,       t.lanes};
   g.init = t.first ? Init::Zero : Init::LoadScaled;
   g.start = alpha;
+  g.ahead = t.ahead;
   gemm<T>(g);
   if (guard)
     visible_lanes<T>(t.out, t.value_dim, t.lanes, t.v, t.key_lanes, t.s, t.keys, t.visible);

@@ -9,7 +9,6 @@ namespace multihead::MULTIHEAD_ISA {
 namespace {
 
 constexpr int kPanel = kRegisters == 32 ? 4 : 2;  // vectors of b held at a time
-constexpr int64_t kDepth = 128;                   // rows of b per pass: they stay in L1
 
 template <int NV>
 constexpr int kRowsFor = kRegisters == 32 ? (NV == 4   ? 6
@@ -18,10 +17,32 @@ constexpr int kRowsFor = kRegisters == 32 ? (NV == 4   ? 6
                                                        : 16)
                                           : (NV == 2 ? 6 : 8);
 
-// One register tile. KMajor: a is read as a[k * a_k + i], else as a[i * a_row + k * a_k].
-template <class T, int MR, int NV, bool KMajor>
-MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int64_t k, Init init,
-                            const T* start) {
+// How a lies: element (i, k) at a[i * stride + k], a[k * stride + i], or in panels of kPanelRows.
+enum class Order { Rows, Columns, Panels };
+
+// Asks for the next lines of what is wanted soon, in L2.
+MULTIHEAD_INLINE void advance(Ahead& ahead) {
+  constexpr int kLines = 4;
+  if (ahead.now.lines <= 0) return;
+#pragma GCC unroll 8
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead.now.at + 64 * i, 0, 2);
+  ahead.now.at += 64 * kLines;
+  ahead.now.lines -= kLines;
+  if (ahead.now.lines <= 0 && ahead.next != ahead.end) ahead.now = *ahead.next++;
+}
+
+// Where a register tile finds its rows.
+template <class T>
+struct Side {
+  const T* a;
+  int64_t stride;  // of rows, of columns, or from one panel to the next
+  const T* next;   // Rows: where the next tile's rows begin
+};
+
+// One register tile.
+template <class T, int MR, int NV, Order O>
+MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, int64_t k, Init init,
+                            const T* start, Ahead& ahead) {
   constexpr int W = kWidth<T>;
   Vec<T> acc[MR][NV];
   if (init == Init::Zero) {
@@ -49,40 +70,49 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int6
         for (int j = 0; j < NV; ++j) acc[i][j] *= factor[j];
     }
   }
-  // Rows are reached from every third one by [p], [p + s], [p + 2s]: few address registers.
-  constexpr int kBases = (MR + 2) / 3;
-  const char* rows[kBases];
-  const int64_t row = g.a_row * int64_t(sizeof(T)), step = g.a_k * int64_t(sizeof(T));
+  // Few address registers: every third row's, from which the next two are reached by the stride;
+  // one for each panel; one for columns.
+  constexpr int kGroup = O == Order::Rows ? 3 : O == Order::Panels ? int(kPanelRows) : MR;
+  constexpr int kBases = (MR + kGroup - 1) / kGroup;
+  const T* base[kBases];
 #pragma GCC unroll 16
-  for (int i = 0; i < kBases; ++i) rows[i] = reinterpret_cast<const char*>(a) + 3 * i * row;
-#pragma GCC unroll 2
-  for (int64_t p = 0; p < k; ++p) {
+  for (int i = 0; i < kBases; ++i) base[i] = side.a + (O == Order::Rows ? 3 : 1) * i * side.stride;
+  const auto step = [&]() __attribute__((always_inline)) {
     Vec<T> x[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) x[j] = load(b + j * W);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const T* at = KMajor ? a + i : reinterpret_cast<const T*>(rows[i / 3] + (i % 3) * row);
-      const Vec<T> y = splat(*at);
+      const int64_t at = O == Order::Rows ? (i % kGroup) * side.stride : i % kGroup;
+      const Vec<T> y = splat(base[i / kGroup][at]);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
     }
     b += g.b_row;
-    // The next rows of a come from memory that no prefetcher foresees.
-    if (KMajor) {
-      __builtin_prefetch(a + 2 * MR, 0, 3);
-      __builtin_prefetch(a + 16 * g.a_k, 0, 3);
-      a += g.a_k;
-    } else {
-      if (p % 16 == 0) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-          __builtin_prefetch(rows[i / 3] + (i % 3) * row + MR * row, 0, 3);
+    for (int i = 0; i < kBases; ++i)
+      base[i] += O == Order::Rows ? 1 : O == Order::Panels ? kPanelRows : side.stride;
+  };
+  constexpr int kLine = 64 / int(sizeof(T));
+  int64_t p = 0;
+  for (; p + kLine <= k; p += kLine) {
+    const T* row = side.next + p;  // its lines come from memory that no prefetcher foresees
+    advance(ahead);
+    for (int i = 0; i < kLine; i += 2) {
+      if (O == Order::Rows) {
+        __builtin_prefetch(row, 0, 3);
+        row += side.stride;
+      } else if (O == Order::Panels) {
+        __builtin_prefetch(base[0] + 256 * kPanelRows, 0, 3);
+      } else {
+        __builtin_prefetch(base[0] + kLine, 0, 3);
+        __builtin_prefetch(base[0] + side.stride + kLine, 0, 3);
       }
-#pragma GCC unroll 16
-      for (int i = 0; i < kBases; ++i) rows[i] += step;
+      step();
+      step();
     }
   }
+  for (; p < k; ++p) step();
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -90,53 +120,78 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, const T* a, const T* b, T* c, int6
 }
 
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.
-template <class T, int MR, int NV, bool KMajor>
+template <class T, int MR, int NV, Order O>
 MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const T* a, const T* b, T* c, int64_t k, Init init,
-                               const T* start, int64_t i) {
+                               const T* start, Ahead& ahead, int64_t i) {
   for (; i + MR <= g.m; i += MR) {
+    Side<T> side{};
+    T copy[MR * kDepth];
+    if (O == Order::Rows) {
+      side = {a + i * g.a_row, g.a_row, i + MR < g.m ? a + (i + MR) * g.a_row : a + kDepth};
+      if (g.a_k != 1) {  // neither rows nor columns
+        for (int64_t r = 0; r < MR; ++r)
+          for (int64_t p = 0; p < k; ++p) copy[r * kDepth + p] = side.a[r * g.a_row + p * g.a_k];
+        side = {copy, kDepth, copy};
+      }
+    } else if (O == Order::Columns) {
+      side = {a + i, g.a_k, nullptr};
+    } else {
+      side = {a + i / kPanelRows * kPanelRows * k + i % kPanelRows, kPanelRows * k, nullptr};
+    }
     const T* from = init == Init::Bias ? start + i * g.start_stride : start;
-    micro<T, MR, NV, KMajor>(g, a + i * (KMajor ? 1 : g.a_row), b, c + i * g.c_row, k, init, from);
+    micro<T, MR, NV, O>(g, side, b, c + i * g.c_row, k, init, from, ahead);
   }
   return i;
 }
 
-template <class T, int NV, bool KMajor>
-void panel(const Gemm<T>& g, int64_t lane) {
+template <class T, int NV, Order O>
+void panel(const Gemm<T>& g, int64_t lane, Ahead& ahead) {
+  // In panels, tiles must not reach from the middle of one into the next.
+  constexpr int kMost =
+      O == Order::Panels && kRowsFor<NV> % kPanelRows ? int(kPanelRows) : kRowsFor<NV>;
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {
     const int64_t k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
     const Init init = k0 == 0 ? g.init : Init::Load;
     const T* start = g.init == Init::LoadScaled ? g.start + lane : g.start;
-    const T* a = g.a + k0 * g.a_k;
+    const T* a = g.a + k0 * (O == Order::Panels ? g.a_row : g.a_k);
     const T* b = g.b + k0 * g.b_row + lane;
     T* c = g.c + lane;
-    int64_t i = sweep<T, kRowsFor<NV>, NV, KMajor>(g, a, b, c, k, init, start, 0);
-    if constexpr (kRowsFor<NV> > 8) i = sweep<T, 8, NV, KMajor>(g, a, b, c, k, init, start, i);
-    i = sweep<T, 4, NV, KMajor>(g, a, b, c, k, init, start, i);
-    i = sweep<T, 2, NV, KMajor>(g, a, b, c, k, init, start, i);
-    sweep<T, 1, NV, KMajor>(g, a, b, c, k, init, start, i);
+    int64_t i = sweep<T, kMost, NV, O>(g, a, b, c, k, init, start, ahead, 0);
+    if constexpr (kMost == 12 && O == Order::Panels)
+      i = sweep<T, 6, NV, O>(g, a, b, c, k, init, start, ahead, i);
+    else if constexpr (kMost > 8)
+      i = sweep<T, 8, NV, O>(g, a, b, c, k, init, start, ahead, i);
+    i = sweep<T, 4, NV, O>(g, a, b, c, k, init, start, ahead, i);
+    i = sweep<T, 2, NV, O>(g, a, b, c, k, init, start, ahead, i);
+    sweep<T, 1, NV, O>(g, a, b, c, k, init, start, ahead, i);
   }
 }
 
-template <class T, bool KMajor>
+template <class T, Order O>
 void panels(const Gemm<T>& g) {
   constexpr int64_t W = kWidth<T>;
+  Ahead ahead;
+  if (g.ahead) ahead = *g.ahead;
   int64_t lane = 0;
-  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<T, kPanel, KMajor>(g, lane);
+  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<T, kPanel, O>(g, lane, ahead);
   const int64_t left = (g.lanes - lane) / W;
   if constexpr (kPanel == 4) {
-    if (left == 3) return panel<T, 3, KMajor>(g, lane);
-    if (left == 2) return panel<T, 2, KMajor>(g, lane);
+    if (left == 3) panel<T, 3, O>(g, lane, ahead);
+    if (left == 2) panel<T, 2, O>(g, lane, ahead);
   }
-  if (left == 1) panel<T, 1, KMajor>(g, lane);
+  if (left == 1) panel<T, 1, O>(g, lane, ahead);
+  if (g.ahead) *g.ahead = ahead;
 }
 
 template <class T>
 void gemm(const Gemm<T>& g) {
   if (g.m <= 0) return;
-  if (g.a_row == 1) {
-    panels<T, true>(g);
+  if (g.panels) {
+    panels<T, Order::Panels>(g);
+  } else if (g.a_row == 1) {
+    panels<T, Order::Columns>(g);
   } else {
-    panels<T, false>(g);
+    panels<T, Order::Rows>(g);
   }
 }
 

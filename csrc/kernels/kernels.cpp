@@ -51,6 +51,7 @@ constexpr Kernels<T> kTable = {
     score_gradients<T>,
     backward_block<T>,
     weights_block<T>,
+    row_scores<T>,
     softmax_row<T>,
     exp2_all<T>,
     visible_bits,

@@ -12,7 +12,8 @@ namespace {
 template <class T>
 MULTIHEAD_INLINE void scores(const Block<T>& t) {
   constexpr int W = kWidth<T>;
-  gemm<T>({t.keys, t.lanes, t.head_dim, t.k, 1, t.key_lanes, t.q, t.lanes, t.s, t.lanes});
+  gemm<T>({t.keys, t.lanes, t.head_dim, t.k, 1, t.key_lanes, t.q, t.lanes, t.s, t.lanes, Init::Zero,
+           nullptr, 1, t.ahead});
   if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
     const Vec<T> lowest = splat(-(sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__)));
     for (int64_t r = 0; r < t.keys; ++r)

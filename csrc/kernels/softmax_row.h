@@ -1,11 +1,56 @@
-// Softmax of one query's scores, keys in lanes: for few queries against many keys.
+// Scores and softmax of few queries against many keys, which lie in rows and are read once.
 #pragma once
 
 #include "exp2.h"
 #include "table.h"
+#include "transpose.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
+
+// s[i][j] = q[i] . k[j]: 16 interleaved sums along a row, which are then added in order. q is
+// padded with zeros to a multiple of 16; s has room for keys up to the next multiple.
+template <class T>
+void row_scores(T* s, int64_t s_row, const T* q, int64_t q_row, int64_t queries, const T* k,
+                int64_t k_row, int64_t keys, int64_t head_dim) {
+  constexpr int W = kWidth<T>, N = int(kLane) / W;
+  constexpr int64_t kFar = 24;  // rows to ask for ahead of their use
+  const int64_t whole = head_dim / kLane * kLane;
+  for (int64_t j = 0; j < keys; j += W) {
+    const T* rows[W];
+    alignas(64) T rest[W][kLane] = {};
+    for (int64_t r = 0; r < W; ++r) {
+      rows[r] = k + (j + r < keys ? j + r : keys - 1) * k_row;
+      for (int64_t d = whole; d < head_dim; ++d) rest[r][d - whole] = rows[r][d];
+      for (int64_t d = 0; d < head_dim; d += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(rows[r] + kFar * k_row + d, 0, 3);
+    }
+    for (int64_t i = 0; i < queries; ++i) {
+      const T* to = q + i * q_row;
+      Vec<T> sum{};
+#pragma GCC unroll 4
+      for (int part = 0; part < N; ++part) {
+        Vec<T> x[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) x[r] = Vec<T>{};
+        for (int64_t d = part * W; d < whole; d += kLane) {
+          const Vec<T> y = load(to + d);
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r) x[r] = fma(load(rows[r] + d), y, x[r]);
+        }
+        if (whole < head_dim) {
+          const Vec<T> y = load(to + whole + part * W);
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r) x[r] = fma(load(rest[r] + part * W), y, x[r]);
+        }
+        transpose_square<T>(x);
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) sum += x[r];
+      }
+      store(s + i * s_row + j, sum);
+    }
+  }
+}
 
 // s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs
 // over 16 interleaved parts that are then added in order, whatever the width of a vector.

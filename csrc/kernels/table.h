@@ -14,12 +14,28 @@ constexpr int64_t kLane = 16;  // lanes of a tile are a multiple of this on ever
 // What the accumulators of a product start from.
 enum class Init : int { Zero, Load, LoadScaled, Bias };
 
+// Memory that is wanted soon. Products ask for it line by line while they multiply.
+struct Range {
+  const char* at;
+  int64_t lines;  // of 64 bytes
+};
+struct Ahead {
+  Range now{nullptr, 0};
+  const Range *next = nullptr, *end = nullptr;  // more, in this order
+};
+
+// Weights as products like to read them: panels of 6 rows, 128 elements of k at a time. Row r,
+// element k of m rows is at [k / 128][r / 6][k % 128][r % 6].
+constexpr int64_t kPanelRows = 6;
+constexpr int64_t kDepth = 128;  // rows of b that stay in L1
+constexpr int64_t panel_rows(int64_t m) { return (m + kPanelRows - 1) / kPanelRows * kPanelRows; }
+
 // c[m][lanes] = init + a[m][k] * b[k][lanes]; strides count elements.
 template <class T>
 struct Gemm {
   int64_t m, lanes, k;
   const T* a;
-  int64_t a_row, a_k;
+  int64_t a_row, a_k;  // in panels: the rows of all panels, nothing
   const T* b;
   int64_t b_row;
   T* c;
@@ -27,6 +43,8 @@ struct Gemm {
   Init init = Init::Zero;
   const T* start = nullptr;  // LoadScaled: a factor per lane. Bias: a value per row
   int64_t start_stride = 1;  // of Bias
+  Ahead* ahead = nullptr;
+  bool panels = false;  // how a lies
 };
 
 // One block of queries against one tile of keys.
@@ -43,6 +61,7 @@ struct Block {
   const T* key_bias;        // [keys], log2 units; null: none
   const uint64_t* keep;     // like visible, drawn by dropout; null: all
   T* s;                     // [keys][lanes]: scores, then probabilities
+  Ahead* ahead = nullptr;   // what the caller wants next
 };
 
 template <class T>
@@ -105,6 +124,9 @@ struct Kernels {
   void (*weights_block)(const Block<T>&, const T* row_max, const T* row_inv, T factor, T* sum,
                         bool accumulate);
 
+  // s[i][j] = q[i] . k[j], keys in rows; q and s are padded to multiples of 16.
+  void (*row_scores)(T* s, int64_t s_row, const T* q, int64_t q_row, int64_t queries, const T* k,
+                     int64_t k_row, int64_t keys, int64_t head_dim);
   // One query, keys in lanes: s = probabilities, where the bits of visible are set; see there.
   void (*softmax_row)(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
                       T* sum);
