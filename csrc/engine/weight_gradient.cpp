@@ -7,7 +7,7 @@ namespace multihead {
 
 constexpr int64_t kFoldTokens = 4096;  // a sum over tokens is folded after this many
 // A task's part of a gradient stays in L2, beside what it reads of the tokens at hand.
-constexpr int64_t kRows = 384, kColumns = 384;
+constexpr int64_t kRows = 1024, kColumns = 128;
 
 // How a gradient of rows x columns is cut into tasks: no smaller than gives every worker one.
 struct Cut {
@@ -99,6 +99,7 @@ void Projection<T>::weight_gradient(Span row, Span column, const Cut& cut, const
     if (i + 1 < list.size() && d_weight) {
       const T* next[kTile];
       const int64_t m = rows(tokens, x, list[i + 1], next);
+      wanted.add(tile_of(i + 1), count * lanes(tokens, list[i + 1]));
       for (int64_t r = 0; r < m && x.stride == 1; ++r)
         wanted.add(next[r] + column.first, column.count);
     }

@@ -112,6 +112,8 @@ uint64_t all() {
   hash = run<T>(numbers, 2, 70, 70, 2, 16, false, false, 0.0, hash);
   hash = run<T>(numbers, 1, 5, 300, 3, 7, false, true, 0.1, hash);
   hash = run<T>(numbers, 2, 130, 129, 1, 33, true, true, 0.5, hash);
+  hash = run<T>(numbers, 5, 210, 210, 2, 20, false, false, 0.0, hash);  // weights in panels
+  hash = run<T>(numbers, 9, 20, 20, 2, 16, true, false, 0.1, hash);     // a sequence at a time
   hash = run<T>(numbers, 3, 1, 65, 2, 64, true, false, 0.2, hash);
   return hash;
 }
