@@ -13,11 +13,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc include src -name __p
 CPP := $(shell find csrc include examples tests -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test neon bench lint format docs clean
+.PHONY: help demo test neon sanitize bench lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | neon | bench | lint | format | docs | clean"
+	@echo "make demo | test | neon | sanitize | bench | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -29,6 +29,10 @@ test: $(VENV)/.test
 # NEON under qemu against the kernels of this machine; needs a cross compiler
 neon:
 	tools/neon.sh $(BUILD)
+
+# the engine under AddressSanitizer and UndefinedBehaviorSanitizer, through its C face
+sanitize: $(VENV)/.test
+	tools/sanitize.sh $(BUILD) $(BIN)/python
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m multihead bench $(ARGS)

@@ -45,7 +45,7 @@ def magnitudes(result: Result, d_out: Any, d_weights: Any = None) -> dict[str, f
     n, h, length, _ = core.p.shape
     s = key.shape[1]
     d_merged = np.asarray(d_out, np.float64) ** 2 @ params["out_proj.weight"]
-    d_heads = d_merged.reshape(n, length, h, core.q.shape[-1]).swapaxes(1, 2)
+    d_heads = d_merged.reshape(n, length, h, core.v.shape[-1]).swapaxes(1, 2)
     weights = np.zeros(()) if d_weights is None else np.asarray(d_weights, np.float64) ** 2
     if weights.ndim == 3:
         weights = weights[:, None] / h**2

@@ -35,10 +35,17 @@ def test_the_package_holds_one_engine_and_one_face() -> None:
     assert len(NATIVE) == 1
 
 
-def test_the_engine_exports_its_private_table_alone() -> None:
-    names = exported(ENGINE[0])
-    assert len(names) == 1
-    assert re.fullmatch(r"multihead_private_table\w*", names.pop())
+def test_the_engine_exports_its_c_api_and_its_private_table_alone() -> None:
+    assert exported(ENGINE[0]) == {
+        "BNNSFilterCreateLayerMultiheadAttention",
+        "BNNSFilterDestroy",
+        "BNNSApplyMultiheadAttention",
+        "BNNSApplyMultiheadAttentionBackward",
+        "multihead_last_error",
+        "multihead_set_num_threads",
+        "multihead_get_num_threads",
+        "multihead_private_table",
+    }
 
 
 def test_the_face_exports_python_s_entry_point_alone() -> None:

@@ -77,9 +77,14 @@ Kept& kept() {
 
 }  // namespace
 
-Block64::Block64(size_t bytes) {
+Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
   if (bytes == 0) return;
   bytes_ = (bytes + kAlign - 1) / kAlign * kAlign;
+  if (from_.allocate) {
+    if (from_.allocate(&data_, kAlign, bytes_) != 0) data_ = nullptr;
+    if (!data_) throw std::bad_alloc();
+    return;
+  }
   if (bytes_ >= kHuge) {
     bytes_ = (bytes + kHuge - 1) / kHuge * kHuge;
     data_ = kept().take(bytes_);
@@ -88,8 +93,11 @@ Block64::Block64(size_t bytes) {
 }
 
 Block64::~Block64() {
-  if (bytes_ >= kHuge && kept().give(data_, bytes_)) return;
-  std::free(data_);
+  if (from_.allocate) {
+    if (data_) from_.release(data_);
+  } else if (!(bytes_ >= kHuge && data_ && kept().give(data_, bytes_))) {
+    std::free(data_);
+  }
 }
 
 }  // namespace multihead

@@ -3,30 +3,50 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace multihead {
 
 constexpr size_t kAlign = 64;
 
+// Memory of the caller's: both functions, or neither. allocate returns 0 if it did.
+struct Allocator {
+  int (*allocate)(void** data, size_t align, size_t bytes) = nullptr;
+  void (*release)(void* data) = nullptr;
+};
+
 // Owns a block; throws std::bad_alloc.
 class Block64 {
  public:
   Block64() = default;
-  explicit Block64(size_t bytes);
+  explicit Block64(size_t bytes, const Allocator& from = {});
   ~Block64();
-  Block64(Block64&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+  Block64(Block64&& other) noexcept : from_(other.from_), data_(other.data_), bytes_(other.bytes_) {
     other.data_ = nullptr;
   }
   Block64(const Block64&) = delete;
   Block64& operator=(const Block64&) = delete;
-  Block64& operator=(Block64&&) = delete;
+  Block64& operator=(Block64&& other) noexcept {
+    std::swap(from_, other.from_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
 
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
  private:
+  Allocator from_;
   void* data_ = nullptr;
   size_t bytes_ = 0;
+};
+
+// How a caller may have a call run; nothing set: the engine's threads and memory.
+struct Resources {
+  int threads = 0;            // at most; 0: all
+  Allocator allocator;        // of what the workspace does not hold
+  void* workspace = nullptr;  // 64-byte aligned, as large as the call's size says
 };
 
 // Hands out parts of a block. Without a block it counts only: a layout runs once to learn its

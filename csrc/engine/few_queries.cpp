@@ -56,7 +56,6 @@ struct Few : Call<T> {
     const int64_t n = shape.batch * plan.heads * chunks * kMost;
     partial = {arena.take<T>(n), arena.take<T>(n), arena.take<T>(n * pitch), arena.take<bool>(n)};
     masks.layout(arena, shape);
-    memory.layout(arena, workers);
   }
 
   const T* row(const View& v, int64_t b, int64_t h, int64_t i) const {
@@ -223,7 +222,9 @@ void forward(const AttentionCall& call, const View& out, const View& stats) {
         {heads * few.chunks, [&](int64_t task, int worker) { few.chunk(task, worker); }});
     few.phases.push_back({heads, [&](int64_t task, int) { few.merge(task, out, stats); }});
   };
-  execute(few.phases, few.workers, [&](Arena& arena) { few.layout(arena); }, passes, [] {});
+  execute(
+      few, [&](Arena& arena) { few.layout(arena); },
+      [&](Arena& arena) { few.memory.layout(arena, few.workers); }, passes, [] {});
 }
 
 }  // namespace

@@ -107,8 +107,8 @@ void forward(const AttentionCall& call, const View& out, const View& stats,
     tiles = layout_tiles<T>(arena, run.plan);
     tiles.out = arena.take<T>(run.plan.query_lanes * run.plan.heads * run.plan.value_dim);
     run.masks.layout(arena, run.shape);
-    run.memory.layout(arena, run.workers);
   };
+  const auto layout_workers = [&](Arena& arena) { run.memory.layout(arena, run.workers); };
   const auto passes = [&] {
     run.masks.add_phases(run.phases, run.set);
     const size_t first = run.phases.size();
@@ -128,7 +128,7 @@ void forward(const AttentionCall& call, const View& out, const View& stats,
       });
     }
   };
-  execute(run.phases, run.workers, layout, passes, [&] {});
+  execute(run, layout, layout_workers, passes, [&] {});
 }
 
 template <class T>
@@ -147,6 +147,8 @@ void backward(const AttentionCall& call, const View& stats, const View& delta, c
     g.d_k = arena.take<T>(plan.key_lanes * D);
     g.d_v = arena.take<T>(plan.key_lanes * Dv);
     run.masks.layout(arena, run.shape);
+  };
+  const auto layout_workers = [&](Arena& arena) {
     run.attention.layout_backward(arena, run.workers);
     run.memory.layout(arena, run.workers);
   };
@@ -175,7 +177,7 @@ void backward(const AttentionCall& call, const View& stats, const View& delta, c
     if (d.attn_mask)
       run.attention.add_mask_gradient(run.phases, tiles, g, WeightsView{}, d.attn_mask);
   };
-  execute(run.phases, run.workers, layout, passes, [&] {});
+  execute(run, layout, layout_workers, passes, [&] {});
 }
 
 template <class T>

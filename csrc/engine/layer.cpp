@@ -49,7 +49,7 @@ struct Run : Call<T> {
   Projection<T> projection;
 
   explicit Run(const LayerCall& call)
-      : Call<T>(plan_of(call)),
+      : Call<T>(plan_of(call), call.resources),
         masks(plan, k, call.attn_mask, true, call.causal, call.dropout, Offsets{}),
         attention(plan, k, masks, 1.0 / std::sqrt(double(plan.head_dim)), memory),
         projection(plan, k, memory, workers) {
@@ -79,23 +79,27 @@ struct Run : Call<T> {
   }
 };
 
+// Both directions return the bytes of workspace that they need, and stop there if asked for no
+// more.
+
 template <class T>
-void forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache) {
+size_t forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache,
+               bool only_size) {
   Run<T> run(call);
   const Parameters& p = call.parameters;
   AttentionTiles<T> tiles;
   Factor<T> to_q = Factor<T>::heads(p.query), to_k = Factor<T>::heads(p.key),
             to_v = Factor<T>::heads(p.value), to_out = Factor<T>::features(p.out, p.out.bias);
   T* padding = nullptr;
-  // Runs twice: to learn the size of the memory, and to take it.
   const auto layout = [&](Arena& arena) {
     Arena kept(cache);
     tiles = layout_cache<T>(cache ? kept : arena, run.plan);
     for (Factor<T>* f : {&to_q, &to_k, &to_v, &to_out}) f->layout(arena, run.plan.query_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
-    run.memory.layout(arena, run.workers);
   };
+  if (only_size) return layout_bytes(layout);
+  const auto layout_workers = [&](Arena& arena) { run.memory.layout(arena, run.workers); };
   const auto passes = [&] {
     std::vector<Phase>& phases = run.phases;
     run.masks.add_phases(phases, run.set);
@@ -122,16 +126,18 @@ void forward(const LayerCall& call, const View& out, const WeightsView& weights,
     run.projection.add_extra_rows(phases, p.bias_k, p.bias_v, tiles.k, tiles.v);
     run.attention.add_forward(phases, tiles);
     const size_t last = phases.size();
-    run.projection.add_out(phases, {{to_out, tiles.out}}, Tokens::Queries, Rows<T>(out), false);
+    if (out)
+      run.projection.add_out(phases, {{to_out, tiles.out}}, Tokens::Queries, Rows<T>(out), false);
     if (weights.heads) run.attention.add_weights(phases, tiles, weights);
     fused ? (void)fuse_phases(phases, first) : join_phases(phases, last);
   };
-  execute(run.phases, run.workers, layout, passes, [&] { run.set_padding(call, padding); });
+  execute(run, layout, layout_workers, passes, [&] { run.set_padding(call, padding); });
+  return 0;
 }
 
 template <class T>
-void backward(const LayerCall& call, const void* cache, const View& d_out,
-              const WeightsView& d_weights, const LayerGradients& d) {
+size_t backward(const LayerCall& call, const void* cache, const View& d_out,
+                const WeightsView& d_weights, const LayerGradients& d, bool only_size) {
   Run<T> run(call);
   const Parameters &p = call.parameters, &dp = d.parameters;
   const Plan& plan = run.plan;
@@ -154,6 +160,9 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     for (Factor<T>* f : {&from_q, &from_k, &from_v, &from_out}) f->layout(arena, plan.query_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
+  };
+  if (only_size) return layout_bytes(layout);
+  const auto layout_workers = [&](Arena& arena) {
     run.attention.layout_backward(arena, run.workers);
     run.memory.layout(arena, run.workers);
   };
@@ -184,21 +193,24 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
     };
     const auto input_gradients = [&] {
       const ProjectionSource<T> d_q{from_q, g.d_q}, d_k{from_k, g.d_k}, d_v{from_v, g.d_v};
-      const bool k_adds = d.key && d.query && same(d.key, d.query);
-      const bool v_adds =
+      const bool k_follows = d.key && d.query && same(d.key, d.query);
+      const bool v_follows =
           d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
-      if (run.one_input(call) && k_adds && v_adds)
-        return run.projection.add_out(phases, {d_q, d_k, d_v}, Tokens::Queries, Rows<T>(d.query),
-                                      false);
+      const auto add = [&](std::vector<ProjectionSource<T>> sources, Tokens tokens, const View& to,
+                           bool adds) {
+        run.projection.add_out(phases, std::move(sources), tokens, Rows<T>(to), adds);
+      };
+      if (run.one_input(call) && k_follows && v_follows)
+        return add({d_q, d_k, d_v}, Tokens::Queries, d.query, d.query_adds);
       // What goes to an array that something went to before waits for that.
       const auto wait = [&] {
         if (!fused) join_phases(phases, first), first = phases.size();
       };
-      if (d.query) run.projection.add_out(phases, {d_q}, Tokens::Queries, Rows<T>(d.query), false);
-      if (k_adds) wait();
-      if (d.key) run.projection.add_out(phases, {d_k}, Tokens::Keys, Rows<T>(d.key), k_adds);
-      if (v_adds) wait();
-      if (d.value) run.projection.add_out(phases, {d_v}, Tokens::Keys, Rows<T>(d.value), v_adds);
+      if (d.query) add({d_q}, Tokens::Queries, d.query, d.query_adds);
+      if (k_follows) wait();
+      if (d.key) add({d_k}, Tokens::Keys, d.key, d.key_adds || k_follows);
+      if (v_follows) wait();
+      if (d.value) add({d_v}, Tokens::Keys, d.value, d.value_adds || v_follows);
     };
     if (fused) {
       input_gradients();
@@ -220,7 +232,8 @@ void backward(const LayerCall& call, const void* cache, const View& d_out,
       run.attention.add_mask_gradient(phases, tiles, g, d_weights, m);
     }
   };
-  execute(run.phases, run.workers, layout, passes, [&] { run.set_padding(call, padding); });
+  execute(run, layout, layout_workers, passes, [&] { run.set_padding(call, padding); });
+  return 0;
 }
 
 }  // namespace
@@ -235,14 +248,26 @@ size_t cache_bytes(const LayerCall& call) {
 
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
                    void* cache) {
-  call.dtype == DType::Float32 ? forward<float>(call, out, weights, cache)
-                               : forward<double>(call, out, weights, cache);
+  call.dtype == DType::Float32 ? forward<float>(call, out, weights, cache, false)
+                               : forward<double>(call, out, weights, cache, false);
+}
+
+size_t forward_bytes(const LayerCall& call, bool cached) {
+  char somewhere = 0;
+  void* const cache = cached ? &somewhere : nullptr;  // not written to
+  return call.dtype == DType::Float32 ? forward<float>(call, {}, {}, cache, true)
+                                      : forward<double>(call, {}, {}, cache, true);
 }
 
 void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients) {
-  call.dtype == DType::Float32 ? backward<float>(call, cache, d_out, d_weights, gradients)
-                               : backward<double>(call, cache, d_out, d_weights, gradients);
+  call.dtype == DType::Float32 ? backward<float>(call, cache, d_out, d_weights, gradients, false)
+                               : backward<double>(call, cache, d_out, d_weights, gradients, false);
+}
+
+size_t backward_bytes(const LayerCall& call) {
+  return call.dtype == DType::Float32 ? backward<float>(call, nullptr, {}, {}, {}, true)
+                                      : backward<double>(call, nullptr, {}, {}, {}, true);
 }
 
 }  // namespace multihead

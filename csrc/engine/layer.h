@@ -26,22 +26,29 @@ struct LayerCall {
   View attn_mask;  // (N, H, L, S), stride 0 where shared; true hides
   bool causal = false;
   Dropout dropout;
+  Resources resources;
 };
 
 // Bytes of what backward needs of a forward.
 size_t cache_bytes(const LayerCall& call);
 
-// Writes out, and weights where wanted. cache: cache_bytes of memory, or null.
+// Writes out and weights where wanted. cache: cache_bytes of memory, or null.
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache);
 
+// Bytes of workspace that a forward needs, with a cache of the caller's or without, and whatever
+// the threads.
+size_t forward_bytes(const LayerCall& call, bool cached);
+
 struct LayerGradients {
-  View query, key, value;  // set; equal views receive the sum
-  Parameters parameters;   // added to
-  View key_padding;        // (N, S), set
-  View attn_mask;          // (1|N, 1|H, 1|L, 1|S), set
+  View query, key, value;  // set, or added to; equal views receive the sum
+  bool query_adds = false, key_adds = false, value_adds = false;
+  Parameters parameters;  // added to
+  View key_padding;       // (N, S), set
+  View attn_mask;         // (1|N, 1|H, 1|L, 1|S), set
 };
 
 void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients);
+size_t backward_bytes(const LayerCall& call);
 
 }  // namespace multihead

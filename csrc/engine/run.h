@@ -13,29 +13,43 @@ template <class T>
 struct Call {
   const KernelSet& set = kernels();
   const Kernels<T>& k = typed<T>(set);
-  const int workers = num_threads();
+  const Resources resources;
+  const int workers;
   Plan plan;
   WorkerMemory memory;
   std::vector<Phase> phases;
 
-  explicit Call(Plan p) : plan(std::move(p)) {}
+  explicit Call(Plan p, const Resources& r = {})
+      : resources(r), workers(r.threads > 0 ? r.threads : num_threads()), plan(std::move(p)) {}
 };
 
-// `layout` takes memory from an arena, `passes` lists the phases and says what memory their
-// workers need. Both run twice: to learn the size, and then for real; `before` runs between.
-template <class Layout, class Passes, class Before>
-void execute(std::vector<Phase>& phases, int workers, Layout layout, Passes passes, Before before) {
-  Arena none, sized;
+// The memory that `layout` takes.
+template <class Layout>
+size_t layout_bytes(Layout layout) {
+  Arena none;
   layout(none);
+  return none.used();
+}
+
+// `layout` takes memory from an arena: as much for any number of threads. `layout_workers` takes
+// what the workers need, after `passes` has listed the phases and said how much that is. All three
+// run twice: to learn the sizes, and then for real; `before` runs between.
+template <class T, class Layout, class LayoutWorkers, class Passes, class Before>
+void execute(Call<T>& call, Layout layout, LayoutWorkers layout_workers, Passes passes,
+             Before before) {
+  const size_t bytes = layout_bytes(layout);
+  layout_bytes(layout_workers);
   passes();
-  layout(sized);
-  const Block64 block(sized.used());
-  Arena arena(block.data());
+  const Resources& r = call.resources;
+  const Block64 block(r.workspace ? 0 : bytes, r.allocator);
+  const Block64 of_workers(layout_bytes(layout_workers), r.allocator);
+  Arena arena(r.workspace ? r.workspace : block.data()), arena_of_workers(of_workers.data());
   layout(arena);
+  layout_workers(arena_of_workers);
   before();
-  phases.clear();
+  call.phases.clear();
   passes();
-  run_phases(phases, workers);
+  run_phases(call.phases, call.workers);
 }
 
 }  // namespace multihead

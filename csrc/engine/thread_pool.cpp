@@ -42,9 +42,21 @@ struct alignas(64) Progress {
   std::atomic<int64_t> done{0};
 };
 
+// Of each phase; in place for a usual number of them.
+class ProgressList {
+ public:
+  explicit ProgressList(size_t n) : more_(n > kUsual ? new Progress[n] : nullptr) {}
+  Progress& operator[](size_t i) { return more_ ? more_[i] : usual_[i]; }
+
+ private:
+  static constexpr size_t kUsual = 8;
+  Progress usual_[kUsual];
+  std::unique_ptr<Progress[]> more_;
+};
+
 struct Region {
   const std::vector<Phase>& phases;
-  std::unique_ptr<Progress[]> progress;
+  ProgressList progress;
   int workers;
   unsigned float_state;
   Clock::time_point woken{};    // when the workers were, if they slept
@@ -97,7 +109,7 @@ class Pool {
   void set_threads(int n) { threads_ = n < 1 ? 1 : smaller_of(n, kMaxThreads); }
 
   void run(const std::vector<Phase>& phases, int workers) {
-    Region region{phases, std::make_unique<Progress[]>(phases.size()), workers, float_state()};
+    Region region{phases, ProgressList(phases.size()), workers, float_state()};
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
     if (workers <= 1 || !lock.try_lock()) return region.help(0);
     const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     if options.command == "config":
-        show_config()
+        _config(options.cflags, options.libs)
         return 0
     if arguments is None:
         _drop_blas_overrides()
@@ -53,7 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m multihead", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser("config", help="print version, instruction sets and threads")
+    config = commands.add_parser(
+        "config",
+        help="print version, instruction sets and threads, or a C compiler's flags",
+        description="Say what is installed; with an option, only what a C compiler needs to know.",
+    )
+    config.add_argument("--cflags", action="store_true", help="to include <multihead/bnns.h>")
+    config.add_argument("--libs", action="store_true", help="to link with the library")
 
     bench = commands.add_parser(
         "bench", help="measure against PyTorch and NumPy", description="Measure the layer."
@@ -71,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--face", choices=["numpy"], default="numpy", help="which face of ours")
     bench.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     return parser
+
+
+def _config(cflags: bool, libs: bool) -> None:
+    if not (cflags or libs):
+        show_config()
+        return
+    from multihead import bnns
+
+    print(*[bnns.compile_flags()] * cflags, *bnns.link_flags() * libs)
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from multihead.bench.targets import (
     attention,
+    bnns,
     coexist,
     grid,
     layer,
@@ -24,6 +25,7 @@ TARGETS: tuple[Target, ...] = (
     *attention.TARGETS,
     *threads.TARGETS,
     *coexist.TARGETS,
+    *bnns.TARGETS,
     *processes.TARGETS,
 )
 

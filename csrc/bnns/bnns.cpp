@@ -1,0 +1,107 @@
+// Face: Apple's C functions. Exceptions stop here and become -1 (or NULL) and a reason.
+#include <multihead/bnns.h>
+
+#include <exception>
+#include <new>
+
+#include "../engine/thread_pool.h"
+#include "apply.h"
+
+namespace {
+
+using namespace multihead;
+using namespace multihead::bnns;
+
+// Has room before it is needed: a reason must not fail to be kept.
+thread_local std::string t_error;
+
+void remember(const char* function, const char* why) noexcept {
+  try {
+    t_error = std::string(function) + ": " + why;
+  } catch (...) {
+    t_error.clear();
+  }
+}
+
+template <class F>
+int guarded(const char* function, F f) noexcept {
+  try {
+    t_error.clear();
+    f();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    remember(function, "out of memory");
+  } catch (const std::exception& e) {
+    remember(function, e.what());
+  } catch (...) {
+    remember(function, "an unknown failure");
+  }
+  return -1;
+}
+
+Filter& filter_of(BNNSFilter handle) {
+  Filter* const filter = static_cast<Filter*>(handle);
+  if (!filter) refuse("F", "a filter", "NULL");
+  if (filter->magic != Filter::kMagic)
+    refuse("F", "a multi-head attention filter", "something else");
+  return *filter;
+}
+
+}  // namespace
+
+BNNSFilter BNNSFilterCreateLayerMultiheadAttention(
+    const BNNSLayerParametersMultiheadAttention* layer_params,
+    const BNNSFilterParameters* filter_params) {
+  Filter* made = nullptr;
+  guarded("BNNSFilterCreateLayerMultiheadAttention", [&] {
+    if (!layer_params) refuse("layer_params", "an address", "NULL");
+    const BNNSFilterParameters none{};
+    made = new Filter(*layer_params, filter_params ? *filter_params : none);
+  });
+  return made;
+}
+
+void BNNSFilterDestroy(BNNSFilter filter) {
+  if (filter) guarded("BNNSFilterDestroy", [&] { delete &filter_of(filter); });
+}
+
+int BNNSApplyMultiheadAttention(BNNSFilter F, size_t batch_size, const void* query,
+                                size_t query_stride, const void* key, size_t key_stride,
+                                const BNNSNDArrayDescriptor* key_mask, size_t key_mask_stride,
+                                const void* value, size_t value_stride, void* output,
+                                size_t output_stride, const BNNSNDArrayDescriptor* add_to_attention,
+                                size_t* backprop_cache_size, void* backprop_cache,
+                                size_t* workspace_size, void* workspace) {
+  return guarded("BNNSApplyMultiheadAttention", [&] {
+    apply_forward(
+        filter_of(F),
+        {batch_size, query, query_stride, key, key_stride, key_mask, key_mask_stride, value,
+         value_stride, add_to_attention},
+        {output, output_stride, backprop_cache_size, backprop_cache, workspace_size, workspace});
+  });
+}
+
+int BNNSApplyMultiheadAttentionBackward(
+    BNNSFilter F, size_t batch_size, const void* query, size_t query_stride,
+    BNNSMHAProjectionParameters* query_param_delta, const void* key, size_t key_stride,
+    const BNNSNDArrayDescriptor* key_mask, size_t key_mask_stride,
+    BNNSMHAProjectionParameters* key_param_delta, const void* value, size_t value_stride,
+    BNNSMHAProjectionParameters* value_param_delta, const BNNSNDArrayDescriptor* add_to_attention,
+    BNNSNDArrayDescriptor* key_attn_bias_delta, BNNSNDArrayDescriptor* value_attn_bias_delta,
+    const void*, size_t, BNNSMHAProjectionParameters* output_param_delta,
+    size_t backprop_cache_size, void* backprop_cache, size_t* workspace_size, void* workspace) {
+  return guarded("BNNSApplyMultiheadAttentionBackward", [&] {
+    apply_backward(filter_of(F),
+                   {batch_size, query, query_stride, key, key_stride, key_mask, key_mask_stride,
+                    value, value_stride, add_to_attention},
+                   {query_param_delta, key_param_delta, value_param_delta, output_param_delta,
+                    key_attn_bias_delta, value_attn_bias_delta, backprop_cache_size, backprop_cache,
+                    workspace_size, workspace});
+  });
+}
+
+const char* multihead_last_error(void) { return t_error.c_str(); }
+
+void multihead_set_num_threads(int threads) { set_num_threads(threads); }
+
+int multihead_get_num_threads(void) { return num_threads(); }

@@ -1,0 +1,78 @@
+// Forward: nothing is written before everything is checked.
+#include <cstring>
+
+#include "call.h"
+
+namespace multihead::bnns {
+
+void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& to) {
+  Call call(f);
+  read_call(call, a);
+  Tensor output = read_batch(f.output.target, "output", call.batch, to.output_stride, to.output);
+  expect_no_overlap_inside(output, "output_stride");
+
+  // Sizes.
+  Arena count;
+  Staging counting(count, false);
+  const LayerCall shape = layer_call(call, 0, counting);
+  bool adds = false;
+  counting.result(output, &adds);
+  const bool asks_cache = to.cache_size && !to.cache,
+             asks_workspace = to.workspace_size && !to.workspace;
+  const size_t staged = align_up(count.used());
+  const bool keeps = to.cache && to.cache_size && *to.cache_size > 0;
+  const size_t of_cache = cache_size(shape);
+  const size_t of_workspace =
+      staged + forward_bytes(without_mask(shape), keeps || asks_cache) + kAlign;
+  if (asks_cache) *to.cache_size = of_cache;
+  if (asks_workspace) *to.workspace_size = of_workspace;
+  if (asks_cache || asks_workspace) return;
+
+  // Everything that could be wrong.
+  need(call.query, "it is an input");
+  need(call.key, "it is an input");
+  need(call.value, "it is an input");
+  need(output, "it is the output");
+  if (to.cache && !to.cache_size)
+    refuse("backprop_cache_size", "the size of backprop_cache", "NULL");
+  if (to.workspace && !to.workspace_size) refuse("workspace_size", "the size of workspace", "NULL");
+  if (keeps) expect_room("backprop_cache_size", *to.cache_size, of_cache);
+  if (to.workspace) expect_room("workspace_size", *to.workspace_size, of_workspace);
+  const Tensor cache = bytes_at("backprop_cache", keeps ? to.cache : nullptr, of_cache);
+  const Tensor workspace = bytes_at("workspace", to.workspace, of_workspace);
+  const bool in_place = same_memory(output, call.query);
+  for (const Tensor* t : call.inputs()) {
+    const bool is_data = t == &call.query || t == &call.key || t == &call.value;
+    if (!(in_place && is_data && same_memory(output, *t))) expect_apart(output, *t);
+    expect_apart(cache, *t);
+    expect_apart(workspace, *t);
+  }
+  expect_apart(output, cache);
+  expect_apart(output, workspace);
+  expect_apart(cache, workspace);
+  if (call.batch == 0) return;
+
+  // The call.
+  const uint64_t counter = f.dropout > 0 ? f.calls.fetch_add(1) : 0;
+  const Workspace memory(to.workspace, of_workspace, f.allocator);
+  Arena arena(memory.at);
+  Staging staging(arena, true);
+  LayerCall l = layer_call(call, counter, staging);
+  const View out = staging.result(output, &adds);
+  l.resources.workspace = memory.at + staged;
+  void* kept = nullptr;
+  if (keeps) {
+    kept = align_up(static_cast<char*>(to.cache) + sizeof(CacheHeader));
+    const CacheHeader header{kCacheMagic,
+                             counter,
+                             uint64_t(call.batch),
+                             cache_bytes(l),
+                             mask_hash(call.key_mask),
+                             uint64_t(static_cast<char*>(kept) - static_cast<char*>(to.cache))};
+    std::memcpy(to.cache, &header, sizeof header);
+  }
+  layer_forward(l, out, {}, kept);
+  staging.finish();
+}
+
+}  // namespace multihead::bnns
