@@ -1,5 +1,5 @@
-/* Trains one attention layer through the BNNS API to average what each query asks for, and prints the
- * falling loss. Build and run it where multihead is installed:
+/* Trains one attention layer through the BNNS API to average what each query asks for, and prints
+ * the falling loss. Build and run it where multihead is installed:
  *
  *   cc bnns_train.c $(python -m multihead config --cflags --libs) -lm -o bnns_train && ./bnns_train
  */
@@ -18,7 +18,8 @@ static float normal(void) { /* by the sum of twelve */
   return x;
 }
 
-static BNNSNDArrayDescriptor describe(BNNSDataLayout layout, void* data, size_t a, size_t b, size_t c) {
+static BNNSNDArrayDescriptor describe(BNNSDataLayout layout, void* data, size_t a, size_t b,
+                                      size_t c) {
   BNNSNDArrayDescriptor d;
   memset(&d, 0, sizeof d);
   d.layout = layout;
@@ -31,14 +32,14 @@ static BNNSNDArrayDescriptor describe(BNNSDataLayout layout, void* data, size_t 
 }
 
 /* weights: the projection's, or NULL for no gradient; target: what gets the input's gradient. */
-static BNNSMHAProjectionParameters describe_projection(float* target, float* weights, int is_output) {
+static BNNSMHAProjectionParameters describe_projection(float* target, float* weights,
+                                                       int is_output) {
   BNNSMHAProjectionParameters p;
   memset(&p, 0, sizeof p);
   p.target_desc = describe(BNNSDataLayoutRowMajorMatrix, target, kModel, kTokens, 0);
   p.target_desc.stride[2] = kTarget; /* from one sequence to the next */
-  p.weights = is_output
-                  ? describe(BNNSDataLayout2DLastMajor, weights, kDim * kHeads, kModel, 0)
-                  : describe(BNNSDataLayout3DLastMajor, weights, kModel, kDim, kHeads);
+  p.weights = is_output ? describe(BNNSDataLayout2DLastMajor, weights, kDim * kHeads, kModel, 0)
+                        : describe(BNNSDataLayout3DLastMajor, weights, kModel, kDim, kHeads);
   return p;
 }
 
@@ -71,14 +72,14 @@ int main(void) {
   if (!filter) return fprintf(stderr, "%s\n", multihead_last_error()), 1;
 
   size_t cache_size = 0;
-  if (BNNSApplyMultiheadAttention(filter, kBatch, NULL, kTarget, NULL, kTarget, NULL, 0, NULL, kTarget,
-                                  NULL, kTarget, NULL, &cache_size, NULL, NULL, NULL))
+  if (BNNSApplyMultiheadAttention(filter, kBatch, NULL, kTarget, NULL, kTarget, NULL, 0, NULL,
+                                  kTarget, NULL, kTarget, NULL, &cache_size, NULL, NULL, NULL))
     return fprintf(stderr, "%s\n", multihead_last_error()), 1;
   void* cache = malloc(cache_size);
 
   for (int step = 0; step <= kSteps; ++step) {
-    if (BNNSApplyMultiheadAttention(filter, kBatch, x, kTarget, x, kTarget, NULL, 0, x, kTarget, out,
-                                    kTarget, NULL, &cache_size, cache, NULL, NULL))
+    if (BNNSApplyMultiheadAttention(filter, kBatch, x, kTarget, x, kTarget, NULL, 0, x, kTarget,
+                                    out, kTarget, NULL, &cache_size, cache, NULL, NULL))
       return fprintf(stderr, "%s\n", multihead_last_error()), 1;
     double loss = 0;
     for (int i = 0; i < kBatch * kTarget; ++i) {
@@ -91,9 +92,9 @@ int main(void) {
                                 d_key = describe_projection(NULL, grads[1], 0),
                                 d_value = describe_projection(NULL, grads[2], 0),
                                 d_output = describe_projection(d_out, grads[3], 1);
-    if (BNNSApplyMultiheadAttentionBackward(filter, kBatch, x, kTarget, &d_query, x, kTarget, NULL, 0,
-                                            &d_key, x, kTarget, &d_value, NULL, NULL, NULL, NULL, 0,
-                                            &d_output, cache_size, cache, NULL, NULL))
+    if (BNNSApplyMultiheadAttentionBackward(filter, kBatch, x, kTarget, &d_query, x, kTarget, NULL,
+                                            0, &d_key, x, kTarget, &d_value, NULL, NULL, NULL, NULL,
+                                            0, &d_output, cache_size, cache, NULL, NULL))
       return fprintf(stderr, "%s\n", multihead_last_error()), 1;
     for (int w = 0; w < 4; ++w)
       for (int i = 0; i < kWeights; ++i) weights[w][i] -= 1.5f * grads[w][i];

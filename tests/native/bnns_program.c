@@ -1,6 +1,6 @@
 /* A program as it would be written against Apple's published declarations: it has its own copy of
- * them and does not see our header. Outputs and gradients are held against plain loops in double and
- * their central differences; then misuse, many filters, and eight threads on one filter. */
+ * them and does not see our header. Outputs and gradients are held against plain loops in double
+ * and their central differences; then misuse, many filters, and eight threads on one filter. */
 #include <math.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -49,15 +49,22 @@ int BNNSApplyMultiheadAttention(BNNSFilter, size_t, const void*, size_t, const v
                                 const BNNSNDArrayDescriptor*, size_t, const void*, size_t, void*,
                                 size_t, const BNNSNDArrayDescriptor*, size_t*, void*, size_t*,
                                 void*);
-int BNNSApplyMultiheadAttentionBackward(
-    BNNSFilter, size_t, const void*, size_t, BNNSMHAProjectionParameters*, const void*, size_t,
-    const BNNSNDArrayDescriptor*, size_t, BNNSMHAProjectionParameters*, const void*, size_t,
-    BNNSMHAProjectionParameters*, const BNNSNDArrayDescriptor*, BNNSNDArrayDescriptor*,
-    BNNSNDArrayDescriptor*, const void*, size_t, BNNSMHAProjectionParameters*, size_t, void*,
-    size_t*, void*);
+int BNNSApplyMultiheadAttentionBackward(BNNSFilter, size_t, const void*, size_t,
+                                        BNNSMHAProjectionParameters*, const void*, size_t,
+                                        const BNNSNDArrayDescriptor*, size_t,
+                                        BNNSMHAProjectionParameters*, const void*, size_t,
+                                        BNNSMHAProjectionParameters*, const BNNSNDArrayDescriptor*,
+                                        BNNSNDArrayDescriptor*, BNNSNDArrayDescriptor*, const void*,
+                                        size_t, BNNSMHAProjectionParameters*, size_t, void*,
+                                        size_t*, void*);
 const char* multihead_last_error(void);
 
-enum { kRowMajorMatrix = 0x20000, k2DLastMajor = 0x28000, k3DLastMajor = 0x38000, kVector = 0x10000 };
+enum {
+  kRowMajorMatrix = 0x20000,
+  k2DLastMajor = 0x28000,
+  k3DLastMajor = 0x38000,
+  kVector = 0x10000
+};
 enum { kFloat32 = 0x10020, kBoolean = 0x100008 };
 
 /* Every size differs from every other. */
@@ -79,12 +86,12 @@ static float number(void) {
 }
 
 static int g_failures;
-#define EXPECT(condition)                                               \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
+#define EXPECT(condition)                                                         \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
       printf("line %d: %s (%s)\n", __LINE__, #condition, multihead_last_error()); \
-      ++g_failures;                                                     \
-    }                                                                   \
+      ++g_failures;                                                               \
+    }                                                                             \
   } while (0)
 
 static BNNSNDArrayDescriptor array(uint32_t layout, void* data, size_t a, size_t b, size_t c) {
@@ -99,9 +106,10 @@ static BNNSNDArrayDescriptor array(uint32_t layout, void* data, size_t a, size_t
   return d;
 }
 
-/* The blocks of in_proj lie as torch has them: row-major (H D, in), which is 3DLastMajor {in, D, H}. */
-static BNNSMHAProjectionParameters projection(size_t tokens, size_t in, size_t d, void* target, void* w,
-                                              void* bias) {
+/* The blocks of in_proj lie as torch has them: row-major (H D, in), which is 3DLastMajor {in, D,
+ * H}. */
+static BNNSMHAProjectionParameters projection(size_t tokens, size_t in, size_t d, void* target,
+                                              void* w, void* bias) {
   BNNSMHAProjectionParameters p;
   memset(&p, 0, sizeof p);
   p.target_desc = array(kRowMajorMatrix, target, in, tokens, 0);
@@ -145,7 +153,9 @@ static double reference(const Numbers* x, const uint8_t* hidden, const float* we
         for (int j = 0; j < S + 2; ++j) {
           score[j] = 0;
           for (int d = 0; d < D; ++d) {
-            double q = x->p_q[h * D + d], k = j < S ? x->p_k[h * D + d] : j == S ? x->b_k[h * D + d] : 0;
+            double q = x->p_q[h * D + d], k = j < S    ? x->p_k[h * D + d]
+                                              : j == S ? x->b_k[h * D + d]
+                                                       : 0;
             for (int e = 0; e < E; ++e)
               q += (double)x->w_q[(h * D + d) * E + e] * x->query[(n * T + t) * E + e];
             for (int e = 0; e < KD && j < S; ++e)
@@ -155,7 +165,8 @@ static double reference(const Numbers* x, const uint8_t* hidden, const float* we
           for (int d = 0; d < DV; ++d) {
             values[j][d] = j < S ? x->p_v[h * DV + d] : j == S ? x->b_v[h * DV + d] : 0;
             for (int e = 0; e < VD && j < S; ++e)
-              values[j][d] += (double)x->w_v[(h * DV + d) * VD + e] * x->value[(n * S + j) * VD + e];
+              values[j][d] +=
+                  (double)x->w_v[(h * DV + d) * VD + e] * x->value[(n * S + j) * VD + e];
           }
           if (j < S) score[j] = hidden[n * S + j] ? -INFINITY : score[j] + x->add[t * S + j];
           top = fmax(top, score[j]);
@@ -181,8 +192,8 @@ static Numbers g_x, g_grad;
 static uint8_t g_hidden[N * S];
 static float g_weight[N * T * E];
 
-static int forward(BNNSFilter f, float* out, size_t* cache_size, void* cache, size_t* workspace_size,
-                   void* workspace) {
+static int forward(BNNSFilter f, float* out, size_t* cache_size, void* cache,
+                   size_t* workspace_size, void* workspace) {
   BNNSNDArrayDescriptor mask = array(kVector, g_hidden, S, 0, 0), add;
   mask.data_type = kBoolean;
   add = array(kRowMajorMatrix, g_x.add, S, T, 0);
@@ -201,9 +212,9 @@ static int backward(BNNSFilter f, Numbers* g, size_t cache_size, void* cache) {
                               d_o = output_projection(g_weight, g->w_o, g->p_o);
   mask.data_type = kBoolean;
   add = array(kRowMajorMatrix, g_x.add, S, T, 0);
-  return BNNSApplyMultiheadAttentionBackward(
-      f, N, g_x.query, T * E, &d_q, g_x.key, S * KD, &mask, S, &d_k, g_x.value, S * VD, &d_v, &add,
-      &d_b_k, &d_b_v, NULL, 0, &d_o, cache_size, cache, NULL, NULL);
+  return BNNSApplyMultiheadAttentionBackward(f, N, g_x.query, T * E, &d_q, g_x.key, S * KD, &mask,
+                                             S, &d_k, g_x.value, S * VD, &d_v, &add, &d_b_k, &d_b_v,
+                                             NULL, 0, &d_o, cache_size, cache, NULL, NULL);
 }
 
 static void check_numbers(BNNSFilter f) {

@@ -51,12 +51,11 @@ CHECK(ints, BNNSDataTypeInt8 == 0x20008 && BNNSDataTypeInt16 == 0x20010 &&
                 BNNSDataTypeInt32 == 0x20020 && BNNSDataTypeInt64 == 0x20040 &&
                 BNNSDataTypeUInt8 == 0x40008 && BNNSDataTypeUInt16 == 0x40010 &&
                 BNNSDataTypeUInt32 == 0x40020 && BNNSDataTypeUInt64 == 0x40040);
-CHECK(layouts, BNNSDataLayoutVector == 0x10000 && BNNSDataLayout1DLastMajor == 0x18000 &&
-                   BNNSDataLayout1DFirstMajor == 0x18001 &&
-                   BNNSDataLayoutRowMajorMatrix == 0x20000 &&
-                   BNNSDataLayoutColumnMajorMatrix == 0x20001 &&
-                   BNNSDataLayout2DLastMajor == 0x28000 && BNNSDataLayout2DFirstMajor == 0x28001 &&
-                   BNNSDataLayoutSNE == 0x30001 && BNNSDataLayoutNSE == 0x30002 &&
-                   BNNSDataLayoutMHA_DHK == 0x30003 && BNNSDataLayout3DLastMajor == 0x38000 &&
-                   BNNSDataLayout3DFirstMajor == 0x38001 && BNNSDataLayout4DLastMajor == 0x48000 &&
-                   BNNSDataLayout4DFirstMajor == 0x48001);
+CHECK(layouts,
+      BNNSDataLayoutVector == 0x10000 && BNNSDataLayout1DLastMajor == 0x18000 &&
+          BNNSDataLayout1DFirstMajor == 0x18001 && BNNSDataLayoutRowMajorMatrix == 0x20000 &&
+          BNNSDataLayoutColumnMajorMatrix == 0x20001 && BNNSDataLayout2DLastMajor == 0x28000 &&
+          BNNSDataLayout2DFirstMajor == 0x28001 && BNNSDataLayoutSNE == 0x30001 &&
+          BNNSDataLayoutNSE == 0x30002 && BNNSDataLayoutMHA_DHK == 0x30003 &&
+          BNNSDataLayout3DLastMajor == 0x38000 && BNNSDataLayout3DFirstMajor == 0x38001 &&
+          BNNSDataLayout4DLastMajor == 0x48000 && BNNSDataLayout4DFirstMajor == 0x48001);
