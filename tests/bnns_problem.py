@@ -132,7 +132,7 @@ def place(
     for axis in NEAREST[layout]:
         strides[first + axis] = reach
         room = int(rng.integers(1, 4)) if gaps and explicit else 0
-        reach *= values.shape[first + axis] + room
+        reach *= max(values.shape[first + axis] + room, 1)
     if batched:
         strides[0] = reach + (int(rng.integers(1, 9)) if gaps else 0)
         reach = strides[0] * max(values.shape[0], 1)

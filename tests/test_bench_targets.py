@@ -18,6 +18,7 @@ from multihead.bench.suite import Cell
 from multihead.bench.targets import (
     TARGETS,
     attention,
+    bnns,
     choose,
     coexist,
     grid,
@@ -45,7 +46,7 @@ def test_every_row_of_the_table_has_its_targets() -> None:
     names = [one.name for one in TARGETS]
     assert len(set(names)) == len(names)
     rows = "grid dropout share padding ragged weights small decode threads memory mask avx2 region"
-    assert {name.partition("-")[0] for name in names} == {*rows.split(), "coexist"}
+    assert {name.partition("-")[0] for name in names} == {*rows.split(), "bnns", "coexist"}
     assert [one.name for one in TARGETS if one.bound is None] == [
         "ragged-balance",
         "decode-4",
@@ -201,3 +202,16 @@ def test_another_instruction_set_has_a_process_of_its_own(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(processes._native, "available_isas", lambda: ["baseline"])
     assert reach(choose(["avx2-512"])[0], a_run()).verdict == "not measured"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_bnns_step_does_the_layer_s_work(training: bool) -> None:
+    case = Case(Shape(2, 20, 16, 4), Mode("", training=training))
+    ours, theirs = a_run().step(case), bnns.BnnsStep(case)
+    ours()
+    theirs()
+    results = ours.results()
+    assert theirs.out.tobytes() == results["out"].tobytes()
+    if training:
+        for name, grad in {**theirs.grads, "d_x": theirs.d_x}.items():
+            assert grad.tobytes() == results[name].tobytes(), name

@@ -323,3 +323,15 @@ def test_an_empty_batch_sets_the_sums_to_zero(rng: np.random.Generator) -> None:
     for name, slot in problem.grads.items():
         if name not in GRADIENTS:
             assert not slot.array.any(), name
+
+
+@pytest.mark.parametrize(("T", "S"), [(0, 5), (5, 0), (0, 0)])
+def test_empty_sequences(T: int, S: int, rng: np.random.Generator) -> None:
+    problem = Problem.make(rng, Options(T=T, S=S))
+    run(problem)
+    bias = problem.slots["output.bias"].values
+    if T:
+        output = problem.slots["output"].values
+        assert_close(output, np.broadcast_to(bias, output.shape), 1e-6)
+    for name in ("query.weights", "key.weights"):
+        assert not problem.grads[name].array.any()

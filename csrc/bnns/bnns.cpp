@@ -56,13 +56,13 @@ BNNSFilter BNNSFilterCreateLayerMultiheadAttention(
   guarded("BNNSFilterCreateLayerMultiheadAttention", [&] {
     if (!layer_params) refuse("layer_params", "an address", "NULL");
     const BNNSFilterParameters none{};
-    made = new Filter(*layer_params, filter_params ? *filter_params : none);
+    made = Filter::create(*layer_params, filter_params ? *filter_params : none);
   });
   return made;
 }
 
 void BNNSFilterDestroy(BNNSFilter filter) {
-  if (filter) guarded("BNNSFilterDestroy", [&] { delete &filter_of(filter); });
+  if (filter) guarded("BNNSFilterDestroy", [&] { Filter::destroy(&filter_of(filter)); });
 }
 
 int BNNSApplyMultiheadAttention(BNNSFilter F, size_t batch_size, const void* query,

@@ -1,6 +1,7 @@
 #include "filter.h"
 
 #include <algorithm>
+#include <new>
 #include <random>
 
 namespace multihead::bnns {
@@ -112,12 +113,35 @@ Filter::Filter(const BNNSLayerParametersMultiheadAttention& layer,
     seed = uint64_t(system()) << 32 | system() | 1;
   }
   threads = int(std::min<size_t>(options.n_threads, 1024));
-  if (bool(options.alloc_memory) != bool(options.free_memory))
-    refuse("filter_params", "both of alloc_memory and free_memory, or neither", "one of them");
   allocator = {options.alloc_memory, options.free_memory};
   if (options.flags & ~uint32_t(BNNSFlagsUseClientPtr))
     refuse("filter_params.flags", "0 or BNNSFlagsUseClientPtr", std::to_string(options.flags));
   if (!(options.flags & BNNSFlagsUseClientPtr)) copy_weights();
+}
+
+Filter* Filter::create(const BNNSLayerParametersMultiheadAttention& layer,
+                       const BNNSFilterParameters& options) {
+  if (bool(options.alloc_memory) != bool(options.free_memory))
+    refuse("filter_params", "both of alloc_memory and free_memory, or neither", "one of them");
+  if (!options.alloc_memory) return new Filter(layer, options);
+  void* memory = nullptr;
+  if (options.alloc_memory(&memory, kAlign, sizeof(Filter)) != 0 || !memory) throw std::bad_alloc();
+  try {
+    return new (memory) Filter(layer, options);
+  } catch (...) {
+    options.free_memory(memory);
+    throw;
+  }
+}
+
+void Filter::destroy(Filter* filter) {
+  const Allocator allocator = filter->allocator;
+  if (!allocator.release) {
+    delete filter;
+    return;
+  }
+  filter->~Filter();
+  allocator.release(filter);
 }
 
 void Filter::copy_weights() {

@@ -34,10 +34,14 @@ struct Filter {
   Allocator allocator;
   Block64 copies;  // of the weights, unless they are the client's
 
-  Filter(const BNNSLayerParametersMultiheadAttention& layer, const BNNSFilterParameters& options);
-  ~Filter() { magic = 0; }
+  // In the client's memory if it has functions for that; throws Refused or std::bad_alloc.
+  static Filter* create(const BNNSLayerParametersMultiheadAttention& layer,
+                        const BNNSFilterParameters& options);
+  static void destroy(Filter* filter);
 
  private:
+  Filter(const BNNSLayerParametersMultiheadAttention& layer, const BNNSFilterParameters& options);
+  ~Filter() { magic = 0; }
   void copy_weights();
 };
 

@@ -215,9 +215,10 @@ class NDArrayDescriptor(ctypes.Structure):
         if len(sizes_of) != array.ndim:
             raise wrong("layout", f"one of {array.ndim} dimensions", DataLayout(layout).name)
         steps = []
-        contiguous = array.itemsize  # NumPy's strides of an axis of one say nothing
+        contiguous = array.itemsize  # NumPy's strides of an axis of one, or none, say nothing
         for axis in reversed(range(array.ndim)):
-            step = array.strides[axis] if array.shape[axis] > 1 else contiguous
+            counts = array.shape[axis] > 1 and array.size > 0
+            step = array.strides[axis] if counts else contiguous
             if step <= 0 or step % array.itemsize:
                 raise wrong("a", "positive strides of whole elements", array.strides)
             steps.append(step // array.itemsize)
