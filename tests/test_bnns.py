@@ -5,9 +5,11 @@ from __future__ import annotations
 from ctypes import c_size_t
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+import bnns_problem
 from bnns_problem import DTYPES, FLOAT32, GRADIENTS, LAYOUTS, Options, Problem
 from multihead import bnns
 from multihead.bnns import DataLayout
@@ -76,8 +78,6 @@ SLOTS = {
 def test_every_layout_fits_every_slot(
     name: str, layout: DataLayout, explicit: bool, rng: np.random.Generator
 ) -> None:
-    import bnns_problem
-
     options = Options(attention_biases=True, gaps=explicit, explicit=explicit, accumulate=True)
     problem = Problem.make(rng, options)
     for slots in (problem.slots, problem.grads):
@@ -106,8 +106,6 @@ def test_every_layout_fits_every_slot(
 def test_every_form_of_add_to_attention(
     attention: str, layout: int, rng: np.random.Generator
 ) -> None:
-    import bnns_problem
-
     problem = Problem.make(rng, Options(attention=attention, key_mask=True))
     layouts = LAYOUTS[int(attention[-1])]
     old = problem.slots["attention"]
@@ -185,15 +183,68 @@ def test_equal_targets_receive_the_sum(rng: np.random.Generator) -> None:
             assert_close(shared.values, total, tolerance(GRADIENT, dtype), f"{dtype}")
 
 
-def test_one_array_for_everything(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 3e-8, 4e4])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_results_are_rounded_to_nearest_even(
+    dtype: Any, scale: float, rng: np.random.Generator
+) -> None:
+    problem = Problem.make(rng, Options(T=64, d_model=48, biases=(True, True, True, False)))
+    problem.slots["output.weights"].array[...] *= scale
+    problem.create()
+    problem.forward()
+    exact = problem.slots["output"]
+    rounded = bnns_problem.place(
+        rng, np.zeros(exact.array.shape, dtype), exact.layout, batched=True
+    )
+    problem.slots["output"] = rounded
+    problem.create()
+    problem.forward()
+    with np.errstate(over="ignore"):
+        expected = exact.array.astype(dtype)
+    assert rounded.array.tobytes() == expected.tobytes()
+    # and widened exactly: subnormal numbers, infinities and NaN too
+    bits = rng.integers(0, 2**16, exact.array.shape).astype(np.uint16).view(dtype)
+    wide = bits.astype(np.float32)
+    found = []
+    for array in (bits, wide):
+        problem.slots["query"] = bnns_problem.place(rng, array, exact.layout, batched=True)
+        problem.slots["output"] = bnns_problem.place(rng, wide, exact.layout, batched=True)
+        problem.create()
+        problem.forward()
+        found.append(problem.slots["output"].array.copy())
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_ties_go_to_even(dtype: Any, rng: np.random.Generator) -> None:
+    # nothing to see: the output is its bias, to the bit
+    problem = Problem.make(rng, Options(key_mask=True, d_model=64))
+    problem.slots["key_mask"].array[...] = True
+    half = ml_dtypes.finfo(dtype).eps / 2
+    ties = (1 + half * np.arange(64)).astype(np.float32) * np.float32(-1) ** np.arange(64)
+    layout = DataLayout.Vector
+    problem.slots["output.bias"] = bnns_problem.place(rng, ties, layout)
+    shape = problem.slots["output"].array.shape
+    layout = DataLayout.TwoDFirstMajor
+    problem.slots["output"] = bnns_problem.place(rng, np.zeros(shape, dtype), layout, batched=True)
+    problem.create()
+    problem.forward()
+    expected = np.broadcast_to(ties.astype(dtype), shape)
+    assert problem.slots["output"].array.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_one_array_for_everything(accumulate: bool, rng: np.random.Generator) -> None:
     sizes = {"T": 33, "S": 33, "d_model": 6, "k_dim": 6, "v_dim": 6, "batch": 3}
     problem = Problem.make(rng, Options(**sizes, dtypes=(FLOAT32,)))
     s, g = problem.slots, problem.grads
     s["key"] = s["value"] = s["query"]
     g["key"] = g["value"] = g["query"]
+    g["query"].flags = bnns.NDArrayFlags(int(accumulate))
+    old = g["query"].values if accumulate else 0.0
     run(problem)
     _, grads, _ = problem.oracle()
-    assert_close(g["query"].values, sum(grads[name] for name in GRADIENTS), 1e-5)
+    assert_close(g["query"].values, sum(grads[name] for name in GRADIENTS) + old, 1e-5)
     s["output"] = s["query"]  # in place
     expected, _, _ = problem.oracle()
     problem.create()
