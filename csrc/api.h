@@ -9,7 +9,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 2;
+constexpr int kTableVersion = 3;
 
 // Functions return null, or why they failed: a string of the calling thread's.
 struct EngineTable {

@@ -15,6 +15,7 @@ import pytest
 
 import multihead as mh
 from multihead import bnns
+from multihead.bnns.library import LIBRARY
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "tests" / "native"
@@ -88,8 +89,8 @@ def test_c_and_python_share_one_engine() -> None:
     before = mh.get_num_threads()
     try:
         mh.set_num_threads(3)
-        assert bnns._library.multihead_get_num_threads() == 3
-        bnns._library.multihead_set_num_threads(2)
+        assert LIBRARY.multihead_get_num_threads() == 3
+        LIBRARY.multihead_set_num_threads(2)
         assert mh.get_num_threads() == 2
     finally:
         mh.set_num_threads(before)

@@ -21,7 +21,6 @@ class Wanted {
     if (count_ > 0) ahead_ = {list_[0], list_ + 1, list_ + count_};
     return &ahead_;
   }
-  void clear() { count_ = 0; }
 
  private:
   Range list_[N];

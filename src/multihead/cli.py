@@ -83,9 +83,9 @@ def _config(cflags: bool, libs: bool) -> None:
     if not (cflags or libs):
         show_config()
         return
-    from multihead import bnns
+    from multihead.bnns import library
 
-    print(*[bnns.compile_flags()] * cflags, *bnns.link_flags() * libs)
+    print(*[library.compile_flags()] * cflags, *library.link_flags() * libs)
 
 
 def _positive(text: str) -> int:

@@ -1,0 +1,204 @@
+"""The four functions under their C names, and a filter that destroys itself."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_size_t
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from multihead.arrays import borrow
+from multihead.bnns.library import LIBRARY
+from multihead.bnns.structs import (
+    FilterParameters,
+    LayerParametersMultiheadAttention,
+    MHAProjectionParameters,
+    NDArrayDescriptor,
+)
+
+Address: TypeAlias = Any  # an array, an integer or None
+Size: TypeAlias = c_size_t | None
+
+
+class BNNSError(ValueError):
+    """A call was refused; the message names the parameter, what was expected and what came."""
+
+
+def last_error() -> str:
+    """Return why this thread's last call failed; empty if it did not."""
+    found: bytes = LIBRARY.multihead_last_error()
+    return found.decode()
+
+
+def _address(x: Address) -> int | None:
+    if x is None or isinstance(x, int):
+        return x
+    if isinstance(x, ctypes.Array):
+        return ctypes.addressof(x)
+    address: int = borrow("array", x)[0].ctypes.data
+    return address
+
+
+def _pointer(x: ctypes.Structure | c_size_t | None) -> Any:
+    return None if x is None else byref(x)
+
+
+def _handle(filter_: Filter | int | None) -> int | None:
+    return filter_.handle if isinstance(filter_, Filter) else filter_
+
+
+def _checked(status: int, raw: bool) -> int:
+    if status != 0 and not raw:
+        raise BNNSError(last_error())
+    return status
+
+
+class Filter:
+    """A filter that destroys itself: a context manager around create and destroy.
+
+    Parameters
+    ----------
+    layer_params : LayerParametersMultiheadAttention
+    filter_params : FilterParameters, optional
+
+    Raises
+    ------
+    BNNSError
+        If the layer's descriptors do not fit together.
+    """
+
+    def __init__(
+        self,
+        layer_params: LayerParametersMultiheadAttention,
+        filter_params: FilterParameters | None = None,
+    ) -> None:
+        self._keeps = (layer_params, filter_params)  # the client's weights, the memory functions
+        self.handle = BNNSFilterCreateLayerMultiheadAttention(layer_params, filter_params)
+
+    def destroy(self) -> None:
+        """Destroy the filter; doing so twice is harmless."""
+        handle, self.handle = self.handle, None
+        BNNSFilterDestroy(handle)
+
+    def __enter__(self) -> Filter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.destroy()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) is not None:
+            self.destroy()
+
+
+def BNNSFilterCreateLayerMultiheadAttention(  # noqa: N802 - the C name
+    layer_params: LayerParametersMultiheadAttention | None,
+    filter_params: FilterParameters | None = None,
+    *,
+    raw: bool = False,
+) -> int | None:
+    """Create a filter and return its handle; destroy it with `BNNSFilterDestroy`.
+
+    With ``raw=True`` a failure returns None instead of raising `BNNSError`.
+    """
+    made: int | None = LIBRARY.BNNSFilterCreateLayerMultiheadAttention(
+        _pointer(layer_params), _pointer(filter_params)
+    )
+    if made is None and not raw:
+        raise BNNSError(last_error())
+    return made
+
+
+def BNNSFilterDestroy(filter_: int | None) -> None:  # noqa: N802 - the C name
+    """Destroy a filter; None does nothing."""
+    LIBRARY.BNNSFilterDestroy(filter_)
+
+
+def BNNSApplyMultiheadAttention(  # noqa: N802 - the C name
+    F: Filter | int | None,
+    batch_size: int,
+    query: Address,
+    query_stride: int,
+    key: Address,
+    key_stride: int,
+    key_mask: NDArrayDescriptor | None,
+    key_mask_stride: int,
+    value: Address,
+    value_stride: int,
+    output: Address,
+    output_stride: int,
+    add_to_attention: NDArrayDescriptor | None,
+    backprop_cache_size: Size,
+    backprop_cache: Address,
+    workspace_size: Size,
+    workspace: Address,
+    *,
+    raw: bool = False,
+) -> int:
+    """Apply a filter forward; the parameters are those of C, strides between batch items included.
+
+    A size (``ctypes.c_size_t``) whose buffer is None asks for it. Returns 0; a failure raises
+    `BNNSError`, or returns -1 with ``raw=True``, and writes nothing.
+    """
+    return _checked(
+        LIBRARY.BNNSApplyMultiheadAttention(
+            *(_handle(F), batch_size, _address(query), query_stride, _address(key), key_stride),
+            *(_pointer(key_mask), key_mask_stride, _address(value), value_stride),
+            *(_address(output), output_stride, _pointer(add_to_attention)),
+            *(_pointer(backprop_cache_size), _address(backprop_cache)),
+            *(_pointer(workspace_size), _address(workspace)),
+        ),
+        raw,
+    )
+
+
+def BNNSApplyMultiheadAttentionBackward(  # noqa: N802 - the C name
+    F: Filter | int | None,
+    batch_size: int,
+    query: Address,
+    query_stride: int,
+    query_param_delta: MHAProjectionParameters | None,
+    key: Address,
+    key_stride: int,
+    key_mask: NDArrayDescriptor | None,
+    key_mask_stride: int,
+    key_param_delta: MHAProjectionParameters | None,
+    value: Address,
+    value_stride: int,
+    value_param_delta: MHAProjectionParameters | None,
+    add_to_attention: NDArrayDescriptor | None,
+    key_attn_bias_delta: NDArrayDescriptor | None,
+    value_attn_bias_delta: NDArrayDescriptor | None,
+    output: Address,
+    output_stride: int,
+    output_param_delta: MHAProjectionParameters | None,
+    backprop_cache_size: int,
+    backprop_cache: Address,
+    workspace_size: Size,
+    workspace: Address,
+    *,
+    raw: bool = False,
+) -> int:
+    """Apply a filter backward: gradients of everything that a `*_delta` has an address for.
+
+    ``output_param_delta.target_desc`` is the gradient that comes in. Returns 0; a failure raises
+    `BNNSError`, or returns -1 with ``raw=True``, and writes nothing.
+    """
+    return _checked(
+        LIBRARY.BNNSApplyMultiheadAttentionBackward(
+            *(_handle(F), batch_size, _address(query), query_stride),
+            *(_pointer(query_param_delta), _address(key), key_stride),
+            *(_pointer(key_mask), key_mask_stride, _pointer(key_param_delta)),
+            *(_address(value), value_stride, _pointer(value_param_delta)),
+            *(_pointer(add_to_attention), _pointer(key_attn_bias_delta)),
+            *(_pointer(value_attn_bias_delta), _address(output), output_stride),
+            *(_pointer(output_param_delta), backprop_cache_size, _address(backprop_cache)),
+            *(_pointer(workspace_size), _address(workspace)),
+        ),
+        raw,
+    )
