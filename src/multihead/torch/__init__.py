@@ -1,0 +1,21 @@
+"""Multi-head attention for PyTorch on the CPU: `torch.nn.MultiheadAttention` on our engine.
+
+Import it explicitly; the package itself never imports PyTorch.
+
+Examples
+--------
+>>> import torch
+>>> from multihead.torch import MultiheadAttention
+>>> layer = MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
+>>> x = torch.randn(3, 5, 8, requires_grad=True)
+>>> out, weights = layer(x, x, x, is_causal=True)
+>>> out.sum().backward()
+>>> tuple(out.shape), tuple(weights.shape), tuple(x.grad.shape)
+((3, 5, 8), (3, 5, 5), (3, 5, 8))
+"""
+
+from __future__ import annotations
+
+from multihead.torch.module import MultiheadAttention
+
+__all__ = ["MultiheadAttention"]
