@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import mmap
+import sys
+import weakref
 from ctypes import c_size_t
 from typing import Any
 
@@ -387,3 +392,81 @@ def test_empty_sequences(T: int, S: int, rng: np.random.Generator) -> None:
         assert_close(output, np.broadcast_to(bias, output.shape), 1e-6)
     for name in ("query.weights", "key.weights"):
         assert not problem.grads[name].array.any()
+
+
+def test_equal_targets_of_one_item_whatever_its_stride(rng: np.random.Generator) -> None:
+    sizes = {"T": 5, "S": 5, "d_model": 6, "k_dim": 6, "v_dim": 6, "batch": 1}
+    problem = Problem.make(rng, Options(**sizes))
+    problem.create()
+    problem.forward_with_cache()
+    deltas = {name: problem.delta(name) for name in GRADIENTS}
+    for name, stride in zip(GRADIENTS, (0, 32, 64), strict=True):
+        deltas[name].target_desc = problem.grads["query"].descriptor()
+        deltas[name].target_desc.stride[2] = stride
+    problem.backward(cached=True, **{f"{name}_param_delta": d for name, d in deltas.items()})
+    _, grads, _ = problem.oracle()
+    assert_close(problem.grads["query"].values, sum(grads[name] for name in GRADIENTS), 1e-5)
+
+
+def test_structs_keep_their_arrays_alive() -> None:
+    array = np.zeros((2, 3), np.float32)
+    alive = weakref.ref(array)
+    p = bnns.MHAProjectionParameters(weights=bnns.NDArrayDescriptor.from_array(array))
+    p.bias = bnns.NDArrayDescriptor.from_array(np.ones(3, np.float32))
+    layer = bnns.LayerParametersMultiheadAttention(query=p)
+    del array, p
+    gc.collect()
+    assert alive() is not None
+    del layer
+    gc.collect()
+    assert alive() is None
+
+
+def test_sizes_depend_on_shapes_alone(rng: np.random.Generator) -> None:
+    found = set()
+    for dtype in DTYPES:
+        for misaligned in (False, True):
+            options = Options(dtypes=(dtype,), misaligned=misaligned, gaps=misaligned)
+            problem = Problem.make(rng, options)
+            problem.create()
+            nothing = dict.fromkeys((*GRADIENTS, "output"))
+            for given in ({}, nothing):
+                sizes = [c_size_t() for _ in range(3)]
+                problem.forward(backprop_cache_size=sizes[0], workspace_size=sizes[1], **given)
+                problem.backward(False, workspace_size=sizes[2], **given)
+                found.add(tuple(size.value for size in sizes))
+    assert len(found) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects a page with mprotect")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hidden_keys_may_lie_in_memory_that_cannot_be_read(
+    dtype: Any, rng: np.random.Generator
+) -> None:
+    problem = Problem.make(rng, Options(batch=1, key_mask=True, S=9, dtypes=(dtype,)))
+    hidden = problem.slots["key_mask"].array
+    hidden[...] = np.arange(9) >= 6
+    problem.slots["key_mask"].keep_state()
+    expected, grads, _ = problem.oracle()
+    # values end where a page ends, and the hidden ones would be in the next
+    page = mmap.PAGESIZE
+    room = mmap.mmap(-1, 2 * page)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    value = problem.slots["value"]
+    seen = np.ascontiguousarray(value.array[0, :6])
+    start = page - seen.nbytes
+    np.frombuffer(room, np.uint8)[start:page] = seen.view(np.uint8).ravel()
+    value.layout, value.explicit = DataLayout.TwoDFirstMajor, True
+    value.array = value.buffer = np.ascontiguousarray(value.array)
+    problem.create()
+    libc = ctypes.CDLL(None)
+    assert libc.mprotect(ctypes.c_void_p(base + page), page, 0) == 0
+    try:
+        problem.forward(value=base + start)
+        problem.backward(cached=False, value=base + start)
+    finally:
+        assert libc.mprotect(ctypes.c_void_p(base + page), page, 3) == 0
+    out = problem.slots["output"]
+    assert_close(out.values, expected, tolerance(FORWARD, out.array.dtype))
+    d_value = problem.grads["value"]
+    assert_close(d_value.values, grads["value"], tolerance(GRADIENT, d_value.array.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 from collections.abc import Callable
 from ctypes import c_size_t
 from typing import Any
@@ -350,16 +351,19 @@ def test_backward_refuses_gradients_of_what_is_not_there(rng: np.random.Generato
         backward_refused(bare, f"{name}_param_delta.bias", "no such bias", **given)
 
 
-@pytest.mark.parametrize("granted", [0, 1, 2, 3, 4, 5])
-def test_no_memory_is_a_failure_like_any_other(granted: int, rng: np.random.Generator) -> None:
-    problem = Problem.make(rng, Options(dtypes=(np.dtype(np.float16),)))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=str)
+@pytest.mark.parametrize("step", ["create", "forward", "backward", "backward alone"])
+def test_no_memory_is_a_failure_like_any_other(
+    step: str, dtype: Any, rng: np.random.Generator
+) -> None:
+    problem = Problem.make(rng, Options(dtypes=(np.dtype(dtype),), dropout=0.3))
     held: dict[int, Any] = {}
-    calls = [0]
+    granted = [10**6]
 
     @bnns.ALLOCATE
     def allocate(data: Any, align: int, size: int) -> int:
-        calls[0] += 1
-        if calls[0] > granted:
+        granted[0] -= 1
+        if granted[0] < 0:
             return -1
         room = ctypes.create_string_buffer(size + align)
         address = -(-ctypes.addressof(room) // align) * align
@@ -372,23 +376,72 @@ def test_no_memory_is_a_failure_like_any_other(granted: int, rng: np.random.Gene
         del held[address]
 
     problem.options.allocator = (allocate, free)
-    for slot in problem.slots.values():
-        slot.keep_state()
-    failed = ""
-    try:
+    if step != "create":
         problem.create()
-        problem.forward()
-        problem.backward(cached=False)
-    except BNNSError as error:
-        failed = str(error)
-    if granted < 5:  # the filter, its weights; then a workspace and the workers' memory
-        assert "out of memory" in failed
-        assert all(slot.untouched() for slot in problem.grads.values())
-    if granted < 3:
-        assert problem.slots["output"].untouched()
+        problem.forward_with_cache()
+    for slot in (*problem.slots.values(), *problem.grads.values()):
+        slot.keep_state()
+    cache = c_size_t(problem.cache_size)
+    calls: dict[str, Callable[[], None]] = {
+        "create": problem.create,
+        "forward": lambda: problem.forward(backprop_cache_size=cache, backprop_cache=problem.cache),
+        "backward": lambda: problem.backward(cached=True),
+        "backward alone": lambda: problem.backward(cached=False),
+    }
+    before = None if problem.cache is None else problem.cache.copy()
+    for count in itertools.count():
+        granted[0] = count
+        try:
+            calls[step]()
+            break
+        except BNNSError:
+            pass
+        assert "out of memory" in bnns.last_error()
+        for name, slot in (*problem.slots.items(), *problem.grads.items()):
+            assert slot.untouched(), (count, name)
+        assert before is None or (problem.cache == before).all()
+    assert count > 0  # something was asked for
     problem.filter = None
     gc.collect()
     assert not held
+
+
+def test_sizes_whose_product_wraps_are_refused(problem: Problem) -> None:
+    small = np.zeros(1 << 12, np.float32)
+    layer = problem.layer()
+    for name in GRADIENTS:
+        d = getattr(layer, name).weights
+        d.layout = DataLayout.ThreeDLastMajor
+        d.size[:3] = [1 << 21, 1 << 21, 1 << 20]
+        d.stride[:3] = [1, 1, 1]
+        d.data = small.ctypes.data
+    d = layer.output.weights
+    d.layout = DataLayout.TwoDLastMajor
+    d.size[:2] = [1 << 41, 1 << 21]
+    d.stride[:2] = [1, 1]
+    assert bnns.BNNSFilterCreateLayerMultiheadAttention(layer, raw=True) is None
+    assert "2^46" in bnns.last_error()
+    forward_refused(problem, "query_stride", batch_size=2**31 - 1, query_stride=2**40)
+
+
+def test_a_cache_is_of_its_filter(problem: Problem) -> None:
+    problem.create()
+    backward_refused(problem, "backprop_cache", "another call")
+
+
+def test_python_refuses_to_write_where_it_must_not(problem: Problem) -> None:
+    frozen = problem.slots["output"].array.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="output: expected a writable array"):
+        problem.forward(output=frozen)
+    delta = problem.delta("query")
+    frozen = problem.grads["query"].array[0].copy()
+    frozen.flags.writeable = False
+    delta.target_desc = bnns.NDArrayDescriptor.from_array(frozen)
+    with pytest.raises(ValueError, match=r"query_param_delta\.target_desc: expected a writable"):
+        problem.backward(cached=True, query_param_delta=delta)
+    with pytest.raises(ValueError, match="native byte order"):
+        bnns.NDArrayDescriptor.from_array(np.zeros((2, 2), ">f4"))
 
 
 def test_an_error_is_forgotten_by_the_next_call(problem: Problem) -> None:

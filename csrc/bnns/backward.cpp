@@ -155,11 +155,10 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
   const LayerCall shape = layer_call(call, 0, counting);
   counting.in(g.output.target);
   layer_gradients(g, counting);
-  const size_t staged = align_up(count.used());
   const size_t own_cache = cached ? 0 : align_up(cache_bytes(without_mask(shape)));
   size_t of_engine = backward_bytes(without_mask(shape));
   if (!cached) of_engine = std::max(of_engine, forward_bytes(without_mask(shape), true));
-  const size_t of_workspace = staged + own_cache + of_engine + kAlign;
+  const size_t of_workspace = own_cache + of_engine + kAlign;
   if (to.workspace_size && !to.workspace) {
     *to.workspace_size = of_workspace;
     return;
@@ -183,28 +182,30 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
   const Tensor cache = bytes_at("backprop_cache", cached ? to.cache : nullptr, of_cache);
   const Tensor workspace = bytes_at("workspace", to.workspace, of_workspace);
   expect_apart(g, call, workspace, cache);
-  CacheHeader header{kCacheMagic, f.calls.load(), uint64_t(call.batch), 0, 0, 0};
-  if (header.counter > 0) --header.counter;
+  CacheHeader header{kCacheMagic, f.id, f.last_call, uint64_t(call.batch), 0, 0, 0};
   if (cached && call.batch > 0) {
     std::memcpy(&header, to.cache, sizeof header);
     const std::string expected = "what a forward of this filter left, with this batch and key mask";
     if (header.magic != kCacheMagic) refuse("backprop_cache", expected, "something else");
-    if (header.batch != uint64_t(call.batch) || header.shift > sizeof header + kAlign ||
-        header.shift < sizeof header || header.mask != mask_hash(call.key_mask) ||
-        header.bytes != cache_bytes(layer_call(call, 0, counting)))
+    if (header.filter != f.id || header.batch != uint64_t(call.batch) ||
+        header.shift > sizeof header + kAlign || header.shift < sizeof header ||
+        header.mask != mask_hash(call.key_mask) || header.bytes != cache_bytes(shape))
       refuse("backprop_cache", expected, "that of another call");
   }
 
   // The call.
+  const Block64 staged(count.used(), f.allocator);
   const Workspace memory(to.workspace, of_workspace, f.allocator);
-  Arena arena(memory.at);
+  Arena arena(staged.data());
   Staging staging(arena, true);
   LayerCall l = layer_call(call, header.counter, staging);
   const View d_out = staging.in(g.output.target);
   const LayerGradients d = layer_gradients(g, staging);
-  if (call.batch > 0) {
-    l.resources.workspace = memory.at + staged + own_cache;
-    const char* kept = memory.at + staged;
+  if (call.batch == 0) {
+    staging.begin_sums();
+  } else {
+    l.resources.workspace = memory.at + own_cache;
+    const char* kept = memory.at;
     Block64 moved;  // a cache that was copied to where it is aligned otherwise
     if (cached) {
       kept = static_cast<const char*>(to.cache) + header.shift;
@@ -214,8 +215,9 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
         kept = static_cast<const char*>(moved.data());
       }
     } else {
-      layer_forward(l, {}, {}, memory.at + staged);
+      layer_forward(l, {}, {}, memory.at);
     }
+    l.resources.ready = [&] { staging.begin_sums(); };
     layer_backward(l, kept, d_out, {}, d);
   }
   staging.finish();

@@ -1,12 +1,15 @@
 #include "call.h"
 
+#include <algorithm>
+
 namespace multihead::bnns {
 
 constexpr int64_t kMost = int64_t(1) << 46;  // elements that a batch may reach over
 
 Tensor read_batch(const Tensor& target, const std::string& name, int64_t batch, size_t stride,
                   const void* data) {
-  if (stride > size_t(kMost) || __int128(batch) * __int128(stride) > kMost)
+  const __int128 elements = __int128(batch) * std::max<int64_t>(target.elements(), 1);
+  if (stride > size_t(kMost) || __int128(batch) * __int128(stride) > kMost || elements > kMost)
     refuse(name + "_stride", "a batch of at most 2^46 elements", std::to_string(stride));
   Tensor t = target.batched(batch, int64_t(stride), const_cast<void*>(data));
   t.name = name;
@@ -65,10 +68,10 @@ LayerCall layer_call(const Call& call, uint64_t counter, Staging& staging) {
   p.bias_v = staging.in(f.value_attn_bias);
   l.zero_row = f.zero_row;
   l.query = staging.in(call.query);
-  l.key = same_memory(call.key, call.query) ? l.query : staging.in(call.key);
+  l.key = same_memory(call.key, call.query) ? l.query : staging.in_visible(call.key, call.key_mask);
   l.value = same_memory(call.value, call.query) ? l.query
             : same_memory(call.value, call.key) ? l.key
-                                                : staging.in(call.value);
+                                                : staging.in_visible(call.value, call.key_mask);
   l.shape.batch = call.batch;
   l.shape.queries = f.dims.T;
   l.shape.keys = f.dims.S;

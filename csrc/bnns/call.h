@@ -10,7 +10,7 @@ namespace multihead::bnns {
 
 // In front of a cache: which forward left it.
 struct CacheHeader {
-  uint64_t magic, counter, batch, bytes, mask, shift;
+  uint64_t magic, filter, counter, batch, bytes, mask, shift;
 };
 constexpr uint64_t kCacheMagic = 0x6D68612D63616368ull;
 

@@ -4,6 +4,8 @@
 #include <new>
 #include <random>
 
+#include "../engine/thread_pool.h"
+
 namespace multihead::bnns {
 namespace {
 
@@ -77,6 +79,9 @@ Filter::Filter(const BNNSLayerParametersMultiheadAttention& layer,
     expect_positive(*t);
   expect_shape(key.weights, {d.k_dim, d.d_key, d.heads});
   expect_shape(value.weights, {d.v_dim, d.d_value, d.heads});
+  if (__int128(d.heads) * d.d_value > kMostTokens)
+    refuse("value.weights.size", "fewer than 2^31 features of all heads",
+           shape_text(value.weights.size, 3));
   expect_shape(output.weights, {d.heads * d.d_value, d.d_model});
   expect_shape(query.target, {d.T, d.d_model});
   expect_shape(key.target, {d.S, d.k_dim});
@@ -112,7 +117,10 @@ Filter::Filter(const BNNSLayerParametersMultiheadAttention& layer,
     std::random_device system;
     seed = uint64_t(system()) << 32 | system() | 1;
   }
-  threads = int(std::min<size_t>(options.n_threads, 1024));
+  const size_t all = size_t(num_threads());
+  threads = int(options.n_threads ? std::min(options.n_threads, all) : all);
+  static std::atomic<uint64_t> filters{0};
+  id = filters.fetch_add(1);
   allocator = {options.alloc_memory, options.free_memory};
   if (options.flags & ~uint32_t(BNNSFlagsUseClientPtr))
     refuse("filter_params.flags", "0 or BNNSFlagsUseClientPtr", std::to_string(options.flags));

@@ -29,7 +29,8 @@ struct Filter {
   bool zero_row = false;
   double dropout = 0;
   uint64_t seed = 0;
-  std::atomic<uint64_t> calls{0};  // forward calls that drew dropout
+  uint64_t id = 0;                               // another for every filter
+  std::atomic<uint64_t> calls{0}, last_call{0};  // dropout's counter: the next, the last forward's
   int threads = 0;
   Allocator allocator;
   Block64 copies;  // of the weights, unless they are the client's

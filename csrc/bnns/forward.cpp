@@ -19,11 +19,9 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   counting.result(output, &adds);
   const bool asks_cache = to.cache_size && !to.cache,
              asks_workspace = to.workspace_size && !to.workspace;
-  const size_t staged = align_up(count.used());
   const bool keeps = to.cache && to.cache_size && *to.cache_size > 0;
   const size_t of_cache = cache_size(shape);
-  const size_t of_workspace =
-      staged + forward_bytes(without_mask(shape), keeps || asks_cache) + kAlign;
+  const size_t of_workspace = forward_bytes(without_mask(shape), keeps || asks_cache) + kAlign;
   if (asks_cache) *to.cache_size = of_cache;
   if (asks_workspace) *to.workspace_size = of_workspace;
   if (asks_cache || asks_workspace) return;
@@ -53,24 +51,29 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   if (call.batch == 0) return;
 
   // The call.
-  const uint64_t counter = f.dropout > 0 ? f.calls.fetch_add(1) : 0;
+  const Block64 staged(count.used(), f.allocator);
   const Workspace memory(to.workspace, of_workspace, f.allocator);
-  Arena arena(memory.at);
+  const uint64_t counter = f.dropout > 0 ? f.calls.fetch_add(1) : 0;
+  Arena arena(staged.data());
   Staging staging(arena, true);
   LayerCall l = layer_call(call, counter, staging);
   const View out = staging.result(output, &adds);
-  l.resources.workspace = memory.at + staged;
-  void* kept = nullptr;
-  if (keeps) {
-    kept = align_up(static_cast<char*>(to.cache) + sizeof(CacheHeader));
-    const CacheHeader header{kCacheMagic,
-                             counter,
-                             uint64_t(call.batch),
-                             cache_bytes(l),
-                             mask_hash(call.key_mask),
-                             uint64_t(static_cast<char*>(kept) - static_cast<char*>(to.cache))};
-    std::memcpy(to.cache, &header, sizeof header);
-  }
+  l.resources.workspace = memory.at;
+  char* const cache_at = static_cast<char*>(to.cache);
+  char* const kept = keeps ? align_up(cache_at + sizeof(CacheHeader)) : nullptr;
+  CacheHeader header{};
+  if (keeps)
+    header = {kCacheMagic,
+              f.id,
+              counter,
+              uint64_t(call.batch),
+              cache_bytes(l),
+              mask_hash(call.key_mask),
+              uint64_t(kept - cache_at)};
+  l.resources.ready = [&] {
+    f.last_call = counter;
+    if (keeps) std::memcpy(to.cache, &header, sizeof header);
+  };
   layer_forward(l, out, {}, kept);
   staging.finish();
 }

@@ -35,6 +35,26 @@ class Staging {
     if (real_) widen(t, to);
     return contiguous(to, t);
   }
+  // (batch, tokens, features) of which those that a mask (batch, tokens) hides are not read.
+  View in_visible(const Tensor& t, const Tensor& mask) {
+    if (!mask || t.direct() || !t.data) return in(t);
+    float* to = arena_.take<float>(t.elements());
+    const View v = contiguous(to, t);
+    if (!real_) return v;
+    std::fill_n(to, t.elements(), 0.0f);
+    Tensor row = t;
+    row.rank = 1;
+    row.size[0] = t.size[2], row.stride[0] = t.stride[2];
+    for (int64_t b = 0; b < t.size[0]; ++b)
+      for (int64_t j = 0; j < t.size[1]; ++j) {
+        if (static_cast<const uint8_t*>(mask.data)[b * mask.stride[0] + j * mask.stride[1]])
+          continue;
+        row.data =
+            static_cast<char*>(t.data) + (b * t.stride[0] + j * t.stride[1]) * t.item_bytes();
+        widen(row, to + (b * t.size[1] + j) * t.size[2]);
+      }
+    return v;
+  }
   // The engine sets it; `finish` brings it back. `adds` says that the engine is to add.
   View result(const Tensor& t, bool* adds) {
     *adds = false;
@@ -49,17 +69,24 @@ class Staging {
     results_.push_back({from, t});
     return contiguous(from, t);
   }
-  // The engine adds to it.
+  // The engine adds to it, once `begin_sums` has been called.
   View sum(const Tensor& t) {
     bool adds = false;
     const View v = result(t, &adds);
-    if (!real_ || !t) return v;
+    if (!t || adds) return v;
     if (t.direct()) {
-      if (!adds) clear(t);
+      to_clear_.push_back(t);
     } else {
-      std::fill_n(v.as<float>(), t.elements(), 0.0f);
+      Tensor copy = t;
+      copy.data = v.data;
+      copy.type = BNNSDataTypeFloat32;
+      std::copy(v.stride, v.stride + t.rank, copy.stride);
+      to_clear_.push_back(copy);
     }
     return v;
+  }
+  void begin_sums() const {
+    for (const Tensor& t : to_clear_) clear(t);
   }
   void finish() const {
     for (const auto& [from, to] : results_) narrow(from, to);
@@ -69,6 +96,7 @@ class Staging {
   Arena& arena_;
   bool real_;
   std::vector<std::pair<float*, Tensor>> results_;
+  std::vector<Tensor> to_clear_;
 };
 
 }  // namespace multihead::bnns

@@ -170,6 +170,10 @@ Tensor read_descriptor(const BNNSNDArrayDescriptor& d, const std::string& name, 
       refuse(name + ".size", "at most 2^46", std::to_string(d.size[slot]));
     t.size[layout->size_of[slot]] = int64_t(d.size[slot]);
   }
+  __int128 elements = 1;
+  for (int i = 0; i < rank; ++i)
+    if ((elements *= std::max<int64_t>(t.size[i], 1)) > kMost)
+      refuse(name + ".size", "at most 2^46 elements", shape_text(t.size, rank));
   __int128 contiguous = 1, bytes = t.item_bytes();
   for (int slot = 0; slot < rank; ++slot) {
     const int index = layout->stride_of[slot];

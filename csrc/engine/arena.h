@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <new>
 #include <utility>
 
 namespace multihead {
@@ -47,6 +49,8 @@ struct Resources {
   int threads = 0;            // at most; 0: all
   Allocator allocator;        // of what the workspace does not hold
   void* workspace = nullptr;  // 64-byte aligned, as large as the call's size says
+  // Called when nothing can fail any more, before anything is computed.
+  std::function<void()> ready;
 };
 
 // Hands out parts of a block. Without a block it counts only: a layout runs once to learn its
@@ -58,6 +62,8 @@ class Arena {
 
   template <class T>
   T* take(int64_t n) {
+    constexpr size_t kMost = size_t(1) << 62;  // more than there is, and sums of it do not wrap
+    if (n < 0 || size_t(n) > kMost / sizeof(T) || used_ > kMost) throw std::bad_alloc();
     char* at = base_ ? base_ + used_ : nullptr;
     used_ += (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
     return reinterpret_cast<T*>(at);

@@ -11,7 +11,7 @@ namespace {
 bool same(const View& a, const View& b) {
   if (a.data != b.data || a.rank != b.rank) return false;
   for (int i = 0; i < a.rank; ++i)
-    if (a.size[i] != b.size[i] || a.stride[i] != b.stride[i]) return false;
+    if (a.size[i] != b.size[i] || (a.size[i] > 1 && a.stride[i] != b.stride[i])) return false;
   return true;
 }
 

@@ -49,6 +49,7 @@ void execute(Call<T>& call, Layout layout, LayoutWorkers layout_workers, Passes 
   before();
   call.phases.clear();
   passes();
+  if (r.ready) r.ready();
   run_phases(call.phases, call.workers);
 }
 

@@ -141,7 +141,7 @@ MULTIHEAD_API int BNNSApplyMultiheadAttentionBackward(
 /* Why the calling thread's last call failed; "" after one that did not. Valid until its next call.
  */
 MULTIHEAD_API const char* multihead_last_error(void);
-/* Threads of calls whose filter asks for all. */
+/* Threads of filters that are created from then on and ask for all; the most of any. */
 MULTIHEAD_API void multihead_set_num_threads(int threads);
 MULTIHEAD_API int multihead_get_num_threads(void);
 

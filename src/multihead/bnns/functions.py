@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from ctypes import byref, c_size_t
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from multihead.bnns.structs import (
     MHAProjectionParameters,
     NDArrayDescriptor,
 )
+from multihead.checks import wrong
 
 Address: TypeAlias = Any  # an array, an integer or None
 Size: TypeAlias = c_size_t | None
@@ -30,13 +32,33 @@ def last_error() -> str:
     return found.decode()
 
 
-def _address(x: Address) -> int | None:
-    if x is None or isinstance(x, int):
-        return x
+def _address(x: Address, writes_to: str = "") -> int | None:
+    """Return where an argument lies; refuse what is read-only if it is to be written to."""
+    if x is None:
+        return None
+    if isinstance(x, ctypes.c_void_p):
+        return x.value
     if isinstance(x, ctypes.Array):
         return ctypes.addressof(x)
-    address: int = borrow("array", x)[0].ctypes.data
+    if hasattr(x, "__index__") and not hasattr(x, "__dlpack__"):
+        return operator.index(x)
+    array = borrow(writes_to or "array", x)[0]
+    if writes_to and not array.flags.writeable:
+        raise wrong(writes_to, "a writable array", "a read-only one")
+    address: int = array.ctypes.data
     return address
+
+
+def _written(name: str, x: ctypes.Structure | None) -> Any:
+    """Return a pointer to a gradient's struct; refuse arrays in it that are read-only."""
+    if isinstance(x, MHAProjectionParameters):
+        for part, d in x.__dict__.get("_kept", {}).items():
+            # what comes in through the output's target is read
+            if name != "output_param_delta" or part != "target_desc":
+                _written(f"{name}.{part}", d)
+    elif isinstance(x, NDArrayDescriptor) and x.data and not getattr(x, "_writable", True):
+        raise wrong(name, "a writable array", "a read-only one")
+    return _pointer(x)
 
 
 def _pointer(x: ctypes.Structure | c_size_t | None) -> Any:
@@ -149,9 +171,9 @@ def BNNSApplyMultiheadAttention(  # noqa: N802 - the C name
         LIBRARY.BNNSApplyMultiheadAttention(
             *(_handle(F), batch_size, _address(query), query_stride, _address(key), key_stride),
             *(_pointer(key_mask), key_mask_stride, _address(value), value_stride),
-            *(_address(output), output_stride, _pointer(add_to_attention)),
-            *(_pointer(backprop_cache_size), _address(backprop_cache)),
-            *(_pointer(workspace_size), _address(workspace)),
+            *(_address(output, "output"), output_stride, _pointer(add_to_attention)),
+            *(_pointer(backprop_cache_size), _address(backprop_cache, "backprop_cache")),
+            *(_pointer(workspace_size), _address(workspace, "workspace")),
         ),
         raw,
     )
@@ -192,13 +214,21 @@ def BNNSApplyMultiheadAttentionBackward(  # noqa: N802 - the C name
     return _checked(
         LIBRARY.BNNSApplyMultiheadAttentionBackward(
             *(_handle(F), batch_size, _address(query), query_stride),
-            *(_pointer(query_param_delta), _address(key), key_stride),
-            *(_pointer(key_mask), key_mask_stride, _pointer(key_param_delta)),
-            *(_address(value), value_stride, _pointer(value_param_delta)),
-            *(_pointer(add_to_attention), _pointer(key_attn_bias_delta)),
-            *(_pointer(value_attn_bias_delta), _address(output), output_stride),
-            *(_pointer(output_param_delta), backprop_cache_size, _address(backprop_cache)),
-            *(_pointer(workspace_size), _address(workspace)),
+            *(_written("query_param_delta", query_param_delta), _address(key), key_stride),
+            *(_pointer(key_mask), key_mask_stride, _written("key_param_delta", key_param_delta)),
+            *(_address(value), value_stride, _written("value_param_delta", value_param_delta)),
+            *(_pointer(add_to_attention), _written("key_attn_bias_delta", key_attn_bias_delta)),
+            *(
+                _written("value_attn_bias_delta", value_attn_bias_delta),
+                _address(output),
+                output_stride,
+            ),
+            *(
+                _written("output_param_delta", output_param_delta),
+                backprop_cache_size,
+                _address(backprop_cache),
+            ),
+            *(_pointer(workspace_size), _address(workspace, "workspace")),
         ),
         raw,
     )

@@ -93,7 +93,16 @@ _DATA_TYPES = {
 }
 
 
-class NDArrayDescriptor(ctypes.Structure):
+class _Keeper(ctypes.Structure):
+    """A struct that keeps alive what its fields were set to, and so the arrays behind them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_"):
+            self.__dict__.setdefault("_kept", {})[name] = value
+
+
+class NDArrayDescriptor(_Keeper):
     """``BNNSNDArrayDescriptor``: an array's layout, sizes, strides (in elements) and data."""
 
     _fields_ = (
@@ -150,6 +159,8 @@ class NDArrayDescriptor(ctypes.Structure):
         name = "bfloat16" if kind.bfloat16 else array.dtype.name
         if name not in _DATA_TYPES:
             raise wrong_type("a", "float16, float32, bfloat16 or bool", name)
+        if not array.dtype.isnative:
+            raise wrong("a", "an array in native byte order", array.dtype.str)
         if layout is None:
             if array.ndim not in _USUAL:
                 raise wrong("a", "1 to 4 axes", array.shape)
@@ -174,10 +185,11 @@ class NDArrayDescriptor(ctypes.Structure):
             d.stride[slot] = steps[axis]
         d.data = array.ctypes.data if data else None
         d._keeps = a
+        d._writable = bool(array.flags.writeable)
         return d
 
 
-class MHAProjectionParameters(ctypes.Structure):
+class MHAProjectionParameters(_Keeper):
     """``BNNSMHAProjectionParameters``: a projection's target, weights and bias, or gradients."""
 
     _fields_ = (
@@ -187,7 +199,7 @@ class MHAProjectionParameters(ctypes.Structure):
     )
 
 
-class LayerParametersMultiheadAttention(ctypes.Structure):
+class LayerParametersMultiheadAttention(_Keeper):
     """``BNNSLayerParametersMultiheadAttention``: a layer."""
 
     _fields_ = (
@@ -207,7 +219,7 @@ ALLOCATE = ctypes.CFUNCTYPE(c_int, POINTER(c_void_p), c_size_t, c_size_t)
 FREE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
-class FilterParameters(ctypes.Structure):
+class FilterParameters(_Keeper):
     """``BNNSFilterParameters``: flags, threads (0: all), memory functions (`ALLOCATE`, `FREE`)."""
 
     _fields_ = (
