@@ -13,6 +13,8 @@ CASES = {
     "other widths": (Construction(512, 4, kdim=528, vdim=640), (2, 300, 290), {}),
     "not a multiple of 16": (Construction(522, 9), (2, 600, 520), {}),
     "panels in both directions": (Construction(92, 2, kdim=50, vdim=34), (9, 240, 237), {}),
+    "panels for keys alone": (Construction(48, 3, kdim=30), (9, 20, 240), {}),
+    "panels for queries alone": (Construction(48, 3, vdim=30), (9, 240, 20), {}),
     "folded tokens": (Construction(96, 3, dropout=0.1), (17, 250, 250), {"is_causal": True}),
     "groups of keys": (Construction(64, 1), (1, 70, 1300), {"padding": "bool"}),
     "a sequence at a time": (

@@ -13,9 +13,6 @@ namespace multihead {
 // in memory, but the axes are the same.
 struct HeadWeights {
   View weight, bias;
-  int64_t heads() const { return weight.size[0]; }
-  int64_t head_dim() const { return weight.size[1]; }
-  int64_t features() const { return weight.size[2]; }
 };
 
 template <class T>

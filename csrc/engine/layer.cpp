@@ -94,7 +94,8 @@ size_t forward(const LayerCall& call, const View& out, const WeightsView& weight
   const auto layout = [&](Arena& arena) {
     Arena kept(cache);
     tiles = layout_cache<T>(cache ? kept : arena, run.plan);
-    for (Factor<T>* f : {&to_q, &to_k, &to_v, &to_out}) f->layout(arena, run.plan.query_lanes);
+    for (Factor<T>* f : {&to_q, &to_out}) f->layout(arena, run.plan.query_lanes);
+    for (Factor<T>* f : {&to_k, &to_v}) f->layout(arena, run.plan.key_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
   };
@@ -157,7 +158,8 @@ size_t backward(const LayerCall& call, const void* cache, const View& d_out,
     g.d_q = arena.take<T>(plan.query_lanes * D);
     g.d_k = arena.take<T>(plan.key_lanes * D);
     g.d_v = arena.take<T>(plan.key_lanes * Dv);
-    for (Factor<T>* f : {&from_q, &from_k, &from_v, &from_out}) f->layout(arena, plan.query_lanes);
+    for (Factor<T>* f : {&from_q, &from_out}) f->layout(arena, plan.query_lanes);
+    for (Factor<T>* f : {&from_k, &from_v}) f->layout(arena, plan.key_lanes);
     padding = run.layout_padding(arena, call);
     run.masks.layout(arena, call.shape);
   };
