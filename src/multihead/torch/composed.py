@@ -3,93 +3,178 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch.nn.functional import linear, pad
 
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
-from multihead.torch.options import Options
+from multihead.torch.options import INPUTS, Offsets, Options
 
 
 def composed(
     options: Options,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    padding: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    *params: torch.Tensor | None,
+    tensors: Sequence[torch.Tensor | None],
+    offsets: Offsets | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute what the engine computes, dropout's mask included; every score is in memory.
 
     Parameters
     ----------
     options : Options
-    query, key, value : Tensor
-        (N, tokens, features), or (tokens, N, features) as the options say.
-    padding, mask : Tensor or None
-        (N, S); (L, S) or (N * H, L, S).
-    *params : Tensor or None
-        in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight, in_proj_bias, bias_k, bias_v,
-        out_proj.weight, out_proj.bias.
+    tensors : sequence of Tensor or None
+        As `options.TENSORS` names them.
+    offsets : Offsets or None
+        Of a ragged batch.
 
     Returns
     -------
     out : Tensor
-        In the layout of the inputs.
+        In the layout of query.
     weights : Tensor or None
-        (N, L, S'), or (N, H, L, S') for each head.
+        In that of `engine.new_weights`.
     """
-    in_weight, *three, in_bias, bias_k, bias_v, out_weight, out_bias = params
-    if options.tokens_first:
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        if offsets is None:
+            return _dense(options, tensors, 0)
+        outs, weights = [], []
+        steps = zip(offsets.query.tolist(), offsets.key.tolist(), strict=True)
+        for n, ((q, k), (q_end, k_end)) in enumerate(pairwise(steps)):
+            query, key, value, _, mask, *rest = tensors
+            assert query is not None
+            assert key is not None
+            assert value is not None
+            cut = None if mask is None else mask[..., : q_end - q, : k_end - k]
+            if cut is not None and cut.dim() == 3:
+                cut = cut[n * options.num_heads : (n + 1) * options.num_heads]
+            three = query[None, q:q_end], key[None, k:k_end], value[None, k:k_end]
+            out, w = _dense(options, [*three, None, cut, *rest], n)
+            outs.append(out[0])
+            if w is not None:
+                weights.append(w.flatten())
+        return torch.cat(outs), torch.cat(weights) if weights else None
+
+
+def _dense(
+    options: Options, tensors: Sequence[torch.Tensor | None], first: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute a batch whose sequences are number `first` and on, as dropout counts them."""
+    in_weight, *three, in_bias, bias_k, bias_v, out_weight, out_bias = tensors[5:]
+    padding, mask = tensors[3:5]
+    query, key, value = (
+        x.transpose(0, 1) if options.tokens_first else x for x in tensors[INPUTS] if x is not None
+    )
     n, length, _ = query.shape
     s, heads = key.shape[1], options.num_heads
     weights = in_weight.chunk(3) if in_weight is not None else three
     biases = in_bias.chunk(3) if in_bias is not None else (None,) * 3
 
     def projected(x: torch.Tensor, i: int, extra: torch.Tensor | None) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, weights[i], biases[i])
+        y = linear(x, weights[i], biases[i])
         if extra is not None:
             y = torch.cat([y, extra.reshape(1, 1, -1).expand(n, 1, -1)], 1)
         if options.zero_row and i > 0:
-            y = torch.nn.functional.pad(y, (0, 0, 0, 1))
+            y = pad(y, (0, 0, 0, 1))
         return y.unflatten(2, (heads, -1)).transpose(1, 2)
 
     q, k, v = projected(query, 0, None), projected(key, 1, bias_k), projected(value, 2, bias_v)
-    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-
-    hidden = torch.zeros((n, 1, length, s), dtype=torch.bool)
-    added = torch.zeros((), dtype=query.dtype)
     if mask is not None:
         mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (n, heads))
-    for part in (mask, None if padding is None else padding[:, None, None]):
-        if part is None:
-            continue
-        hides = part if part.dtype == torch.bool else part == -math.inf
-        hidden = hidden | hides
-        if part.dtype != torch.bool:
-            added = added + part.masked_fill(hides, 0.0)
-    if options.causal:
-        hidden = hidden | torch.ones((length, s), dtype=torch.bool).triu(1)
+    parts = [mask, None if padding is None else padding[:, None, None]]
+    hidden, added = _merged(parts, (n, 1, length, s), options.causal, query.dtype)
     more = k.shape[2] - s
-    hidden = torch.nn.functional.pad(hidden, (0, more))
-    if added.dim():
-        added = torch.nn.functional.pad(added.expand(*added.shape[:-1], s), (0, more))
-    # a query that sees nothing has weights of 0 and gradients of 0
-    nothing = hidden.all(-1, keepdim=True)
-    p = (scores + added).masked_fill(hidden & ~nothing, -math.inf).softmax(-1)
-    p = p.masked_fill(hidden, 0.0)
-
-    probability, seed, counter = options.dropout
-    if probability:
-        positions = [*range(s), *[BIAS_KEY] * (bias_k is not None), *[ZERO_KEY] * options.zero_row]
-        where = (np.arange(n), np.arange(heads), np.arange(length), np.array(positions, np.uint64))
-        keep, scale = dropout_mask(seed, counter, *where, probability)
-        p = p * torch.from_numpy(keep) * scale
-    out = torch.nn.functional.linear((p @ v).transpose(1, 2).flatten(2), out_weight, out_bias)
+    if more:
+        hidden = pad(hidden, (0, more))
+        added = pad(added.expand(*added.shape[:-1], s), (0, more)) if added.dim() else added
+    positions = [*range(s), *[BIAS_KEY] * (bias_k is not None), *[ZERO_KEY] * options.zero_row]
+    attended, p = attend(
+        (q, k, v),
+        hidden,
+        added,
+        1 / math.sqrt(q.shape[3]),
+        (options.probability, options.seed),
+        (range(first, first + n), positions),
+    )
+    assert out_weight is not None
+    out = linear(attended.transpose(1, 2).flatten(2), out_weight, out_bias)
     if options.tokens_first:
         out = out.transpose(0, 1)
     if options.average is None:
         return out, None
-    return out, p.mean(1) if options.average else p
+    return out, p.mean(1, keepdim=True) if options.average else p
+
+
+def _merged(
+    masks: Sequence[torch.Tensor | None], shape: Sequence[int], causal: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what masks hide and what they add; in boolean ones true hides."""
+    hidden = torch.zeros(tuple(shape), dtype=torch.bool)
+    added = torch.zeros((), dtype=dtype)
+    for mask in masks:
+        if mask is None:
+            continue
+        hides = mask if mask.dtype == torch.bool else mask == -math.inf
+        hidden = hidden | hides
+        if mask.dtype != torch.bool:
+            added = added + mask.masked_fill(hides, 0.0)
+    if causal:
+        hidden = hidden | torch.ones(tuple(shape[-2:]), dtype=torch.bool).triu(1)
+    return hidden, added
+
+
+def attend(
+    inputs: Sequence[torch.Tensor],
+    hidden: torch.Tensor,
+    added: torch.Tensor,
+    scale: float,
+    dropout: tuple[float, int],
+    where: tuple[Sequence[int], Sequence[int]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend with q, k, v (N, H, tokens, features).
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor
+    hidden, added : Tensor
+        What the masks say of the scores (N, H, L, S), or broadcastable to that.
+    scale : float
+    dropout : tuple
+        Probability and seed.
+    where : tuple
+        The positions in the batch, and of the keys, as dropout counts them.
+
+    Returns
+    -------
+    out, weights : Tensor
+    """
+    q, k, v = inputs
+    # a query that sees nothing has weights of 0 and gradients of 0
+    nothing = hidden.all(-1, keepdim=True)
+    scores = q @ k.transpose(2, 3) * scale + added
+    p = scores.masked_fill(hidden & ~nothing, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
+    probability, seed = dropout
+    if probability:
+        batch, keys = (np.array(x, np.uint64) for x in where)
+        at = (batch, np.arange(q.shape[1]), np.arange(q.shape[2]), keys)
+        keep, factor = dropout_mask(seed, 0, *at, probability)
+        p = p * torch.from_numpy(keep) * factor
+    return p @ v, p
+
+
+def composed_attention(
+    inputs: Sequence[torch.Tensor],
+    mask: torch.Tensor | None,
+    causal: bool,
+    scale: float,
+    dropout: tuple[float, int],
+) -> torch.Tensor:
+    """Compute scaled dot-product attention; the mask has four axes, true attends."""
+    q, k, _ = inputs
+    if mask is not None and mask.dtype == torch.bool:
+        mask = ~mask
+    with torch.autocast("cpu", enabled=False):
+        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), causal, q.dtype)
+        where = (range(q.shape[0]), range(k.shape[2]))
+        return attend(inputs, hidden, added, scale, dropout, where)[0]

@@ -5,27 +5,52 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from multihead.torch.composed import composed
-from multihead.torch.function import Attention, run
-from multihead.torch.options import Options
+from multihead.torch.engine import forward
+from multihead.torch.function import Attention
+from multihead.torch.nested import Ragged, longest, padded_weights, same_lengths
+from multihead.torch.ops import attention
+from multihead.torch.options import Offsets, Options
+from multihead.torch.tensors import (
+    COMPUTED,
+    HALF,
+    NARROW,
+    draw_seed,
+    readable,
+    traced,
+    transformed,
+)
 
-_COMPUTED = (torch.float32, torch.float64)
-_HALF = (torch.float16, torch.bfloat16)
+_PARAMETERS = (
+    "in_proj_weight",
+    "q_proj_weight",
+    "k_proj_weight",
+    "v_proj_weight",
+    "in_proj_bias",
+    "bias_k",
+    "bias_v",
+)
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
 
 
-def _plain(x: torch.Tensor) -> bool:
-    return bool(x.device.type == "cpu" and x.layout == torch.strided)
+# PyTorch's fused layers read an attention module's parameters and never call it, unless a module
+# inside has a forward hook. This one sits on `out_proj`, which is not called either.
+_HOOK = "multihead"
 
 
-def _mask_fits(
-    mask: torch.Tensor | None, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype
-) -> bool:
-    if mask is None:
-        return True
-    return _plain(mask) and mask.dtype in (torch.bool, dtype) and tuple(mask.shape) in shapes
+def _around_fused_layers(*_: Any) -> None:
+    """Do nothing, as a forward hook."""
+
+
+def around_fused_layers(out_proj: Any, no_more: bool = False) -> None:
+    """Keep PyTorch's fused layers from taking the place of the attention above `out_proj`."""
+    if not isinstance(out_proj, torch.nn.Module):
+        return
+    if no_more:
+        out_proj._forward_hooks.pop(_HOOK, None)
+    else:
+        out_proj._forward_hooks[_HOOK] = _around_fused_layers
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -55,6 +80,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     >>> torch.allclose(ours(x, x, x)[0], theirs(x, x, x)[0], atol=1e-6)
     True
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "out_proj":
+            around_fused_layers(value)
 
     def forward(
         self,
@@ -91,7 +121,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             (N, L, S'), or (N, H, L, S') for each head, after dropout.
         """
         params = self._params()
-        if not self._fits(query, key, value, key_padding_mask, attn_mask, params):
+        masks = key_padding_mask, attn_mask
+        width = self._width(query, key, value, masks, params, need_weights)
+        if width is None:
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
                 key,
@@ -103,105 +135,194 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 is_causal,
             )
             return refused
-        unbatched, dtype = query.dim() == 2, query.dtype
-        if unbatched:
-            query, key, value = query[None], key[None], value[None]
-            if key_padding_mask is not None:
-                key_padding_mask = key_padding_mask[None]
-        dropout = (0.0, 0, 0)
-        if self.training and self.dropout > 0:
-            dropout = (self.dropout, int(torch.empty((), dtype=torch.int64).random_()), 0)
+        shared = (2 if key is query else 1) if value is key else 0
+        average = bool(average_attn_weights) if need_weights else None
+        ragged = query.is_nested
+        unbatched = not ragged and query.dim() == 2
+        dtype = query.dtype
+        if torch.is_autocast_enabled("cpu") and width == torch.float32:
+            dtype = torch.get_autocast_dtype("cpu")
+
+        # 1. Inputs: batched, dense or ragged, of the dtype that computes.
+        inputs: Any = (query, key, value)
+        offsets = None
+        if ragged:
+            nested = _each(Ragged, inputs, shared)
+            offsets = Offsets(nested[0].offsets, nested[1].offsets)
+            inputs = _each(_values, nested, shared)
+        elif unbatched:
+            inputs = _each(_batch_of_one, inputs, shared)
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        tensors: list[Any] = [*inputs, key_padding_mask, attn_mask, *params]
+        custom = self._out_proj_is_custom()
+        if custom:  # heads side by side, then the module
+            tensors[12:] = [torch.eye(self.embed_dim, dtype=width), None]
+        if dtype != width or query.dtype != width:
+            tensors[:3] = _each(lambda x: x.to(width), inputs, shared)
+            tensors[3:] = [_widened(x, width) for x in tensors[3:]]
+
+        # 2. The layer.
+        probability = self.dropout if self.training else 0.0
         options = Options(
             self.num_heads,
             self.add_zero_attn,
             bool(is_causal),
-            dropout,
-            bool(average_attn_weights) if need_weights else None,
-            not self.batch_first and not unbatched,
+            average,
+            not (self.batch_first or unbatched or ragged),
+            probability,
+            0,
+            shared,
         )
-        tensors: list[Any] = [query, key, value, key_padding_mask, attn_mask, *params]
-        custom = self._out_proj_is_custom()
-        if custom:  # heads side by side, then the module
-            tensors[-2:] = [torch.eye(self.embed_dim, dtype=dtype), None]
-        if dtype in _HALF:
-            tensors = [x.float() if x is not None and x.is_floating_point() else x for x in tensors]
-        if self._transformed():
-            out, weights = composed(options, *tensors)
-        elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            out, weights = Attention.apply(options, *tensors)
-        else:
-            out, weights, _ = run(options, tensors, keep=False)
-        if dtype in _HALF:
+        out, weights = self._attend(options, tensors, offsets)
+
+        # 3. Results in the caller's form.
+        if weights is not None:
+            if offsets is not None:
+                heads = 1 if average else self.num_heads
+                weights = padded_weights(weights, offsets, heads, self._extra_keys())
+            weights = weights[:, 0] if average else weights
+            weights = weights[0] if unbatched else weights
+        if dtype != width:
             out, weights = out.to(dtype), None if weights is None else weights.to(dtype)
         if custom:
             out = self.out_proj(out)
-        if unbatched:
-            out, weights = out[0], None if weights is None else weights[0]
-        return out, weights
+        if ragged:
+            out = nested[0].like(out)
+        return out[0] if unbatched else out, weights
 
-    def _params(self) -> tuple[torch.Tensor | None, ...]:
-        return (
-            self.in_proj_weight,
-            self.q_proj_weight,
-            self.k_proj_weight,
-            self.v_proj_weight,
-            self.in_proj_bias,
-            self.bias_k,
-            self.bias_v,
-            self.out_proj.weight if hasattr(self.out_proj, "weight") else None,
-            getattr(self.out_proj, "bias", None),
-        )
+    def _attend(
+        self, options: Options, tensors: list[Any], offsets: Offsets | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose who computes: the engine at once, an operation that PyTorch traces, or PyTorch."""
+        if traced():
+            seed = draw_seed() if options.probability else None
+            return attention(options, tensors, offsets, seed)
+        if options.probability:
+            options = options._replace(seed=int(draw_seed()))
+        if transformed():
+            return composed(options, tensors, offsets)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            results: tuple[torch.Tensor, torch.Tensor | None]
+            results = Attention.apply(options, offsets, *tensors)
+            return results
+        return forward(options, tensors, offsets, False)[:2]
+
+    def _params(self) -> list[Any]:
+        own = self._parameters
+        params = [own[name] if name in own else getattr(self, name) for name in _PARAMETERS]
+        out_proj = self.out_proj
+        return [*params, getattr(out_proj, "weight", None), getattr(out_proj, "bias", None)]
+
+    def _extra_keys(self) -> int:
+        return int(self.bias_k is not None) + int(self.add_zero_attn)
 
     def _out_proj_is_custom(self) -> bool:
         m = self.out_proj
         return type(m) is not _PLAIN or bool(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            m._forward_hooks.keys() - {_HOOK}
+            or m._forward_pre_hooks
+            or m._backward_hooks
+            or m._backward_pre_hooks
         )
 
-    @staticmethod
-    def _transformed() -> bool:
-        """Whether PyTorch follows this call through its own operations."""
-        return bool(
-            torch._C._are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-        )
-
-    def _fits(
+    def _width(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        padding: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        params: tuple[torch.Tensor | None, ...],
-    ) -> bool:
-        """Whether the engine computes this call; all that PyTorch would refuse does not fit."""
-        dtype, rank = query.dtype, query.dim()
-        if dtype not in _COMPUTED and dtype not in _HALF:
-            return False
-        if torch.is_autocast_enabled("cpu") or not 0 <= self.dropout <= 1:
-            return False
+        masks: tuple[torch.Tensor | None, torch.Tensor | None],
+        params: list[Any],
+        need_weights: bool,
+    ) -> torch.dtype | None:
+        """Return the dtype to compute in; None if the engine does not compute this call.
+
+        All that PyTorch would refuse is not for the engine, so that errors are PyTorch's own.
+        """
+        dtype = query.dtype
+        accepted: tuple[torch.dtype, ...] = (dtype,)
+        if torch.is_autocast_enabled("cpu") and dtype in NARROW:
+            accepted = NARROW
+        elif dtype not in COMPUTED and dtype not in HALF:
+            return None
+        if not 0 <= self.dropout <= 1:
+            return None
         for x in (query, key, value):
-            if not _plain(x) or x.dtype != dtype or x.dim() != rank:
-                return False
+            if x.dtype not in accepted or not readable(x):
+                return None
         for p in params:
-            if p is not None and (not _plain(p) or p.dtype != dtype):
-                return False
+            if p is not None and (p.dtype not in accepted or not readable(p)):
+                return None
+        shapes = self._mask_shapes(query, key, value)
+        if shapes is None:
+            return None
+        if dtype in HALF and not need_weights:
+            accepted = (*accepted, torch.float32)
+        for mask, fitting in zip(masks, shapes, strict=True):
+            if mask is None:
+                continue
+            if mask.dtype != torch.bool and mask.dtype not in accepted:
+                return None
+            if tuple(mask.shape) not in fitting or not readable(mask):
+                return None
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def _mask_shapes(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[Any, Any] | None:
+        """Return the shapes that padding and mask may have; None if the inputs do not fit."""
+        rank = query.dim()
+        if key.dim() != rank or value.dim() != rank:
+            return None
+        if query.is_nested or key.is_nested or value.is_nested:
+            return self._nested_mask_shapes(query, key, value)
         if rank == 2:
             n, length, source = 1, query.shape[0], key.shape[0]
         elif rank == 3:
             batch, tokens = (0, 1) if self.batch_first else (1, 0)
             n, length, source = query.shape[batch], query.shape[tokens], key.shape[tokens]
             if key.shape[batch] != n:
-                return False
+                return None
         else:
-            return False
+            return None
         if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != self.embed_dim:
-            return False
+            return None
         if key.shape[-1] != self.kdim or value.shape[-1] != self.vdim:
-            return False
-        paddings = ((n, source) if rank == 3 else (source,),)
-        masks = ((length, source), (n * self.num_heads, length, source))
-        return _mask_fits(padding, paddings, dtype) and _mask_fits(mask, masks, dtype)
+            return None
+        padding = (n, source) if rank == 3 else (source,)
+        return (padding,), ((length, source), (n * self.num_heads, length, source))
+
+    def _nested_mask_shapes(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[Any, Any] | None:
+        three = (query, key, value)
+        if not self.batch_first or query.dim() != 3 or not all(x.is_nested for x in three):
+            return None
+        if len({x.size(0) for x in three}) != 1:
+            return None
+        if [x.size(2) for x in three] != [self.embed_dim, self.kdim, self.vdim]:
+            return None
+        if value is not key and not same_lengths(key, value):
+            return None
+        if torch.compiler.is_compiling():
+            return (), ()
+        length, source = longest(query), longest(key)
+        return (), ((length, source), (query.size(0) * self.num_heads, length, source))
+
+
+def _each(change: Any, inputs: Any, shared: int) -> tuple[Any, Any, Any]:
+    """Change query, key and value; what was one tensor stays one."""
+    query = change(inputs[0])
+    key = query if shared == 2 else change(inputs[1])
+    return query, key, key if shared else change(inputs[2])
+
+
+def _values(nested: Ragged) -> torch.Tensor:
+    return nested.values
+
+
+def _batch_of_one(x: torch.Tensor) -> torch.Tensor:
+    return x[None]
+
+
+def _widened(x: Any, width: torch.dtype) -> Any:
+    return x.to(width) if x is not None and x.dtype != torch.bool else x

@@ -1,14 +1,12 @@
 // Face: NumPy arrays to engine calls. Shapes and dtypes are validated in Python; here every array
 // becomes a view, and the GIL is released around the engine.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 
-#include "api.h"
+#include "views.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -17,64 +15,6 @@ namespace multihead::binding {
 namespace {
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
-
-const EngineTable& engine() {
-  static const EngineTable* const table = multihead_private_table();
-  return *table;
-}
-
-void check(const char* why) {
-  if (why) throw std::runtime_error(why);
-}
-
-View array_view(const Array& a) {
-  if (a.ndim() > size_t(kMaxRank)) throw nb::value_error("array: expected at most 4 axes");
-  View v;
-  v.data = const_cast<void*>(a.data());
-  if (a.dtype() == nb::dtype<float>()) {
-    v.dtype = DType::Float32;
-  } else if (a.dtype() == nb::dtype<double>()) {
-    v.dtype = DType::Float64;
-  } else if (a.dtype() == nb::dtype<bool>()) {
-    v.dtype = DType::Bool;
-  } else {
-    throw nb::type_error("array: expected float32, float64 or bool");
-  }
-  v.rank = int(a.ndim());
-  for (size_t i = 0; i < a.ndim(); ++i) {
-    v.size[i] = int64_t(a.shape(i));
-    v.stride[i] = a.stride(i);
-  }
-  return v;
-}
-
-View view_of(nb::handle object) {
-  return object.is_none() ? View{} : array_view(nb::cast<Array>(object));
-}
-
-// The engine writes through views of these: Python passes arrays of its own or of the caller's
-// that it found writable.
-View writable(nb::handle object) { return view_of(object); }
-
-// Rows of H heads: (H * D, in) as (H, D, in), or (H * D,) as (H, D).
-View by_head(View v, int64_t heads) {
-  if (!v) return v;
-  for (int i = v.rank; i > 1; --i) v.size[i] = v.size[i - 1], v.stride[i] = v.stride[i - 1];
-  v.size[1] = v.size[0] / heads;
-  v.size[0] = heads;
-  v.stride[1] = v.stride[0];
-  v.stride[0] = v.stride[1] * v.size[1];
-  ++v.rank;
-  return v;
-}
-
-// out_proj.weight (E, H * Dv) as (H, Dv, E).
-View out_by_head(View v, int64_t heads) {
-  if (!v) return v;
-  std::swap(v.size[0], v.size[1]);
-  std::swap(v.stride[0], v.stride[1]);
-  return by_head(v, heads);
-}
 
 Parameters parameters_of(const nb::tuple& p, int64_t heads) {
   if (p.size() != 10) throw nb::value_error("params: expected 10 entries");
@@ -87,12 +27,6 @@ Parameters parameters_of(const nb::tuple& p, int64_t heads) {
   r.out = {out_by_head(view_of(p[8]), heads), view_of(p[9])};
   return r;
 }
-
-Dropout dropout_of(const nb::tuple& d) {
-  return {nb::cast<double>(d[0]), nb::cast<uint64_t>(d[1]), nb::cast<uint64_t>(d[2])};
-}
-
-using Offsets64 = nb::ndarray<nb::ro, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A layer call, and the arrays that its views look into.
 LayerCall layer_call(int64_t heads, bool add_zero_attn, const nb::tuple& params,
@@ -113,41 +47,12 @@ LayerCall layer_call(int64_t heads, bool add_zero_attn, const nb::tuple& params,
     s.queries = call.query.size[1];
     s.keys = call.key.size[1];
   } else {
-    const nb::tuple pair = nb::cast<nb::tuple>(offsets);
-    const Offsets64 q = nb::cast<Offsets64>(pair[0]), k = nb::cast<Offsets64>(pair[1]);
-    s.batch = int64_t(q.shape(0)) - 1;
-    s.query_offsets = q.data();
-    s.key_offsets = k.data();
-    for (int64_t b = 0; b < s.batch; ++b) {
-      s.queries = larger(s.queries, q.data()[b + 1] - q.data()[b]);
-      s.keys = larger(s.keys, k.data()[b + 1] - k.data()[b]);
-    }
+    set_offsets(s, offsets);
   }
   call.causal = is_causal;
   call.dropout = dropout_of(dropout);
   return call;
 }
-
-WeightsView weights_of(nb::handle weights, bool average, int64_t heads, LayerCall* call) {
-  WeightsView w;
-  if (weights.is_none()) return w;
-  w.view = view_of(weights);
-  w.heads = average ? 1 : heads;
-  if (call) call->shape.weight_heads = w.heads;
-  return w;
-}
-
-class Cache {
- public:
-  explicit Cache(size_t bytes) { check(engine().block_create(bytes, &block_, &data_)); }
-  ~Cache() { engine().block_destroy(block_); }
-  Cache(const Cache&) = delete;
-  Cache& operator=(const Cache&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void *block_ = nullptr, *data_ = nullptr;
-};
 
 nb::object layer_forward(int64_t num_heads, bool add_zero_attn, nb::tuple params, nb::tuple inputs,
                          nb::object offsets, nb::tuple masks, bool is_causal, nb::tuple dropout,
@@ -336,6 +241,7 @@ NB_MODULE(_native, m) {
   const char* name = nullptr;
   if (const char* why = engine().isa(&name)) throw nb::import_error(why);
 
+  nb::set_leak_warnings(false);  // a traceback at exit may hold a cache
   nb::class_<Cache>(m, "Cache", "What backward needs of one forward. Opaque.");
   m.def("layer_forward", &binding::layer_forward, "num_heads"_a, "add_zero_attn"_a, "params"_a,
         "inputs"_a, "offsets"_a.none(), "masks"_a, "is_causal"_a, "dropout"_a, "out"_a,
@@ -376,6 +282,7 @@ NB_MODULE(_native, m) {
         nb::sig("def bfloat16_bits(array: object) -> numpy.typing.NDArray[numpy.uint16]"));
   m.def("dlpack_bfloat16", &binding::dlpack_bfloat16, "bits"_a,
         nb::sig("def dlpack_bfloat16(bits: numpy.typing.NDArray[numpy.uint16]) -> object"));
+  add_torch(m);
   m.def("set_num_threads", [](int n) { engine().set_num_threads(n); }, "threads"_a);
   m.def("get_num_threads", [] { return engine().num_threads(); });
   m.def("isa", &binding::isa);

@@ -1,0 +1,210 @@
+// Face: PyTorch's tensors to engine calls, as they lie: PyTorch's axes, packed parameters and masks
+// become views here, so that a call costs Python little.
+#include <nanobind/stl/string.h>
+
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "views.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace multihead::binding {
+namespace {
+
+// multihead.torch.options.Options.
+struct Options {
+  int64_t heads;
+  bool zero_row, causal, weights, average, tokens_first;
+  Dropout dropout;
+
+  explicit Options(const nb::tuple& o)
+      : heads(nb::cast<int64_t>(o[0])),
+        zero_row(nb::cast<bool>(o[1])),
+        causal(nb::cast<bool>(o[2])),
+        weights(!o[3].is_none()),
+        average(weights && nb::cast<bool>(o[3])),
+        tokens_first(nb::cast<bool>(o[4])),
+        dropout{nb::cast<double>(o[5]), nb::cast<uint64_t>(o[6]), 0} {}
+};
+
+// The tensors of a call, and the gradients of a call, in one order.
+enum { Query, Key, Value, Padding, Mask, InWeight, QWeight, KWeight, VWeight, InBias };
+enum { BiasK = InBias + 1, BiasV, OutWeight, OutBias, Tensors };
+
+// (tokens, N, features) as (N, tokens, features).
+View batch_first(View v, const Options& o) {
+  if (v.rank == 3 && o.tokens_first) {
+    std::swap(v.size[0], v.size[1]);
+    std::swap(v.stride[0], v.stride[1]);
+  }
+  return v;
+}
+
+// The i-th of three parts of the first axis.
+View third(View v, int i) {
+  if (!v) return v;
+  v.size[0] /= 3;
+  const size_t bytes = v.dtype == DType::Float64 ? sizeof(double) : sizeof(float);
+  v.data = static_cast<char*>(v.data) + size_t(i * v.size[0] * v.stride[0]) * bytes;
+  return v;
+}
+
+View flat(View v) {  // (1, 1, E) as (E)
+  if (!v) return v;
+  v.size[0] = v.size[v.rank - 1];
+  v.stride[0] = v.stride[v.rank - 1];
+  v.rank = 1;
+  return v;
+}
+
+// (L, S) or (N * H, L, S) as (N, H, L, S), or for (L, S) as (1, 1, L, S).
+View four_axes(const View& v, int64_t batch, int64_t heads, bool own) {
+  if (!v) return v;
+  View r = v;
+  r.rank = 4;
+  for (int i = 2; i < 4; ++i)
+    r.size[i] = v.size[v.rank - 4 + i], r.stride[i] = v.stride[v.rank - 4 + i];
+  r.size[0] = own && v.rank == 2 ? 1 : batch;
+  r.size[1] = own && v.rank == 2 ? 1 : heads;
+  r.stride[0] = v.rank == 2 ? 0 : heads * v.stride[0];
+  r.stride[1] = v.rank == 2 ? 0 : v.stride[0];
+  return r;
+}
+
+Parameters parameters_of(const View* v, int64_t heads) {
+  const bool packed = bool(v[InWeight]);
+  const auto projection = [&](int i) {
+    const View weight = packed ? third(v[InWeight], i) : v[QWeight + i];
+    return HeadWeights{by_head(weight, heads), by_head(third(v[InBias], i), heads)};
+  };
+  Parameters p;
+  p.query = projection(0);
+  p.key = projection(1);
+  p.value = projection(2);
+  p.bias_k = by_head(flat(v[BiasK]), heads);
+  p.bias_v = by_head(flat(v[BiasV]), heads);
+  p.out = {out_by_head(v[OutWeight], heads), v[OutBias]};
+  return p;
+}
+
+void views_of(const nb::tuple& tensors, View (&views)[Tensors]) {
+  if (tensors.size() != size_t(Tensors)) throw nb::value_error("tensors: expected 14 entries");
+  for (int i = 0; i < Tensors; ++i) views[i] = view_of(tensors[size_t(i)]);
+}
+
+LayerCall call_of(const Options& o, const nb::tuple& tensors, nb::handle offsets) {
+  View v[Tensors];
+  views_of(tensors, v);
+  LayerCall call;
+  call.parameters = parameters_of(v, o.heads);
+  call.dtype = call.parameters.query.weight.dtype;
+  call.zero_row = o.zero_row;
+  call.query = batch_first(v[Query], o);
+  call.key = batch_first(v[Key], o);
+  call.value = batch_first(v[Value], o);
+  BatchShape& s = call.shape;
+  if (offsets.is_none()) {
+    s.batch = call.query.size[0];
+    s.queries = call.query.size[1];
+    s.keys = call.key.size[1];
+  } else {
+    set_offsets(s, offsets);
+  }
+  s.key_padding = v[Padding];
+  call.attn_mask = four_axes(v[Mask], s.batch, o.heads, false);
+  call.causal = o.causal;
+  call.dropout = o.dropout;
+  return call;
+}
+
+// Memory that a tensor lends for a cache, and its bytes.
+std::pair<char*, size_t> lent(nb::handle tensor, size_t needed) {
+  const View v = view_of(tensor);
+  const size_t item = v.dtype == DType::Float64 ? sizeof(double) : sizeof(float);
+  const size_t bytes = size_t(v.size[0]) * item;
+  if (v.rank != 1 || v.dtype == DType::Bool || bytes < needed)
+    throw nb::value_error("cache: too small");
+  return {static_cast<char*>(v.data), bytes};
+}
+
+nb::object tensor_forward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object out,
+                          nb::object weights, nb::object keep) {
+  const Options o(options);
+  LayerCall call = call_of(o, tensors, offsets);
+  const WeightsView w = weights_of(weights, o.average, o.heads, &call);
+  const View y = batch_first(writable(out), o);
+  const bool own = keep.ptr() == Py_True, none = keep.ptr() == Py_False;
+  size_t bytes = 0;
+  if (!none) check(engine().cache_bytes(call, &bytes));
+  void* memory = nullptr;
+  if (!own && !none) {
+    const auto [data, size] = lent(keep, bytes);
+    std::memset(data + bytes, 0, size - bytes);
+    memory = data;
+  }
+  std::unique_ptr<Cache> cache;
+  const char* why = nullptr;
+  {
+    nb::gil_scoped_release release;
+    if (own) {
+      cache = std::make_unique<Cache>(bytes + 1);
+      memory = cache->data();
+    }
+    why = engine().layer_forward(call, y, w, memory);
+  }
+  check(why);
+  return cache ? nb::cast(cache.release(), nb::rv_policy::take_ownership) : nb::none();
+}
+
+void tensor_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object cache,
+                     nb::object d_out, nb::object d_weights, nb::tuple gradients) {
+  const Options o(options);
+  LayerCall call = call_of(o, tensors, offsets);
+  const WeightsView w = weights_of(d_weights, o.average, o.heads, &call);
+  const View d_y = batch_first(view_of(d_out), o);
+  View d[Tensors];
+  views_of(gradients, d);
+  LayerGradients g;
+  g.query = batch_first(d[Query], o);
+  g.key = batch_first(d[Key], o);
+  g.value = batch_first(d[Value], o);
+  g.parameters = parameters_of(d, o.heads);
+  g.key_padding = d[Padding];
+  g.attn_mask = four_axes(d[Mask], call.shape.batch, o.heads, true);
+  const void* memory = nullptr;
+  if (nb::isinstance<Cache>(cache)) {
+    memory = nb::cast<const Cache&>(cache).data();
+  } else {
+    size_t bytes = 0;
+    check(engine().cache_bytes(call, &bytes));
+    memory = lent(cache, bytes).first;
+  }
+  const char* why = nullptr;
+  {
+    nb::gil_scoped_release release;
+    why = engine().layer_backward(call, memory, d_y, w, g);
+  }
+  check(why);
+}
+
+}  // namespace
+
+void add_torch(nb::module_& m) {
+  m.def("exchange_with", &exchange_with, "type"_a, "capsule"_a,
+        nb::sig("def exchange_with(type: type, capsule: object) -> bool"));
+  m.def("tensor_forward", &tensor_forward, "options"_a, "tensors"_a, "offsets"_a.none(), "out"_a,
+        "weights"_a.none(), "keep"_a,
+        nb::sig("def tensor_forward(options: tuple[object, ...], tensors: tuple[object, ...], "
+                "offsets: tuple[object, object] | None, out: object, weights: object | None, "
+                "keep: object) -> Cache | None"));
+  m.def("tensor_backward", &tensor_backward, "options"_a, "tensors"_a, "offsets"_a.none(),
+        "cache"_a, "d_out"_a, "d_weights"_a.none(), "gradients"_a,
+        nb::sig("def tensor_backward(options: tuple[object, ...], tensors: tuple[object, ...], "
+                "offsets: tuple[object, object] | None, cache: object, d_out: object, "
+                "d_weights: object | None, gradients: tuple[object, ...]) -> None"));
+}
+
+}  // namespace multihead::binding

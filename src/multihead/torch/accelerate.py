@@ -1,0 +1,109 @@
+"""Whole models: every `torch.nn.MultiheadAttention` in one becomes ours, and back."""
+
+from __future__ import annotations
+
+import torch
+
+from multihead.torch.module import MultiheadAttention, around_fused_layers
+
+_BEFORE = "_multihead_class_before"  # where an accelerated module remembers its class, and ours
+
+
+def accelerate(model: torch.nn.Module) -> int:
+    """Make every `torch.nn.MultiheadAttention` in a model ours, in place.
+
+    Modules, parameters, buffers, hooks and state dicts stay the same objects, so optimizers,
+    wrappers and checkpoints keep working. `torch.nn.Transformer` and its layers use our module in
+    training and, around their own fused path, in eval.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Anything that contains attention layers, or one itself. Layers with a `forward` of their
+        own are left alone.
+
+    Returns
+    -------
+    int
+        How many layers changed.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+
+    See Also
+    --------
+    restore : The way back.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from multihead.torch import accelerate, restore
+    >>> model = torch.nn.Transformer(8, 2, 1, 2, 16, batch_first=True)
+    >>> accelerate(model), accelerate(model), restore(model)
+    (5, 0, 5)
+    """
+    changed = 0
+    for module in _modules(model):
+        kind = type(module)
+        if not issubclass(kind, torch.nn.MultiheadAttention) or (
+            kind.forward is not torch.nn.MultiheadAttention.forward
+        ):
+            continue
+        module.__dict__[_BEFORE] = kind, _ours(kind)
+        module.__class__ = module.__dict__[_BEFORE][1]
+        around_fused_layers(module.out_proj)
+        changed += 1
+    return changed
+
+
+def restore(model: torch.nn.Module) -> int:
+    """Undo `accelerate`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Layers that were ours from the beginning stay as they are.
+
+    Returns
+    -------
+    int
+        How many layers changed.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from multihead.torch import accelerate, restore
+    >>> layer = torch.nn.MultiheadAttention(8, 2)
+    >>> accelerate(layer), restore(layer), restore(layer), type(layer).__module__
+    (1, 1, 0, 'torch.nn.modules.activation')
+    """
+    changed = 0
+    for module in _modules(model):
+        before, ours = module.__dict__.get(_BEFORE, (None, None))
+        if before is None or type(module) is not ours:  # or wrapped since then
+            continue
+        del module.__dict__[_BEFORE]
+        module.__class__ = before
+        around_fused_layers(module.out_proj, no_more=True)
+        changed += 1
+    return changed
+
+
+def _modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return list(model.modules())
+
+
+def _ours(kind: type) -> type:
+    """Return our class, or one beside it for what parametrizations and wrappers derived."""
+    if kind is torch.nn.MultiheadAttention:
+        return MultiheadAttention
+    return type(kind.__name__, (MultiheadAttention, kind), {"__module__": kind.__module__})

@@ -1,0 +1,86 @@
+"""NestedTensors, strided and jagged, as ragged batches and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from multihead.torch.options import Offsets
+
+
+class Ragged:
+    """The sequences of a NestedTensor (N, tokens, features), one after another."""
+
+    def __init__(self, nested: torch.Tensor) -> None:
+        self.nested = nested
+        self.jagged = nested.layout == torch.jagged
+        if self.jagged:
+            whole = nested if _plain(nested) else nested.contiguous()
+            self.values, self.offsets = whole.values(), whole.offsets().to(torch.int64)
+            self.nested = whole
+        else:
+            parts = nested.unbind()
+            lengths = torch.tensor([0, *(x.shape[0] for x in parts)])
+            self.values, self.offsets = torch.cat(parts), lengths.cumsum(0)
+
+    def like(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a NestedTensor of the same lengths and layout, (N, tokens, features)."""
+        if self.jagged:
+            nested: torch.Tensor = torch.nested.nested_tensor_from_jagged(
+                values,
+                self.nested.offsets(),
+                min_seqlen=self.nested._maybe_min_seqlen,
+                max_seqlen=self.nested._maybe_max_seqlen,
+            )
+            return nested
+        parts = values.split(self.offsets.diff().tolist())
+        strided: torch.Tensor = torch.nested.as_nested_tensor(list(parts), layout=torch.strided)
+        return strided
+
+
+def _plain(jagged: Any) -> bool:
+    return bool(jagged._ragged_idx == 1 and jagged.lengths() is None)
+
+
+def longest(nested: torch.Tensor) -> int:
+    """Return the length of the longest sequence."""
+    return max(_lengths(nested), default=0)
+
+
+def same_lengths(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two NestedTensors have sequences of the same lengths."""
+    if a.layout == torch.jagged and b.layout == torch.jagged:
+        return bool(a.size(1) == b.size(1))  # their symbolic lengths
+    return _lengths(a) == _lengths(b)
+
+
+def _lengths(nested: torch.Tensor) -> list[int]:
+    return [x.shape[0] for x in nested.unbind()]
+
+
+def padded_weights(weights: torch.Tensor, offsets: Offsets, heads: int, extra: int) -> torch.Tensor:
+    """Return weights (N, heads, max L, max S'), zeros where a sequence has ended.
+
+    Parameters
+    ----------
+    weights : Tensor
+        Of all sequences, one after another.
+    offsets : Offsets
+    heads : int
+    extra : int
+        Keys that every sequence has more.
+    """
+    queries, keys = offsets.query.diff().tolist(), (offsets.key.diff() + extra).tolist()
+    sizes = [heads * length * source for length, source in zip(queries, keys, strict=True)]
+    longest, widest = max(queries, default=0), max(keys, default=0)
+    parts = zip(weights.split(sizes), queries, keys, strict=True)
+    padded = [
+        torch.nn.functional.pad(
+            part.view(heads, length, source), (0, widest - source, 0, longest - length)
+        )
+        for part, length, source in parts
+    ]
+    if not padded:
+        return weights.new_zeros((0, heads, 0, extra))
+    return torch.stack(padded)

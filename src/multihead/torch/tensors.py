@@ -1,0 +1,61 @@
+"""What tensors are, who follows them, and how the engine reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+
+from multihead import _native
+
+COMPUTED = (torch.float32, torch.float64)
+HALF = (torch.float16, torch.bfloat16)
+NARROW = (torch.float32, *HALF)  # what autocast casts
+
+
+def _exchange() -> bool:
+    """Let the engine read tensors through PyTorch's own C functions, where it has them."""
+    table = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    return table is not None and _native.exchange_with(torch.Tensor, table)
+
+
+_DIRECT = _exchange()
+
+
+def engine_reads(tensors: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
+    """Return the tensors, or arrays of the same memory, as the engine can read them."""
+    if _DIRECT:
+        return tuple(tensors)
+    return tuple(None if x is None else x.detach().numpy() for x in tensors)
+
+
+def readable(x: torch.Tensor) -> bool:
+    """Whether a tensor is a usual one in CPU memory, or stands for one while PyTorch traces."""
+    kind = type(x)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+        jagged = x.is_nested and x.layout == torch.jagged
+        if not jagged and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+            return False
+    return bool(x.device.type == "cpu" and (x.layout == torch.strided or x.layout == torch.jagged))
+
+
+def traced() -> bool:
+    """Whether PyTorch's compiler, exporter or a dispatch mode follows the operations."""
+    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
+
+
+def transformed() -> bool:
+    """Whether PyTorch transforms a function through its own operations."""
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
+
+
+def draw_seed() -> torch.Tensor:
+    """Draw dropout's seed from PyTorch's generator: int64, no axes."""
+    return torch.randint(2**63 - 1, ())

@@ -1,0 +1,288 @@
+"""`accelerate` and `restore`: whole models on the engine and back."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations
+
+from multihead.torch import MultiheadAttention, accelerate, restore
+from tolerance import assert_close
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(31)
+
+
+def encoder(**options: Any) -> torch.nn.TransformerEncoder:
+    how = {"batch_first": True, "dtype": torch.float64} | options
+    layer = torch.nn.TransformerEncoderLayer(12, 2, 24, 0.0, **how)
+    return torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=not how.get("norm_first"))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
+    assert_close(found.detach().numpy(), expected.detach().numpy(), 1e-11, name)
+
+
+def calls_of(model: torch.nn.Module) -> list[int]:
+    """Count the calls of our module, without a hook of its own."""
+    calls: list[int] = []
+    for module in model.modules():
+        if isinstance(module, MultiheadAttention):
+            attend = module._attend
+            module._attend = lambda *a, attend=attend: (calls.append(1), attend(*a))[1]
+    return calls
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "post-norm": {},
+    "pre-norm": {"norm_first": True},
+    "gelu": {"activation": "gelu"},
+    "no bias": {"bias": False},
+    "tokens first": {"batch_first": False},
+}
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "causal", "both"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_encoder_computes_the_same(options: str, training: bool, mask: str) -> None:
+    theirs = encoder(**OPTIONS[options]).train(training)
+    ours = copy.deepcopy(theirs)
+    assert accelerate(ours) == 2
+    calls = calls_of(ours)
+    n, length = 3, 7
+    x = torch.randn(n, length, 12, dtype=torch.float64)
+    if options == "tokens first":
+        x = x.transpose(0, 1)
+    given: dict[str, Any] = {}
+    if mask in ("padding", "both"):
+        given["src_key_padding_mask"] = torch.arange(length) >= torch.tensor([[7], [4], [2]])
+    if mask in ("causal", "both"):
+        given["mask"] = torch.ones(length, length, dtype=torch.bool).triu(1)
+    grads = torch.randn_like(x)
+    outs = []
+    with torch.set_grad_enabled(training):
+        for model in (ours, theirs):
+            out = model(x, **given)
+            if given.get("src_key_padding_mask") is not None and options != "tokens first":
+                out = out.masked_fill(given["src_key_padding_mask"][..., None], 0.0)
+            outs.append(out)
+            if training:
+                (out * grads).sum().backward()
+    close(*outs)
+    assert len(calls) == 2
+    if training:
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            close(p.grad, q.grad, name)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_transformer_computes_the_same(training: bool) -> None:
+    theirs = torch.nn.Transformer(12, 2, 2, 2, 24, 0.0, batch_first=True, dtype=torch.float64)
+    theirs.train(training)
+    ours = copy.deepcopy(theirs)
+    assert accelerate(ours) == 6
+    source = torch.randn(3, 9, 12, dtype=torch.float64)
+    target = torch.randn(3, 7, 12, dtype=torch.float64)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
+    padding = torch.arange(9) >= torch.tensor([[9], [4], [6]])
+    given = {"tgt_mask": mask, "tgt_is_causal": True, "memory_key_padding_mask": padding}
+    given["src_key_padding_mask"] = padding
+    grads = torch.randn_like(target)
+    with torch.set_grad_enabled(training):
+        outs = [model(source, target, **given) for model in (ours, theirs)]
+    close(*outs)
+    if training:
+        for out in outs:
+            (out * grads).sum().backward()
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            close(p.grad, q.grad, name)
+
+
+def test_everything_stays_the_same_object() -> None:
+    model = encoder()
+    modules, params = list(model.modules()), list(model.parameters())
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    assert accelerate(model) == 2
+    assert accelerate(model) == 0
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    assert all(a is b for a, b in zip(params, model.parameters(), strict=True))
+    assert list(model.state_dict()) == list(before)
+    assert all(type(layer.self_attn) is MultiheadAttention for layer in model.layers)
+    model(torch.randn(2, 5, 12, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert any(not torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert restore(model) == 2
+    assert restore(model) == 0
+    assert all(type(x.self_attn) is torch.nn.MultiheadAttention for x in model.layers)
+    assert not any(m._forward_hooks for m in model.modules())
+    assert "_multihead" not in " ".join(model.layers[0].self_attn.__dict__)
+
+
+def test_what_was_ours_from_the_beginning_stays_ours() -> None:
+    model = torch.nn.Sequential(MultiheadAttention(8, 2), torch.nn.MultiheadAttention(8, 2))
+    assert accelerate(model) == 1
+    assert restore(model) == 1
+    assert [type(m) for m in model] == [MultiheadAttention, torch.nn.MultiheadAttention]
+
+
+def test_layers_with_a_forward_of_their_own_are_left_alone() -> None:
+    class Own(torch.nn.MultiheadAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    class Derived(torch.nn.MultiheadAttention):
+        pass
+
+    model = torch.nn.ModuleList([Own(8, 2), Derived(8, 2, batch_first=True)])
+    assert accelerate(model) == 1
+    assert type(model[0]) is Own
+    assert isinstance(model[1], Derived)
+    assert isinstance(model[1], MultiheadAttention)
+    x = torch.randn(2, 5, 8)
+    found = model[1](x, x, x)[0]
+    assert restore(model) == 1
+    assert type(model[1]) is Derived
+    assert_close(found.detach().numpy(), model[1](x, x, x)[0].detach().numpy(), 1e-6)
+
+
+def test_parametrized_layers_are_computed_with_what_their_parameters_are() -> None:
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    parametrizations.weight_norm(module, "in_proj_weight")
+    parametrizations.weight_norm(module.out_proj, "weight")
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    results = []
+    for change in (lambda m: 0, accelerate):
+        change(module)
+        module.zero_grad()
+        out, _ = module(x, x, x)
+        out.square().sum().backward()
+        results.append([out, *(p.grad.clone() for p in module.parameters())])
+    assert isinstance(module, MultiheadAttention)
+    for expected, found in zip(*results, strict=True):
+        close(found, expected)
+
+
+def test_hooks_fire_inside_pytorch_s_layers() -> None:
+    model = encoder().eval()
+    accelerate(model)
+    fired: list[str] = []
+    attention = model.layers[0].self_attn
+    attention.register_forward_pre_hook(lambda *_: fired.append("before"))
+    attention.register_forward_hook(lambda *_: fired.append("after"))
+    with torch.no_grad():
+        model(torch.randn(2, 5, 12, dtype=torch.float64))
+    assert fired == ["before", "after"]
+
+
+def test_a_module_put_into_pytorch_s_layer_is_called_in_eval() -> None:
+    layer = torch.nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True).eval()
+    layer.self_attn = MultiheadAttention(12, 2, batch_first=True)
+    calls = calls_of(layer)
+    hidden = torch.zeros(2, 5, dtype=torch.bool)
+    hidden[1] = True
+    with torch.no_grad():
+        out = layer(torch.randn(2, 5, 12), src_key_padding_mask=hidden)
+    assert calls == [1]
+    assert torch.isfinite(out).all()
+    layer.self_attn.out_proj = torch.nn.Sequential(layer.self_attn.out_proj)
+    with torch.no_grad():
+        layer(torch.randn(2, 5, 12))
+    assert calls == [1, 1]
+
+
+def test_an_accelerated_model_is_copied_pickled_and_saved() -> None:
+    model = encoder().eval()
+    accelerate(model)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    expected = model(x)
+    stored = io.BytesIO()
+    torch.save(model.state_dict(), stored)
+    stored.seek(0)
+    loaded = encoder().eval()
+    loaded.load_state_dict(torch.load(stored))
+    close(loaded(x), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), expected)
+        assert restore(other) == 2
+        close(other(x), expected)
+
+
+def test_it_goes_where_the_model_goes() -> None:
+    model = encoder(dtype=torch.float32)
+    accelerate(model)
+    x = torch.randn(2, 5, 12)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        out = model.to(dtype)(x.to(dtype))
+        assert out.dtype == dtype
+        assert torch.isfinite(out).all()
+    assert model.to("meta")(x.to("meta").double()).device.type == "meta"
+
+
+def test_anything_but_a_module_is_an_error() -> None:
+    for change in (accelerate, restore):
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got list"):
+            change([torch.nn.MultiheadAttention(8, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    theirs = encoder(dtype=torch.float32)
+    ours = copy.deepcopy(theirs)
+    accelerate(ours)
+    x = torch.randn(3, 7, 12)
+    exact = copy.deepcopy(theirs).double()(x.double())
+    errors = []
+    for model in (ours, theirs):
+        with torch.autocast("cpu", dtype):
+            out = model(x)
+            attended, weights = model.layers[0].self_attn(x, x, x)
+        assert (attended.dtype, weights.dtype) == (dtype, dtype)
+        out.float().square().sum().backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        errors.append((out.double() - exact).abs().max().item())
+    assert errors[0] < 1.5 * errors[1] + 1e-3
+
+
+def test_autocast_takes_inputs_and_masks_of_several_dtypes() -> None:
+    ours = MultiheadAttention(12, 3, batch_first=True)
+    x, mask = torch.randn(2, 7, 12), torch.randn(7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = ours(x.bfloat16(), x, x, attn_mask=mask)
+        alone, _ = ours(*[x.bfloat16()] * 3, attn_mask=mask.bfloat16(), need_weights=False)
+    assert out.dtype == alone.dtype == torch.bfloat16
+    expected = ours(x.bfloat16().float(), x, x, attn_mask=mask)[0]
+    assert torch.equal(out, expected.bfloat16())
+
+
+def test_training_follows_the_same_losses() -> None:
+    theirs = encoder()
+    ours = copy.deepcopy(theirs)
+    accelerate(ours)
+    x, y = torch.randn(2, 8, 7, 12, dtype=torch.float64)
+    losses: list[list[float]] = []
+    for model in (ours, theirs):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        curve = []
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        losses.append(curve)
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-7)

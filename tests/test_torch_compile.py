@@ -1,0 +1,236 @@
+"""The torch module under PyTorch's compiler, exporter, dispatch modes and operator checks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.export import Dim, export
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+from multihead.torch import MultiheadAttention, scaled_dot_product_attention
+from multihead.torch.options import Offsets, Options
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*NestedTensor does not implement:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch.manual_seed(17)
+    torch._dynamo.reset()
+
+
+def results(call: Any, module: Any, x: torch.Tensor, **options: Any) -> list[torch.Tensor]:
+    """Output, weights and all gradients."""
+    x = x.clone().requires_grad_()
+    out, weights = call(x, x, x, **options)
+    loss = out.square().sum() + (0 if weights is None else weights.square().sum())
+    grads = torch.autograd.grad(loss, [x, *module.parameters()])
+    return [out, *([] if weights is None else [weights]), *grads]
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tokens first": {"batch_first": False},
+    "extra keys": {"add_bias_kv": True, "add_zero_attn": True},
+    "no bias": {"bias": False},
+}
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_one_graph_computes_the_same_bits(configuration: str) -> None:
+    how = {"batch_first": True} | CONFIGURATIONS[configuration]
+    module = MultiheadAttention(12, 3, **how)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(3, 7, 12)
+    mask = torch.randn(7 if module.batch_first else 3, 7 if module.batch_first else 3)
+    for options in (
+        {"need_weights": False},
+        {"attn_mask": mask, "is_causal": True},
+        {"average_attn_weights": False},
+    ):
+        pairs = zip(
+            results(compiled, module, x, **options),
+            results(module, module, x, **options),
+            strict=True,
+        )
+        for found, expected in pairs:
+            assert torch.equal(found, expected), options
+
+
+def test_sizes_are_dynamic() -> None:
+    module = MultiheadAttention(12, 3, batch_first=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    frames = 0
+    for n, length in ((2, 7), (3, 9), (5, 33), (4, 65)):
+        x = torch.randn(n, length, 12)
+        hidden = torch.rand(n, length) < 0.3
+        hidden[:, 0] = False
+        pairs = zip(
+            results(compiled, module, x, key_padding_mask=hidden),
+            results(module, module, x, key_padding_mask=hidden),
+            strict=True,
+        )
+        for found, expected in pairs:
+            assert torch.equal(found, expected)
+        frames = frames or counter.frame_count
+    assert counter.frame_count == frames > 0
+
+
+def test_dropout_is_drawn_anew_in_each_compiled_call() -> None:
+    module = MultiheadAttention(12, 3, dropout=0.5, batch_first=True)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(3, 9, 12, requires_grad=True)
+    first, weights = compiled(x, x, x, average_attn_weights=False)
+    second, _ = compiled(x, x, x, average_attn_weights=False)
+    assert not torch.equal(first, second)
+    dropped = (weights == 0).double().mean()
+    assert 0.4 < dropped < 0.6
+    first.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_a_whole_encoder_layer_compiles() -> None:
+    layer = torch.nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True)
+    layer.self_attn = MultiheadAttention(12, 2, batch_first=True)
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(3, 7, 12, requires_grad=True)
+    for found, expected in zip(
+        torch.autograd.grad(compiled(x).square().sum(), [x, *layer.parameters()]),
+        torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_jagged_batches_compile() -> None:
+    module = MultiheadAttention(12, 3, batch_first=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    parts = [torch.randn(n, 12) for n in (3, 7, 1)]
+    grads = []
+    for call in (compiled, module):
+        x = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+        out, _ = call(x, x, x, need_weights=False)
+        out.values().square().sum().backward()
+        grads.append([x.grad.values(), *(p.grad.clone() for p in module.parameters())])
+        module.zero_grad()
+    for found, expected in zip(*grads, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_it_is_exported_with_dynamic_sizes() -> None:
+    module = MultiheadAttention(12, 3, batch_first=True).eval()
+    x, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    n, length, source = Dim("n"), Dim("length"), Dim("source")
+    shapes = ({0: n, 1: length}, {0: n, 1: source}, {0: n, 1: source})
+    with torch.no_grad():
+        program = export(module, (x, memory, memory), dynamic_shapes=shapes)
+    x, memory = torch.randn(4, 21, 12), torch.randn(4, 3, 12)
+    found, expected = program.module()(x, memory, memory), module(x, memory, memory)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    names = {str(node.target) for node in program.graph.nodes}
+    assert "multihead.attention.default" in names
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_fake_tensors_have_the_strides_of_real_ones(weights: bool) -> None:
+    for batch_first in (True, False):
+        module = MultiheadAttention(12, 3, batch_first=batch_first, add_bias_kv=True)
+        x = torch.randn(3, 7, 12)
+        real = module(x, x, x, need_weights=weights)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake_module = copy.deepcopy(module)
+            fake = mode.from_tensor(x)
+            shown = fake_module(fake, fake, fake, need_weights=weights)
+        for a, b in zip(shown, real, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def test_flops_are_counted() -> None:
+    n, length, embed = 2, 9, 12
+    module = MultiheadAttention(embed, 3, batch_first=True)
+    x = torch.randn(n, length, embed, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        module(x, x, x)[0].sum().backward()
+    projections = 4 * 2 * n * length * embed * embed
+    products = 2 * 2 * n * length * length * embed
+    assert counter.get_total_flops() == 3 * (projections + products) + products // 2
+    q = torch.randn(n, 3, length, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        scaled_dot_product_attention(q, q, q).sum().backward()
+    assert counter.get_total_flops() == 3 * products + products // 2
+
+
+def arguments(case: str) -> tuple[Any, ...]:
+    """Arguments of multihead::attention."""
+    embed, heads, n, length, source = 12, 3, 2, 5, 7
+    options = Options(heads, case == "extra keys", case == "causal", None, False, 0.0, 0, 0)
+    x = torch.randn(n, length, embed, requires_grad=True)
+    memory = torch.randn(n, source, embed, requires_grad=True)
+    three: tuple[Any, ...] = (x, memory, memory)
+    padding = mask = seed = None
+    offsets: tuple[Any, Any] = (None, None)
+    if case == "shared":
+        three, options = (x, x, x), options._replace(shared=2, average=True)
+    if case == "masks":
+        padding = torch.zeros(n, source, dtype=torch.bool)
+        padding[1, 3:] = True
+        mask = torch.randn(length, source, requires_grad=True)
+        options = options._replace(average=False)
+    if case == "dropout":
+        seed, options = torch.tensor(5), options._replace(probability=0.3)
+    if case == "tokens first":
+        three = tuple(y.detach().transpose(0, 1).requires_grad_() for y in (x, memory, memory))
+        options = options._replace(tokens_first=True)
+    if case == "ragged":
+        three = tuple(y.detach().flatten(0, 1).requires_grad_() for y in (x, memory, memory))
+        offsets = Offsets(torch.tensor([0, 3, 10]), torch.tensor([0, 9, 14]))
+    module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys")
+    params = [p if p is None else p.detach().requires_grad_() for p in module._params()]
+    called = [options.num_heads, options.zero_row, options.causal, options.average]
+    called += [options.tokens_first, options.probability, options.shared, True]
+    return (*three, padding, mask, *params, seed, *offsets, *called)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "shared", "causal", "masks", "extra keys", "dropout", "tokens first", "ragged"],
+)
+def test_the_layer_s_operation_passes_pytorch_s_checks(case: str) -> None:
+    opcheck(torch.ops.multihead.attention, arguments(case))
+
+
+@pytest.mark.parametrize("case", ["plain", "causal", "mask", "dropout"])
+def test_the_attention_s_operation_passes_pytorch_s_checks(case: str) -> None:
+    q = torch.randn(2, 5, 3, 4).transpose(1, 2).requires_grad_()
+    k, v = (torch.randn(2, 3, 7, width, requires_grad=True) for width in (4, 6))
+    mask = torch.randn(2, 1, 5, 7, requires_grad=True) if case == "mask" else None
+    seed = torch.tensor(3) if case == "dropout" else None
+    opcheck(
+        torch.ops.multihead.scaled_dot_product_attention,
+        (q, k, v, mask, seed, case == "causal", 0.5, 0.3 if case == "dropout" else 0.0),
+    )
+
+
+def test_compiled_attention_computes_the_same_bits() -> None:
+    compiled = torch.compile(scaled_dot_product_attention, fullgraph=True)
+    q, k, v = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(3))
+    mask = torch.randn(9, 9, requires_grad=True)
+    outs = [call(q, k, v, mask) for call in (compiled, scaled_dot_product_attention)]
+    assert torch.equal(*outs)
+    pairs = [torch.autograd.grad(out.square().sum(), [q, k, v, mask]) for out in outs]
+    for found, expected in zip(*pairs, strict=True):
+        assert torch.equal(found, expected)
+    assert torch.isfinite(compiled(q, k, v, dropout_p=0.4)).all()
