@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 from multihead.torch import MultiheadAttention, accelerate, restore
-from tolerance import assert_close
+from tolerance import CANCELLED, assert_close
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning"),
@@ -286,3 +286,43 @@ def test_training_follows_the_same_losses() -> None:
         losses.append(curve)
     assert losses[0][-1] < losses[0][0]
     assert losses[0] == pytest.approx(losses[1], rel=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "kind", ["TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"]
+)
+def test_pytorch_s_own_samples(kind: str, training: bool) -> None:
+    from torch.testing._internal.common_modules import module_db
+
+    info = next(i for i in module_db if i.module_cls is getattr(torch.nn, kind))
+    dtype = torch.float64
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=dtype, requires_grad=training, training=training
+    )
+    count = 0
+    for sample in samples:
+        made, call = sample.constructor_input, sample.forward_input
+        theirs = info.module_cls(*made.args, **made.kwargs).to(dtype).train(training)
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, torch.nn.MultiheadAttention):
+                module.dropout = 0.0
+        ours = copy.deepcopy(theirs)
+        assert accelerate(ours) > 0
+        results = []
+        for model in (ours, theirs):
+            with torch.set_grad_enabled(training):
+                out = model(*call.args, **call.kwargs)
+            results.append([out])
+            if training:
+                grad = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+                results[-1] += torch.autograd.grad(out, list(model.parameters()), grad)
+        for found, expected in zip(*results, strict=True):
+            # where a gradient cancels, its terms are about as large as one
+            a, b = found.detach().numpy(), expected.detach().numpy()
+            assert_close(a, b, 1e-11, scale=CANCELLED)
+        count += 1
+    assert count > 0

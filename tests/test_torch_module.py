@@ -166,6 +166,57 @@ def test_it_begins_as_pytorch_s_does(how: dict[str, Any]) -> None:
     assert isinstance(ours, torch.nn.MultiheadAttention)
 
 
+@pytest.mark.parametrize("how", [{}, {"kdim": 5, "vdim": 9}, {"add_bias_kv": True, "bias": False}])
+def test_state_dicts_go_both_ways(how: dict[str, Any]) -> None:
+    theirs, ours = torch.nn.MultiheadAttention(12, 3, **how), MultiheadAttention(12, 3, **how)
+    for source, target in ((ours, theirs), (theirs, ours)):
+        for p in source.parameters():
+            torch.nn.init.normal_(p)
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert list(target.state_dict()) == list(source.state_dict())
+        for name, x in source.state_dict().items():
+            assert torch.equal(x, target.state_dict()[name])
+    incomplete = {name: x for name, x in theirs.state_dict().items() if name != "out_proj.weight"}
+    failures = []
+    for module in (theirs, ours):
+        with pytest.raises(RuntimeError) as failure:
+            module.load_state_dict(incomplete)
+        failures.append(str(failure.value))
+    assert failures[0] == failures[1]
+
+
+def test_a_module_pickled_long_ago_is_completed() -> None:
+    ours = MultiheadAttention(12, 3)
+    state = ours.__dict__.copy()
+    del state["_qkv_same_embed_dim"]
+    other = MultiheadAttention.__new__(MultiheadAttention)
+    other.__setstate__(state)
+    x = torch.randn(5, 2, 12)
+    assert torch.equal(other(x, x, x)[0], ours(x, x, x)[0])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_kept(mode: Any) -> None:
+    theirs, ours = pair(12, 3, batch_first=True, dtype=torch.float64)
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    expected = theirs(x, x, x)
+    with mode():
+        found = ours(x, x, x)
+    for a, b in zip(found, expected, strict=True):
+        assert a.grad_fn is None
+        assert not a.requires_grad
+        assert_close(a.numpy(), b.detach().numpy(), BOUND[torch.float64])
+
+
+def test_changing_an_input_before_backward_is_an_error() -> None:
+    ours = MultiheadAttention(12, 3, batch_first=True)
+    x = torch.randn(2, 7, 12)
+    out, _ = ours(x, x, x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_is_causal_alone_is_a_causal_mask() -> None:
     theirs, ours = pair(12, 3, batch_first=True, dtype=torch.float64)
     x = torch.randn(2, 9, 12, dtype=torch.float64)
@@ -282,6 +333,47 @@ def test_function_transforms_go_through_pytorch_s_operations() -> None:
             2 * step
         )
     assert_close(found.detach().numpy(), slope.numpy(), 1e-7)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_dropout_under_vmap(randomness: str) -> None:
+    ours = MultiheadAttention(12, 3, dropout=0.5, batch_first=True)
+    x = torch.randn(1, 2, 5, 12).expand(4, 2, 5, 12)
+
+    def each(x: torch.Tensor) -> torch.Tensor:
+        return ours(x, x, x, average_attn_weights=False)[1]
+
+    attend = torch.vmap(each, randomness=randomness)
+    weights = attend(x)
+    assert 0.3 < (weights == 0).double().mean() < 0.7
+    assert torch.equal(weights[0], weights[1]) == (randomness == "same")
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7, 6), (1, 4, 7, 6), (3, 1, 1, 6), (1, 1, 7, 1)], ids=str)
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_mask_of_four_axes_is_broadcast(shape: tuple[int, ...], extra: bool) -> None:
+    ours = MultiheadAttention(12, 4, batch_first=True, add_bias_kv=extra).double()
+    x, memory = torch.randn(3, 7, 12).double(), torch.randn(3, 6, 12).double()
+    mask = torch.randn(shape, dtype=torch.float64)
+    hidden = torch.rand(shape) < 0.3
+    for given in (mask, hidden.logical_and(torch.arange(shape[3]) > 0)):
+        whole = given.expand(3, 4, 7, 6)
+        results = []
+        for m in (given, whole.reshape(12, 7, 6)):
+            m = m.clone()
+            if m.is_floating_point():
+                m.requires_grad_()
+            out, weights = ours(x, memory, memory, attn_mask=m)
+            (out.square().sum() + weights.square().sum()).backward()
+            results.append((out, weights, m.grad))
+        for found, expected in zip(*[r[:2] for r in results], strict=True):
+            assert_close(found.detach().numpy(), expected.detach().numpy(), 1e-12)
+        found, expected = (r[2] for r in results)
+        if found is not None:
+            axes = [i for i in range(4) if shape[i] == 1]
+            summed = expected.view(3, 4, 7, 6).sum(axes, keepdim=True) if axes else expected
+            scale = float(expected.abs().sum() / found.numel())  # one column for all: cancels
+            assert_close(found.numpy(), summed.view(shape).numpy(), 1e-12, scale=scale)
 
 
 def test_it_is_copied_pickled_and_moved() -> None:

@@ -60,17 +60,25 @@ View flat(View v) {  // (1, 1, E) as (E)
   return v;
 }
 
-// (L, S) or (N * H, L, S) as (N, H, L, S), or for (L, S) as (1, 1, L, S).
-View four_axes(const View& v, int64_t batch, int64_t heads, bool own) {
+// A mask (L, S), (N * H, L, S) or (1|N, 1|H, 1|L, 1|S) as (N, H, L, S), what is shared with stride
+// 0; its `own` shape keeps axes of 1.
+View four_axes(const View& v, const LayerCall& call, int64_t heads, bool own) {
   if (!v) return v;
+  const BatchShape& s = call.shape;
+  const int64_t size[4] = {s.batch, heads, s.queries, s.keys};
   View r = v;
   r.rank = 4;
-  for (int i = 2; i < 4; ++i)
-    r.size[i] = v.size[v.rank - 4 + i], r.stride[i] = v.stride[v.rank - 4 + i];
-  r.size[0] = own && v.rank == 2 ? 1 : batch;
-  r.size[1] = own && v.rank == 2 ? 1 : heads;
-  r.stride[0] = v.rank == 2 ? 0 : heads * v.stride[0];
-  r.stride[1] = v.rank == 2 ? 0 : v.stride[0];
+  for (int i = 0; i < 4; ++i) {
+    const int from = i - 4 + v.rank;  // the axis of v
+    r.size[i] = from >= 0 ? v.size[from] : 1;
+    r.stride[i] = from >= 0 ? v.stride[from] : 0;
+  }
+  if (v.rank == 3) {
+    r.size[0] = s.batch, r.stride[0] = heads * v.stride[0];
+    r.size[1] = heads, r.stride[1] = v.stride[0];
+  }
+  for (int i = 0; i < 4 && !own; ++i)
+    if (r.size[i] == 1) r.size[i] = size[i], r.stride[i] = 0;
   return r;
 }
 
@@ -114,7 +122,7 @@ LayerCall call_of(const Options& o, const nb::tuple& tensors, nb::handle offsets
     set_offsets(s, offsets);
   }
   s.key_padding = v[Padding];
-  call.attn_mask = four_axes(v[Mask], s.batch, o.heads, false);
+  call.attn_mask = four_axes(v[Mask], call, o.heads, false);
   call.causal = o.causal;
   call.dropout = o.dropout;
   return call;
@@ -173,7 +181,7 @@ void tensor_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, n
   g.value = batch_first(d[Value], o);
   g.parameters = parameters_of(d, o.heads);
   g.key_padding = d[Padding];
-  g.attn_mask = four_axes(d[Mask], call.shape.batch, o.heads, true);
+  g.attn_mask = four_axes(d[Mask], call, o.heads, true);
   const void* memory = nullptr;
   if (nb::isinstance<Cache>(cache)) {
     memory = nb::cast<const Cache&>(cache).data();

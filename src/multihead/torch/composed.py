@@ -49,6 +49,8 @@ def composed(
             cut = None if mask is None else mask[..., : q_end - q, : k_end - k]
             if cut is not None and cut.dim() == 3:
                 cut = cut[n * options.num_heads : (n + 1) * options.num_heads]
+            elif cut is not None and cut.dim() == 4 and cut.shape[0] > 1:
+                cut = cut[n : n + 1]
             three = query[None, q:q_end], key[None, k:k_end], value[None, k:k_end]
             out, w = _dense(options, [*three, None, cut, *rest], n)
             outs.append(out[0])
@@ -81,7 +83,7 @@ def _dense(
 
     q, k, v = projected(query, 0, None), projected(key, 1, bias_k), projected(value, 2, bias_v)
     if mask is not None:
-        mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (n, heads))
+        mask = _four_axes(mask, n, heads)
     parts = [mask, None if padding is None else padding[:, None, None]]
     hidden, added = _merged(parts, (n, 1, length, s), options.causal, query.dtype)
     more = k.shape[2] - s
@@ -104,6 +106,12 @@ def _dense(
     if options.average is None:
         return out, None
     return out, p.mean(1, keepdim=True) if options.average else p
+
+
+def _four_axes(mask: torch.Tensor, n: int, heads: int) -> torch.Tensor:
+    if mask.dim() == 4:
+        return mask
+    return mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (n, heads))
 
 
 def _merged(
@@ -129,7 +137,7 @@ def attend(
     hidden: torch.Tensor,
     added: torch.Tensor,
     scale: float,
-    dropout: tuple[float, int],
+    dropout: tuple[float, int | None],
     where: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend with q, k, v (N, H, tokens, features).
@@ -141,7 +149,7 @@ def attend(
         What the masks say of the scores (N, H, L, S), or broadcastable to that.
     scale : float
     dropout : tuple
-        Probability and seed.
+        Probability and seed; no seed: PyTorch's own.
     where : tuple
         The positions in the batch, and of the keys, as dropout counts them.
 
@@ -155,7 +163,9 @@ def attend(
     scores = q @ k.transpose(2, 3) * scale + added
     p = scores.masked_fill(hidden & ~nothing, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
     probability, seed = dropout
-    if probability:
+    if seed is None:
+        p = torch.nn.functional.dropout(p, probability)
+    elif probability:
         batch, keys = (np.array(x, np.uint64) for x in where)
         at = (batch, np.arange(q.shape[1]), np.arange(q.shape[2]), keys)
         keep, factor = dropout_mask(seed, 0, *at, probability)
@@ -168,7 +178,7 @@ def composed_attention(
     mask: torch.Tensor | None,
     causal: bool,
     scale: float,
-    dropout: tuple[float, int],
+    dropout: tuple[float, int | None],
 ) -> torch.Tensor:
     """Compute scaled dot-product attention; the mask has four axes, true attends."""
     q, k, _ = inputs

@@ -28,7 +28,7 @@ class _How(NamedTuple):
     causal: bool
     scale: float
     probability: float
-    seed: int
+    seed: int | None
 
 
 def scaled_dot_product_attention(
@@ -180,10 +180,11 @@ def _attend(inputs: Any, mask: torch.Tensor | None, how: _How) -> torch.Tensor:
             *tensors, seed, *how[:3]
         )[0]
         return out
+    if transformed():
+        dropout = how.probability, None
+        return composed_attention(inputs, mask, how.causal, how.scale, dropout)
     if how.probability:
         how = how._replace(seed=int(draw_seed()))
-    if transformed():
-        return composed_attention(inputs, mask, how.causal, how.scale, how[2:])
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         result: torch.Tensor = _Attention.apply(how, *tensors)
         return result
@@ -222,7 +223,7 @@ def _forward(how: _How, tensors: Any, stats: torch.Tensor | None) -> torch.Tenso
         False,
         how.causal,
         how.scale,
-        (how.probability, how.seed, 0),
+        (how.probability, how.seed or 0, 0),
         _NO_OFFSETS,
         written,
         kept,
@@ -250,7 +251,7 @@ def _backward(
         False,
         how.causal,
         how.scale,
-        (how.probability, how.seed, 0),
+        (how.probability, how.seed or 0, 0),
         _NO_OFFSETS,
         stats,
         delta,

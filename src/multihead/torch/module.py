@@ -8,20 +8,14 @@ import torch
 
 from multihead.torch.composed import composed
 from multihead.torch.engine import forward
+from multihead.torch.fits import compute_dtype
 from multihead.torch.function import Attention
-from multihead.torch.nested import Ragged, longest, padded_weights, same_lengths
+from multihead.torch.nested import Ragged, padded_weights
 from multihead.torch.ops import attention
 from multihead.torch.options import Offsets, Options
-from multihead.torch.tensors import (
-    COMPUTED,
-    HALF,
-    NARROW,
-    draw_seed,
-    readable,
-    traced,
-    transformed,
-)
+from multihead.torch.tensors import draw_seed, traced, transformed
 
+_PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
 _PARAMETERS = (
     "in_proj_weight",
     "q_proj_weight",
@@ -31,8 +25,6 @@ _PARAMETERS = (
     "bias_k",
     "bias_v",
 )
-_PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
-
 
 # PyTorch's fused layers read an attention module's parameters and never call it, unless a module
 # inside has a forward hook. This one sits on `out_proj`, which is not called either.
@@ -103,12 +95,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         ----------
         query, key, value : Tensor
             (L, N, E), (S, N, kdim) and (S, N, vdim); batch first (N, L, E) and so on; unbatched
-            (L, E).
+            (L, E). Batch first also NestedTensors, strided or jagged, of sequences (L_n, E).
         key_padding_mask : Tensor, optional
             (N, S) or (S,), bool (True = ignore) or float (added).
         need_weights : bool
         attn_mask : Tensor, optional
-            (L, S) or (N * H, L, S), bool (True = ignore) or float (added).
+            (L, S) or (N * H, L, S), bool (True = ignore) or float (added); also with four axes,
+            broadcastable to (N, H, L, S).
         average_attn_weights : bool
         is_causal : bool
             Query i sees keys up to i, whatever else the masks say.
@@ -122,7 +115,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """
         params = self._params()
         masks = key_padding_mask, attn_mask
-        width = self._width(query, key, value, masks, params, need_weights)
+        width = compute_dtype(self, (query, key, value), masks, params, need_weights)
         if width is None:
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
@@ -197,10 +190,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if traced():
             seed = draw_seed() if options.probability else None
             return attention(options, tensors, offsets, seed)
+        if transformed():
+            return composed(options._replace(seed=None), tensors, offsets)
         if options.probability:
             options = options._replace(seed=int(draw_seed()))
-        if transformed():
-            return composed(options, tensors, offsets)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
             results: tuple[torch.Tensor, torch.Tensor | None]
             results = Attention.apply(options, offsets, *tensors)
@@ -224,89 +217,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             or m._backward_hooks
             or m._backward_pre_hooks
         )
-
-    def _width(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        masks: tuple[torch.Tensor | None, torch.Tensor | None],
-        params: list[Any],
-        need_weights: bool,
-    ) -> torch.dtype | None:
-        """Return the dtype to compute in; None if the engine does not compute this call.
-
-        All that PyTorch would refuse is not for the engine, so that errors are PyTorch's own.
-        """
-        dtype = query.dtype
-        accepted: tuple[torch.dtype, ...] = (dtype,)
-        if torch.is_autocast_enabled("cpu") and dtype in NARROW:
-            accepted = NARROW
-        elif dtype not in COMPUTED and dtype not in HALF:
-            return None
-        if not 0 <= self.dropout <= 1:
-            return None
-        for x in (query, key, value):
-            if x.dtype not in accepted or not readable(x):
-                return None
-        for p in params:
-            if p is not None and (p.dtype not in accepted or not readable(p)):
-                return None
-        shapes = self._mask_shapes(query, key, value)
-        if shapes is None:
-            return None
-        if dtype in HALF and not need_weights:
-            accepted = (*accepted, torch.float32)
-        for mask, fitting in zip(masks, shapes, strict=True):
-            if mask is None:
-                continue
-            if mask.dtype != torch.bool and mask.dtype not in accepted:
-                return None
-            if tuple(mask.shape) not in fitting or not readable(mask):
-                return None
-        return torch.float64 if dtype == torch.float64 else torch.float32
-
-    def _mask_shapes(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[Any, Any] | None:
-        """Return the shapes that padding and mask may have; None if the inputs do not fit."""
-        rank = query.dim()
-        if key.dim() != rank or value.dim() != rank:
-            return None
-        if query.is_nested or key.is_nested or value.is_nested:
-            return self._nested_mask_shapes(query, key, value)
-        if rank == 2:
-            n, length, source = 1, query.shape[0], key.shape[0]
-        elif rank == 3:
-            batch, tokens = (0, 1) if self.batch_first else (1, 0)
-            n, length, source = query.shape[batch], query.shape[tokens], key.shape[tokens]
-            if key.shape[batch] != n:
-                return None
-        else:
-            return None
-        if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != self.embed_dim:
-            return None
-        if key.shape[-1] != self.kdim or value.shape[-1] != self.vdim:
-            return None
-        padding = (n, source) if rank == 3 else (source,)
-        return (padding,), ((length, source), (n * self.num_heads, length, source))
-
-    def _nested_mask_shapes(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[Any, Any] | None:
-        three = (query, key, value)
-        if not self.batch_first or query.dim() != 3 or not all(x.is_nested for x in three):
-            return None
-        if len({x.size(0) for x in three}) != 1:
-            return None
-        if [x.size(2) for x in three] != [self.embed_dim, self.kdim, self.vdim]:
-            return None
-        if value is not key and not same_lengths(key, value):
-            return None
-        if torch.compiler.is_compiling():
-            return (), ()
-        length, source = longest(query), longest(key)
-        return (), ((length, source), (query.size(0) * self.num_heads, length, source))
 
 
 def _each(change: Any, inputs: Any, shared: int) -> tuple[Any, Any, Any]:

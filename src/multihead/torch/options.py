@@ -41,8 +41,8 @@ class Options(NamedTuple):
         Inputs are (tokens, N, features).
     probability : float
         Of dropout.
-    seed : int
-        Of dropout.
+    seed : int or None
+        Of dropout; None: PyTorch's own dropout, where PyTorch computes.
     shared : int
         2: query, key and value are one tensor; 1: key and value are.
     """
@@ -53,7 +53,7 @@ class Options(NamedTuple):
     average: bool | None
     tokens_first: bool
     probability: float
-    seed: int
+    seed: int | None
     shared: int
 
 
