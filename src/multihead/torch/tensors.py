@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
@@ -29,7 +30,8 @@ def engine_reads(tensors: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
     """Return the tensors, or arrays of the same memory, as the engine can read them."""
     if _DIRECT:
         return tuple(tensors)
-    return tuple(None if x is None else x.detach().numpy() for x in tensors)
+    # not by way of numpy(): the memory could not be freed any more
+    return tuple(None if x is None else np.from_dlpack(x.detach()) for x in tensors)
 
 
 def readable(x: torch.Tensor) -> bool:
