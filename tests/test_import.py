@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-FRAMEWORKS = ("torch", "jax", "tensorflow", "cupy", "mlx", "scipy", "matplotlib", "rich", "sklearn")
+FRAMEWORKS = ("torch", "transformers", "jax", "tensorflow", "cupy", "mlx", "scipy")
+FRAMEWORKS += ("matplotlib", "rich", "sklearn")
 
 
 def run(code: str) -> str:

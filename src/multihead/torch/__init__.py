@@ -16,6 +16,15 @@ Examples
 
 from __future__ import annotations
 
+from multihead.torch.accelerate import accelerate, restore
+from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.transformers import register_transformers
 
-__all__ = ["MultiheadAttention"]
+__all__ = [
+    "MultiheadAttention",
+    "accelerate",
+    "register_transformers",
+    "restore",
+    "scaled_dot_product_attention",
+]

@@ -94,14 +94,15 @@ def scaled_dot_product_attention(
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         dtype = torch.get_autocast_dtype("cpu")
     width = torch.float64 if dtype == torch.float64 else torch.float32
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
-        key = key.repeat_interleave(groups, -3)
-        value = value.repeat_interleave(groups, -3)
-    q, k, v = (_four_axes(x.to(width), lead) for x in (query, key, value))
-    mask = None if attn_mask is None else _mask_axes(attn_mask, lead)
+    inputs = tuple(x.to(width) for x in inputs)
+    mask = attn_mask
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(width)
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        q, k, v, mask = _grouped(inputs, mask, lead)
+    else:
+        q, k, v = (_four_axes(x, lead) for x in inputs)
+        mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
     out = _attend((q, k, v), mask, _How(bool(is_causal), factor, float(dropout_p), 0))
     return out.reshape(*lead, *out.shape[2:]).to(dtype)
@@ -149,6 +150,24 @@ def _broadcast(shapes: Any) -> tuple[int, ...] | None:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         return None
+
+
+def _grouped(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None, lead: Any) -> Any:
+    """View each head of key and value as an entry of the batch, its queries as the heads.
+
+    Where each sequence has a mask of its own, that would have to be repeated for the heads of key
+    and value; these are repeated then.
+    """
+    q, k, v = inputs
+    groups = lead[-1] // k.shape[-3]
+    if mask is not None and max(mask.shape[:-2], default=1) > 1:
+        k, v = (x.repeat_interleave(groups, -3) for x in (k, v))
+        return *(_four_axes(x, lead) for x in (q, k, v)), _mask_axes(mask, lead)
+    q, k, v = (x.expand(*lead[:-1], *x.shape[-3:]) for x in (q, k, v))
+    batch = math.prod(k.shape[:-2])
+    q = q.reshape(batch, groups, *q.shape[-2:])
+    k, v = (x.reshape(batch, 1, *x.shape[-2:]).expand(-1, groups, -1, -1) for x in (k, v))
+    return q, k, v, None if mask is None else mask.reshape(1, 1, *mask.shape[-2:])
 
 
 def _four_axes(x: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
