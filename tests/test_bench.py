@@ -156,7 +156,7 @@ def test_a_run_of_chosen_targets_measures_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("multihead.bench.set_threads", lambda threads: None)
-    monkeypatch.setattr("multihead.bench.choose", lambda names: [target(name=names[0])])
+    monkeypatch.setattr("multihead.bench.choose", lambda names, face: [target(name=names[0])])
     file = tmp_path / "bench.json"
     assert run(targets=["mine"], plan=BRIEF, json_file=file)
     text = capsys.readouterr().out

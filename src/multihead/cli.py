@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "config":
         _config(options.cflags, options.libs)
         return 0
+    if options.targets is not None:
+        _known(options)
     if arguments is None:
         _drop_blas_overrides()
     from multihead.bench import run
@@ -69,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--targets",
         nargs="+",
-        type=_target,
         metavar="NAME",
         help="measure only the targets whose names begin so; a wrong name lists them",
     )
     bench.add_argument("--threads", type=_positive, metavar="N", help="threads for everyone")
-    bench.add_argument("--face", choices=["numpy"], default="numpy", help="which face of ours")
+    bench.add_argument("--face", choices=["numpy", "torch"], default="numpy", help="which of ours")
     bench.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    bench.set_defaults(refuse=bench.error)
     return parser
 
 
@@ -95,14 +97,14 @@ def _positive(text: str) -> int:
     return number
 
 
-def _target(text: str) -> str:
+def _known(options: argparse.Namespace) -> None:
+    """Refuse names that begin no target of the face."""
     from multihead.bench.targets import choose
 
     try:
-        choose([text])
+        choose(options.targets, options.face)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+        options.refuse(f"argument --targets: {error}")
 
 
 def _writable(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The benchmark: our layer against PyTorch's and plain NumPy, and against its targets.
+"""The benchmark: our faces against PyTorch and plain NumPy, and against their targets.
 
 ``python -m multihead bench`` runs it; `run` is the same for a program.
 """
@@ -18,7 +18,7 @@ from multihead.bench.machine import describe, set_threads
 from multihead.bench.measure import FULL, Plan
 from multihead.bench.measure import QUICK as QUICK_PLAN
 from multihead.bench.suite import measure_case
-from multihead.bench.targets import TARGETS, choose
+from multihead.bench.targets import FACES, choose
 from multihead.bench.targets.target import Reached, Result, Run, Target, reach
 
 __all__ = ["run"]
@@ -37,12 +37,12 @@ def run(
     cases: Sequence[Case] | None = None,
     plan: Plan | None = None,
 ) -> bool:
-    """Measure the grid and the targets, and print the table and what was reached.
+    """Measure the grid and a face's targets, and print the table and what was reached.
 
     Parameters
     ----------
-    face : {"numpy"}
-        Which face of ours runs.
+    face : {"numpy", "torch"}
+        Which face of ours runs; the grid is for the first.
     threads : int, optional
         Threads for every contender; default: what `multihead.get_num_threads` says.
     quick : bool
@@ -66,8 +66,9 @@ def run(
     multihead.bench.measure.DisagreementError
         If the contenders' results differ.
     """
-    chosen = _chosen(targets, quick)
-    cases = _cells(chosen, targets is None, quick) if cases is None else cases
+    chosen = _chosen(face, targets, quick)
+    whole = targets is None and face == "numpy"
+    cases = _cells(chosen, whole, quick) if cases is None else cases
     plan = plan or (QUICK_PLAN if quick else FULL)
     threads = _native.get_num_threads() if threads is None else threads
     set_threads(threads)
@@ -93,10 +94,10 @@ def run(
     return all(result.verdict != "missed" for result in results)
 
 
-def _chosen(names: Sequence[str] | None, quick: bool) -> list[Target]:
+def _chosen(face: str, names: Sequence[str] | None, quick: bool) -> list[Target]:
     if names is not None:
-        return choose(names)
-    return [target for target in TARGETS if target.quick or not quick]
+        return choose(names, face)
+    return [target for target in FACES[face] if target.quick or not quick]
 
 
 def _cells(chosen: Sequence[Target], whole: bool, quick: bool) -> list[Case]:
@@ -122,11 +123,12 @@ def _measure_grid(this: Run, cases: Sequence[Case], start: float) -> None:
 
 def _measure_targets(this: Run, chosen: Sequence[Target], start: float) -> list[Result]:
     results = []
+    column = max((len(target.name) + 1 for target in chosen), default=0)
     print()
     for target in chosen:
         if not target.grid and time.monotonic() - start > this.plan.whole:
             results.append(Result(target, Reached(None, "out of time")))
         else:
             results.append(reach(target, this))
-        print(report.outcome(results[-1]), flush=True)
+        print(report.outcome(results[-1], column), flush=True)
     return results

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -150,3 +151,7 @@ class Timing:
     def median(self) -> float:
         """The figure that counts."""
         return median(self.rounds)
+
+    def document(self) -> dict[str, Any]:
+        """Return it, ready for ``json.dump``."""
+        return {"median": self.median, "rounds": list(self.rounds)}

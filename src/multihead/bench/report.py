@@ -13,6 +13,9 @@ from multihead.bench.targets.target import Result
 # with less than this share of the processors' time, figures are not worth printing in a README
 QUIET = 0.9
 
+# characters for the name of a target
+NAMES = 16
+
 HEADING = (
     f"{'(N, L, E, H)':<20}{'mode':<17}{'ours':>10}{'torch':>10}"
     f"{'torch/ours':>12}{'FMA limit':>11}{'einsum':>10}"
@@ -81,8 +84,16 @@ def row(cell: Cell) -> str:
     )
 
 
-def outcome(result: Result) -> str:
-    """Write the lines for one target: name and verdict, what it is, target, reached."""
+def outcome(result: Result, column: int = 0) -> str:
+    """Write the lines for one target: name and verdict, what it is, target, reached.
+
+    Parameters
+    ----------
+    result : Result
+    column : int
+        Characters for the name, if the usual 16 are too few.
+    """
+    column = max(column, NAMES)
     target, value = result.target, result.reached.value
     word = result.verdict.upper() if result.verdict == "missed" else result.verdict
     sign = "<=" if target.at_most else ">="
@@ -91,7 +102,7 @@ def outcome(result: Result) -> str:
     busy = f"BUSY: we got {result.granted:.0%} of the processors" if result.granted < QUIET else ""
     figures = ", ".join(filter(None, (wanted, reached)))
     told = "; ".join(filter(None, (figures, result.reached.note, busy)))
-    return f"{word:<13}{target.name:<16}{target.what}\n{'':<29}{told}"
+    return f"{word:<13}{target.name:<{column}}{target.what}\n{'':<{13 + column}}{told}"
 
 
 def summary(results: Sequence[Result], granted: float) -> str:
@@ -161,12 +172,9 @@ def document(
                 ),
                 "mode": cell.case.mode.name,
                 "flops": cell.case.flops(),
-                "fma_limit": {"median": cell.limit.median, "rounds": list(cell.limit.rounds)},
+                "fma_limit": cell.limit.document(),
                 "share_of_fma_limit": cell.share,
-                "seconds": {
-                    name: {"median": timing.median, "rounds": list(timing.rounds)}
-                    for name, timing in cell.timings.items()
-                },
+                "seconds": {name: timing.document() for name, timing in cell.timings.items()},
                 "torch_over_ours": cell.ratio,
                 "absent": cell.absent,
                 "granted_processor_time": cell.granted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,20 +61,35 @@ class Cell:
         return None if theirs is None else theirs / self.ours
 
 
-def _check(steps: dict[str, Step], case: Case) -> None:
-    """Compare every contender with ours; with dropout, look for finite results only."""
+def check(steps: Mapping[str, Step], what: object, exact: bool = True) -> None:
+    """Compare what every contender did last with ours.
+
+    Parameters
+    ----------
+    steps : mapping of str to Step
+        The contenders.
+    what : object
+        What they worked on, for the message.
+    exact : bool
+        Whether they compute the same; with dropout they do not.
+
+    Raises
+    ------
+    DisagreementError
+        If ours are not finite, or differ by more than 1e-3 of the largest entry.
+    """
     results = {name: step.results() for name, step in steps.items()}
     ours = results.pop(OURS)
     for name, values in ours.items():
         if not np.isfinite(values).all():
-            raise DisagreementError(f"{case}: {OURS} has values that are not finite in {name}")
+            raise DisagreementError(f"{what}: {OURS} has values that are not finite in {name}")
     for name, theirs in results.items():
-        if case.mode.dropout:
+        if not exact:
             continue
         try:
             compare(ours, theirs, TOLERANCE)
         except DisagreementError as error:
-            raise DisagreementError(f"{case}: {OURS} against {name}: {error}") from None
+            raise DisagreementError(f"{what}: {OURS} against {name}: {error}") from None
 
 
 def _seconds(step: Step) -> float:
@@ -116,7 +131,7 @@ def measure_case(
         makers, absent = {OURS: makers[OURS]}, {}
     steps = {name: make() for name, make in makers.items()}
     first = {name: _seconds(step) for name, step in steps.items()}
-    _check(steps, case)
+    check(steps, case, exact=not case.mode.dropout)
     # einsum is there for comparison only: it gets fewer turns than the two that race
     racing = {name: step for name, step in steps.items() if name != EINSUM}
     seconds, limits = alternate(racing, limit, plan)

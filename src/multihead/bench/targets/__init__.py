@@ -1,22 +1,25 @@
-"""Every target, in the order in which they are measured and printed."""
+"""Every target of each face, in the order in which they are measured and printed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from multihead.bench.targets import (
+    agreement,
     attention,
     bnns,
     coexist,
     grid,
     layer,
+    models,
+    overhead,
     processes,
     ragged,
     threads,
 )
 from multihead.bench.targets.target import Target
 
-__all__ = ["TARGETS", "choose"]
+__all__ = ["FACES", "TARGETS", "choose"]
 
 TARGETS: tuple[Target, ...] = (
     *grid.TARGETS,
@@ -29,9 +32,14 @@ TARGETS: tuple[Target, ...] = (
     *processes.TARGETS,
 )
 
+FACES: dict[str, tuple[Target, ...]] = {
+    "numpy": TARGETS,
+    "torch": (*agreement.TARGETS, *overhead.TARGETS, *models.TARGETS),
+}
 
-def choose(names: Sequence[str]) -> list[Target]:
-    """Return the targets whose names begin with one of these.
+
+def choose(names: Sequence[str], face: str = "numpy") -> list[Target]:
+    """Return the targets of a face whose names begin with one of these.
 
     Raises
     ------
@@ -42,9 +50,12 @@ def choose(names: Sequence[str]) -> list[Target]:
     --------
     >>> [target.name for target in choose(["dropout", "memory"])]
     ['dropout-2048', 'dropout-4096', 'memory']
+    >>> [target.name for target in choose(["torch-vit-197"], "torch")]
+    ['torch-vit-197-eval', 'torch-vit-197-train', 'torch-vit-197-attention']
     """
+    targets = FACES[face]
     for name in names:
-        if not any(target.name.startswith(name) for target in TARGETS):
-            known = ", ".join(target.name for target in TARGETS)
+        if not any(target.name.startswith(name) for target in targets):
+            known = ", ".join(target.name for target in targets)
             raise ValueError(f"no target begins with {name!r}; there are {known}")
-    return [target for target in TARGETS if target.name.startswith(tuple(names))]
+    return [target for target in targets if target.name.startswith(tuple(names))]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 from multihead.bench.cases import Case
 from multihead.bench.contenders import FACES, Step
 from multihead.bench.machine import Limit
-from multihead.bench.measure import Plan, alternate
+from multihead.bench.measure import Plan, Timing, alternate
 from multihead.bench.problem import Problem
 from multihead.bench.suite import Cell, measure_case
 
@@ -92,11 +94,26 @@ class Reached:
     note : str
     granted : float
         The share of the processors' time that another process of ours got.
+    seconds : dict of str to Timing
+        The times that it is taken from, if they are to be kept.
     """
 
     value: float | None
     note: str = ""
     granted: float = 1.0
+    seconds: dict[str, Timing] = field(default_factory=dict)
+
+
+def with_torch(measure: Callable[[Run], Reached]) -> Callable[[Run], Reached]:
+    """Make what measures a target say so where PyTorch is not installed."""
+
+    @wraps(measure)
+    def measured(run: Run) -> Reached:
+        if find_spec("torch") is None:
+            return Reached(None, "torch is not installed")
+        return measure(run)
+
+    return measured
 
 
 @dataclass(frozen=True)
@@ -162,7 +179,7 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """Return all of it, ready for ``json.dump``."""
-        return {
+        found: dict[str, Any] = {
             "name": self.target.name,
             "what": self.target.what,
             "bound": self.target.bound,
@@ -172,6 +189,11 @@ class Result:
             "verdict": self.verdict,
             "granted_processor_time": self.granted,
         }
+        if self.reached.seconds:
+            found["seconds"] = {
+                name: timing.document() for name, timing in self.reached.seconds.items()
+            }
+        return found
 
 
 def reach(target: Target, run: Run) -> Result:
