@@ -176,14 +176,14 @@ def test_flops_are_counted() -> None:
 def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7
-    options = Options(heads, case == "extra keys", case == "causal", None, False, 0.0, 0, 0)
+    options = Options(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
     x = torch.randn(n, length, embed, requires_grad=True)
     memory = torch.randn(n, source, embed, requires_grad=True)
     three: tuple[Any, ...] = (x, memory, memory)
     padding = mask = seed = None
     offsets: tuple[Any, Any] = (None, None)
     if case == "shared":
-        three, options = (x, x, x), options._replace(shared=2, average=True)
+        three, options = (x, None, None), options._replace(average=True)
     if case == "masks":
         padding = torch.zeros(n, source, dtype=torch.bool)
         padding[1, 3:] = True
@@ -198,9 +198,9 @@ def arguments(case: str) -> tuple[Any, ...]:
         three = tuple(y.detach().flatten(0, 1).requires_grad_() for y in (x, memory, memory))
         offsets = Offsets(torch.tensor([0, 3, 10]), torch.tensor([0, 9, 14]))
     module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys")
-    params = [p if p is None else p.detach().requires_grad_() for p in module._params()]
+    params = [p if p is None else p.detach().requires_grad_() for p in module._params(False)]
     called = [options.num_heads, options.zero_row, options.causal, options.average]
-    called += [options.tokens_first, options.probability, options.shared, True]
+    called += [options.tokens_first, options.probability, True]
     return (*three, padding, mask, *params, seed, *offsets, *called)
 
 

@@ -48,8 +48,8 @@ Masks<T>::Masks(const Plan& plan, const Kernels<T>& kernels, const View& attn_ma
 template <class T>
 void Masks<T>::layout(Arena& arena, const BatchShape& shape) {
   if (!mask_) return;
-  slice_heads_ = mask_.stride[1] ? plan_.heads : 1;
-  slices_ = (mask_.stride[0] ? shape.batch : 1) * slice_heads_;
+  slice_heads_ = mask_.stride[1] ? plan_.heads : smaller(plan_.heads, 1);
+  slices_ = (mask_.stride[0] ? shape.batch : smaller(shape.batch, 1)) * slice_heads_;
   query_tiles_ = tiles_of(shape.queries);
   keys_ = shape.keys;
   key_tiles_ = tiles_of(keys_);

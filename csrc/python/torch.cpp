@@ -27,7 +27,7 @@ struct Options {
         weights(!o[3].is_none()),
         average(weights && nb::cast<bool>(o[3])),
         tokens_first(nb::cast<bool>(o[4])),
-        dropout{nb::cast<double>(o[5]), nb::cast<uint64_t>(o[6]), 0} {}
+        dropout{nb::cast<double>(o[5]), o[6].is_none() ? 0 : nb::cast<uint64_t>(o[6]), 0} {}
 };
 
 // The tensors of a call, and the gradients of a call, in one order.
@@ -98,14 +98,17 @@ Parameters parameters_of(const View* v, int64_t heads) {
   return p;
 }
 
-void views_of(const nb::tuple& tensors, View (&views)[Tensors]) {
+// Without a value it is the key, without a key both are the query; `like` says which there are.
+void views_of(const nb::tuple& tensors, const nb::tuple& like, View (&views)[Tensors]) {
   if (tensors.size() != size_t(Tensors)) throw nb::value_error("tensors: expected 14 entries");
   for (int i = 0; i < Tensors; ++i) views[i] = view_of(tensors[size_t(i)]);
+  if (like[size_t(Key)].is_none()) views[Key] = views[Query];
+  if (like[size_t(Value)].is_none()) views[Value] = views[Key];
 }
 
 LayerCall call_of(const Options& o, const nb::tuple& tensors, nb::handle offsets) {
   View v[Tensors];
-  views_of(tensors, v);
+  views_of(tensors, tensors, v);
   LayerCall call;
   call.parameters = parameters_of(v, o.heads);
   call.dtype = call.parameters.query.weight.dtype;
@@ -144,27 +147,30 @@ nb::object tensor_forward(nb::tuple options, nb::tuple tensors, nb::object offse
   LayerCall call = call_of(o, tensors, offsets);
   const WeightsView w = weights_of(weights, o.average, o.heads, &call);
   const View y = batch_first(writable(out), o);
-  const bool own = keep.ptr() == Py_True, none = keep.ptr() == Py_False;
   size_t bytes = 0;
-  if (!none) check(engine().cache_bytes(call, &bytes));
+  std::unique_ptr<Cache> cache;
   void* memory = nullptr;
-  if (!own && !none) {
+  const bool own = keep.ptr() == Py_True;
+  if (keep.ptr() != Py_False) check(engine().cache_bytes(call, &bytes));
+  if (own) {
+    cache = std::make_unique<Cache>(bytes + 1);
+    memory = cache->data();
+  } else if (keep.ptr() != Py_False) {
     const auto [data, size] = lent(keep, bytes);
     std::memset(data + bytes, 0, size - bytes);
     memory = data;
   }
-  std::unique_ptr<Cache> cache;
   const char* why = nullptr;
   {
     nb::gil_scoped_release release;
-    if (own) {
-      cache = std::make_unique<Cache>(bytes + 1);
-      memory = cache->data();
-    }
     why = engine().layer_forward(call, y, w, memory);
   }
   check(why);
-  return cache ? nb::cast(cache.release(), nb::rv_policy::take_ownership) : nb::none();
+  if (!own) return nb::none();
+  const nb::object owner = nb::cast(cache.release(), nb::rv_policy::take_ownership);
+  if (call.dtype == DType::Float64)
+    return nb::cast(nb::ndarray<nb::numpy, double>(memory, {bytes / sizeof(double)}, owner));
+  return nb::cast(nb::ndarray<nb::numpy, float>(memory, {bytes / sizeof(float)}, owner));
 }
 
 void tensor_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object cache,
@@ -174,7 +180,7 @@ void tensor_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, n
   const WeightsView w = weights_of(d_weights, o.average, o.heads, &call);
   const View d_y = batch_first(view_of(d_out), o);
   View d[Tensors];
-  views_of(gradients, d);
+  views_of(gradients, tensors, d);
   LayerGradients g;
   g.query = batch_first(d[Query], o);
   g.key = batch_first(d[Key], o);
@@ -182,14 +188,9 @@ void tensor_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, n
   g.parameters = parameters_of(d, o.heads);
   g.key_padding = d[Padding];
   g.attn_mask = four_axes(d[Mask], call, o.heads, true);
-  const void* memory = nullptr;
-  if (nb::isinstance<Cache>(cache)) {
-    memory = nb::cast<const Cache&>(cache).data();
-  } else {
-    size_t bytes = 0;
-    check(engine().cache_bytes(call, &bytes));
-    memory = lent(cache, bytes).first;
-  }
+  size_t bytes = 0;
+  check(engine().cache_bytes(call, &bytes));
+  const void* memory = lent(cache, bytes).first;
   const char* why = nullptr;
   {
     nb::gil_scoped_release release;
@@ -207,7 +208,7 @@ void add_torch(nb::module_& m) {
         "weights"_a.none(), "keep"_a,
         nb::sig("def tensor_forward(options: tuple[object, ...], tensors: tuple[object, ...], "
                 "offsets: tuple[object, object] | None, out: object, weights: object | None, "
-                "keep: object) -> Cache | None"));
+                "keep: object) -> object"));
   m.def("tensor_backward", &tensor_backward, "options"_a, "tensors"_a, "offsets"_a.none(),
         "cache"_a, "d_out"_a, "d_weights"_a.none(), "gradients"_a,
         nb::sig("def tensor_backward(options: tuple[object, ...], tensors: tuple[object, ...], "

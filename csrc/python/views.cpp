@@ -49,7 +49,7 @@ View array_view(const Array& a) {
 bool without_memory(nb::handle tensor, const nb::dlpack::dltensor& t) {
   for (int i = 0; i < t.ndim; ++i)
     if (t.shape[i] == 0) return false;
-  return nb::cast<int64_t>(tensor.attr("untyped_storage")().attr("nbytes")()) == 0;
+  return !t.data || nb::cast<int64_t>(tensor.attr("untyped_storage")().attr("nbytes")()) == 0;
 }
 
 // Without an object in between: a tenth of the time.
@@ -62,7 +62,7 @@ View borrowed_view(nb::handle object) {
   // Where a storage was freed, what is left of an address is the place within it.
   constexpr uintptr_t kSuspicious = uintptr_t(1) << 40;
   if (reinterpret_cast<uintptr_t>(t.data) < kSuspicious && without_memory(object, t))
-    throw std::runtime_error("a tensor has no memory: its storage was freed");
+    throw std::runtime_error("a tensor has no memory");
   View v;
   v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.dtype = dtype_of(t.dtype);

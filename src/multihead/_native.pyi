@@ -80,7 +80,7 @@ def tensor_forward(
     out: object,
     weights: object | None,
     keep: object,
-) -> Cache | None: ...
+) -> object: ...
 def tensor_backward(
     options: tuple[object, ...],
     tensors: tuple[object, ...],

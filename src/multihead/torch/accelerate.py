@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from multihead.torch.module import MultiheadAttention, around_fused_layers
 
-_BEFORE = "_multihead_class_before"  # where an accelerated module remembers its class, and ours
+_BEFORE = "_multihead_class_before"  # where an accelerated module remembers its class
 
 
 def accelerate(model: torch.nn.Module) -> int:
@@ -51,8 +53,8 @@ def accelerate(model: torch.nn.Module) -> int:
             kind.forward is not torch.nn.MultiheadAttention.forward
         ):
             continue
-        module.__dict__[_BEFORE] = kind, _ours(kind)
-        module.__class__ = module.__dict__[_BEFORE][1]
+        module.__dict__[_BEFORE] = kind
+        module.__class__ = _ours(kind)
         around_fused_layers(module.out_proj)
         changed += 1
     return changed
@@ -86,8 +88,8 @@ def restore(model: torch.nn.Module) -> int:
     """
     changed = 0
     for module in _modules(model):
-        before, ours = module.__dict__.get(_BEFORE, (None, None))
-        if before is None or type(module) is not ours:  # or wrapped since then
+        before: Any = module.__dict__.get(_BEFORE)
+        if before is None or type(module) is not _ours(before):  # or wrapped since then
             continue
         del module.__dict__[_BEFORE]
         module.__class__ = before
@@ -102,8 +104,24 @@ def _modules(model: torch.nn.Module) -> list[torch.nn.Module]:
     return list(model.modules())
 
 
-def _ours(kind: type) -> type:
-    """Return our class, or one beside it for what parametrizations and wrappers derived."""
+def _ours(kind: Any) -> Any:
+    """Return our class, or one beside it for a derived class, the same each time."""
     if kind is torch.nn.MultiheadAttention:
         return MultiheadAttention
-    return type(kind.__name__, (MultiheadAttention, kind), {"__module__": kind.__module__})
+    if _DERIVED not in kind.__dict__:
+        names = {"__module__": kind.__module__, "__reduce_ex__": _reduce}
+        setattr(kind, _DERIVED, type(kind.__name__, (MultiheadAttention, kind), names))
+    return kind.__dict__[_DERIVED]
+
+
+_DERIVED = "_multihead_derived_class"
+
+
+def _reduce(module: torch.nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Pickle a module of a derived class by the class that it had before."""
+    return _made_again, (module.__dict__[_BEFORE],), module.__dict__
+
+
+def _made_again(kind: type) -> Any:
+    derived: Any = _ours(kind)
+    return derived.__new__(derived)

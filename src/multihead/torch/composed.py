@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import linear, pad
 
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
-from multihead.torch.options import INPUTS, Offsets, Options
+from multihead.torch.options import Offsets, Options, three
 
 
 def composed(
@@ -42,39 +42,86 @@ def composed(
         outs, weights = [], []
         steps = zip(offsets.query.tolist(), offsets.key.tolist(), strict=True)
         for n, ((q, k), (q_end, k_end)) in enumerate(pairwise(steps)):
-            query, key, value, _, mask, *rest = tensors
-            assert query is not None
-            assert key is not None
-            assert value is not None
+            query, key, value = three(tensors)
+            mask, *rest = tensors[4:]
             cut = None if mask is None else mask[..., : q_end - q, : k_end - k]
             if cut is not None and cut.dim() == 3:
                 cut = cut[n * options.num_heads : (n + 1) * options.num_heads]
             elif cut is not None and cut.dim() == 4 and cut.shape[0] > 1:
                 cut = cut[n : n + 1]
-            three = query[None, q:q_end], key[None, k:k_end], value[None, k:k_end]
-            out, w = _dense(options, [*three, None, cut, *rest], n)
+            inputs = query[None, q:q_end], key[None, k:k_end], value[None, k:k_end]
+            out, w = _dense(options, [*inputs, None, cut, *rest], n)
             outs.append(out[0])
             if w is not None:
                 weights.append(w.flatten())
         return torch.cat(outs), torch.cat(weights) if weights else None
 
 
+def derivatives(
+    function: Callable[[list[torch.Tensor | None]], Sequence[torch.Tensor | None]],
+    tensors: Sequence[torch.Tensor | None],
+    grads: Sequence[torch.Tensor | None],
+    needed: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Return the gradients of a function of tensors, where wanted with a graph of their own.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the tensors.
+    tensors : sequence of Tensor or None
+    grads : sequence of Tensor or None
+        Of the function's results.
+    needed : sequence of bool
+        For each tensor, whether to compute its gradient.
+    """
+    with torch.enable_grad():
+        # apart from each other where one tensor was given several times
+        copies = [x if x is None else x.view_as(x) for x in tensors]
+        pairs = [
+            (result, grad)
+            for result, grad in zip(function(copies), grads, strict=True)
+            if result is not None and grad is not None and result.requires_grad
+        ]
+    wanted = [i for i, x in enumerate(copies) if needed[i] and x is not None]
+    found: list[torch.Tensor | None] = [None] * len(copies)
+    if pairs and wanted:
+        results = torch.autograd.grad(
+            [result for result, _ in pairs],
+            [copies[i] for i in wanted],
+            [grad for _, grad in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        for i, grad in zip(wanted, results, strict=True):
+            found[i] = grad
+    return found
+
+
 def _dense(
     options: Options, tensors: Sequence[torch.Tensor | None], first: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute a batch whose sequences are number `first` and on, as dropout counts them."""
-    in_weight, *three, in_bias, bias_k, bias_v, out_weight, out_bias = tensors[5:]
+    in_weight, *separate, in_bias, bias_k, bias_v, out_weight, out_bias = tensors[5:]
     padding, mask = tensors[3:5]
-    query, key, value = (
-        x.transpose(0, 1) if options.tokens_first else x for x in tensors[INPUTS] if x is not None
+    query, key, value = three(tensors)
+    batch, tokens = (1, 0) if options.tokens_first else (0, 1)
+    n, length, s, heads = (
+        query.shape[batch],
+        query.shape[tokens],
+        key.shape[tokens],
+        options.num_heads,
     )
-    n, length, _ = query.shape
-    s, heads = key.shape[1], options.num_heads
-    weights = in_weight.chunk(3) if in_weight is not None else three
+    if padding is not None:  # what it hides is not read
+        unread = padding if padding.dtype == torch.bool else padding == -math.inf
+        unread = (unread.mT if options.tokens_first else unread)[..., None]
+        key, value = key.masked_fill(unread, 0.0), value.masked_fill(unread, 0.0)
+    weights = in_weight.chunk(3) if in_weight is not None else separate
     biases = in_bias.chunk(3) if in_bias is not None else (None,) * 3
 
     def projected(x: torch.Tensor, i: int, extra: torch.Tensor | None) -> torch.Tensor:
         y = linear(x, weights[i], biases[i])
+        y = y.transpose(0, 1) if options.tokens_first else y
         if extra is not None:
             y = torch.cat([y, extra.reshape(1, 1, -1).expand(n, 1, -1)], 1)
         if options.zero_row and i > 0:
@@ -118,8 +165,8 @@ def _merged(
     masks: Sequence[torch.Tensor | None], shape: Sequence[int], causal: bool, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what masks hide and what they add; in boolean ones true hides."""
-    hidden = torch.zeros(tuple(shape), dtype=torch.bool)
-    added = torch.zeros((), dtype=dtype)
+    hidden = torch.zeros(tuple(shape), dtype=torch.bool, device="cpu")
+    added = torch.zeros((), dtype=dtype, device="cpu")
     for mask in masks:
         if mask is None:
             continue
@@ -128,7 +175,7 @@ def _merged(
         if mask.dtype != torch.bool:
             added = added + mask.masked_fill(hides, 0.0)
     if causal:
-        hidden = hidden | torch.ones(tuple(shape[-2:]), dtype=torch.bool).triu(1)
+        hidden = hidden | torch.ones(tuple(shape[-2:]), dtype=torch.bool, device="cpu").triu(1)
     return hidden, added
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from multihead import _native
-from multihead.torch.options import PARAMETERS, Offsets, Options
+from multihead.torch.options import PARAMETERS, Offsets, Options, three
 from multihead.torch.tensors import engine_reads
 
 
@@ -20,16 +19,15 @@ def new_weights(
     """Make memory for the weights: (N, H or 1, L, S'), ragged: one after another."""
     if options.average is None:
         return None
-    query, key = tensors[0], tensors[1]
-    assert query is not None
-    assert key is not None
+    query, key, _ = three(tensors)
     heads = 1 if options.average else options.num_heads
     extra = (tensors[10] is not None) + options.zero_row
     if offsets is not None:
         pairs = offsets.query.diff() * (offsets.key.diff() + extra)
-        return query.new_empty(heads * int(pairs.sum()))
+        return torch.empty(heads * int(pairs.sum()), dtype=query.dtype, device="cpu")
     n, length = (1, 0) if options.tokens_first else (0, 1)
-    return query.new_empty((query.shape[n], heads, query.shape[length], key.shape[length] + extra))
+    shape = query.shape[n], heads, query.shape[length], key.shape[length] + extra
+    return torch.empty(shape, dtype=query.dtype, device="cpu")
 
 
 def forward(
@@ -37,7 +35,7 @@ def forward(
     tensors: Sequence[torch.Tensor | None],
     offsets: Offsets | None,
     keep: bool | torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor | None, _native.Cache | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Run the engine; the tensors are those of `options.TENSORS`.
 
     Parameters
@@ -55,69 +53,57 @@ def forward(
         Shaped like query.
     weights : Tensor or None
         As `new_weights` makes them.
-    cache : Cache or None
+    cache : Tensor or None
+        What backward needs, in new memory if `keep` is True.
     """
     query = tensors[0]
     assert query is not None
-    out = torch.empty(query.shape, dtype=query.dtype)
+    out = torch.empty(query.shape, dtype=query.dtype, device="cpu")
     weights = new_weights(options, tensors, offsets)
     to_out, to_weights = engine_reads((out, weights))
     steps = None if offsets is None else engine_reads(offsets)
     if isinstance(keep, torch.Tensor):
         (keep,) = engine_reads((keep,))
     cache = _native.tensor_forward(options, engine_reads(tensors), steps, to_out, to_weights, keep)
-    return out, weights, cache
-
-
-def summed(options: Options, needed: Sequence[bool]) -> list[bool]:
-    """Say whose gradient is computed: of one tensor given several times, the first's."""
-    needed, first = list(needed), 2 - options.shared
-    if options.shared:
-        needed[first:3] = [any(needed[first:3]), *[False] * (2 - first)]
-    return needed
+    return out, weights, None if cache is None else torch.from_numpy(cache)
 
 
 def backward(
     options: Options,
     tensors: Sequence[torch.Tensor | None],
     offsets: Offsets | None,
-    cache: Any,
+    cache: torch.Tensor,
     d_out: torch.Tensor | None,
     d_weights: torch.Tensor | None,
     needed: Sequence[bool],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients of the tensors; those of one tensor given several times as one.
+    """Return the gradients of the tensors.
 
     Parameters
     ----------
     options, tensors, offsets
         Those of the forward call.
-    cache : Cache or Tensor
+    cache : Tensor
         What that kept.
     d_out, d_weights : Tensor or None
         Gradients of its results.
     needed : sequence of bool
         For each tensor, whether to compute its gradient.
     """
-    needed, first = summed(options, needed), 2 - options.shared
     grads: list[torch.Tensor | None] = [None] * len(tensors)
     for i, x in enumerate(tensors):
         if x is None or not needed[i]:
             continue
         added_to = i >= PARAMETERS.start
         grads[i] = torch.zeros_like(x) if added_to else torch.empty_like(x)
-    written = list(grads)
-    if options.shared:
-        written[first:3] = [grads[first]] * (3 - first)
     query = tensors[0]
     assert query is not None
     if d_out is None:
         d_out = query.new_zeros(query.shape)
-    if isinstance(cache, torch.Tensor):
-        (cache,) = engine_reads((cache,))
+    (kept,) = engine_reads((cache,))
     steps = None if offsets is None else engine_reads(offsets)
     of_out, of_weights = engine_reads((d_out, d_weights))
     _native.tensor_backward(
-        options, engine_reads(tensors), steps, cache, of_out, of_weights, engine_reads(written)
+        options, engine_reads(tensors), steps, kept, of_out, of_weights, engine_reads(grads)
     )
     return grads

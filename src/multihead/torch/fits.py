@@ -30,6 +30,11 @@ def compute_dtype(
     params : sequence of Tensor or None
     need_weights : bool
     """
+    for x in (*inputs, *masks):
+        if x is not None and not isinstance(x, torch.Tensor):
+            return None
+    if any(x is None for x in inputs) or not isinstance(module.dropout, (int, float)):
+        return None
     dtype = inputs[0].dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
@@ -45,7 +50,7 @@ def compute_dtype(
         if p is not None and (p.dtype not in accepted or not readable(p)):
             return None
     scores = _scores(module, *inputs)
-    if scores is None:
+    if scores is None or not _params_fit(module, params):
         return None
     if dtype in HALF and not need_weights:
         accepted = (*accepted, torch.float32)
@@ -62,6 +67,27 @@ def compute_dtype(
     if mask is not None and not _mask_fits(mask, scores):
         return None
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _params_fit(module: Any, params: Sequence[torch.Tensor | None]) -> bool:
+    """Whether the parameters have the shapes that the module was made with."""
+    e, heads = module.embed_dim, module.num_heads
+    if heads <= 0 or e % heads:
+        return False
+    packed, *separate, in_bias, bias_k, bias_v, out_weight, out_bias = params
+    if module._qkv_same_embed_dim:
+        if packed is None or packed.shape != (3 * e, e):
+            return False
+    elif packed is not None or not all(
+        x is not None and x.shape == (e, width)
+        for x, width in zip(separate, (e, module.kdim, module.vdim), strict=True)
+    ):
+        return False
+    if (bias_k is None) != (bias_v is None):
+        return False
+    shapes: Any = [(in_bias, (3 * e,)), (bias_k, (1, 1, e)), (bias_v, (1, 1, e))]
+    shapes += [(out_weight, (e, e)), (out_bias, (e,))]
+    return all(x is None or x.shape == shape for x, shape in shapes)
 
 
 def _scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | None:

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from multihead.torch import engine
-from multihead.torch.composed import composed
+from multihead.torch.composed import composed, derivatives
 from multihead.torch.options import Offsets, Options
+from multihead.torch.tensors import batched, settled, traced, transformed
+
+# by their places: what the weights depend on, and what only the output does
+_OF_WEIGHTS = (0, 1, 3, 4, 5, 6, 7, 9, 10)
+_OF_OUT_ALONE = (2, 8, 11, 12, 13)
+
+
+def needed_gradients(needed: Any, d_out: torch.Tensor | None) -> list[bool]:
+    """Say which gradients there are: without one of the output, none of what only it depends on."""
+    return [bool(n) and (d_out is not None or i not in _OF_OUT_ALONE) for i, n in enumerate(needed)]
+
+
+def traced_gradients(
+    options: Options,
+    tensors: Sequence[torch.Tensor | None],
+    offsets: Offsets | None,
+    seed: torch.Tensor | None,
+    cache: torch.Tensor,
+    d_out: torch.Tensor | None,
+    d_weights: torch.Tensor | None,
+    needed: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Return the gradients through the operation; dropout's seed is a tensor."""
+    needed = [bool(n) and x is not None for x, n in zip(tensors, needed, strict=True)]
+    query = tensors[0]
+    assert query is not None
+    found = torch.ops.multihead.attention_backward(
+        torch.zeros_like(query) if d_out is None else d_out,
+        d_weights,
+        cache,
+        *tensors,
+        seed,
+        *(offsets or (None, None)),
+        *options[:6],
+        needed,
+    )
+    rest = iter(found)
+    return [next(rest) if n else None for n in needed]
 
 
 class Attention(torch.autograd.Function):
@@ -22,49 +61,37 @@ class Attention(torch.autograd.Function):
         *tensors: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the engine; the tensors are those of `options.TENSORS`."""
-        out, weights, ctx.cache = engine.forward(options, tensors, offsets, True)
+        out, weights, cache = engine.forward(options, tensors, offsets, True)
         ctx.call = options, offsets
-        ctx.save_for_backward(*tensors)
+        # boolean masks may be changed meanwhile, as with PyTorch's layer
+        kept = [x.clone() if x is not None and x.dtype == torch.bool else x for x in tensors]
+        ctx.save_for_backward(*kept, cache)
         ctx.set_materialize_grads(False)
+        needed = ctx.needs_input_grad[2:]
+        if weights is not None and not any(needed[i] for i in _OF_WEIGHTS):
+            ctx.mark_non_differentiable(weights)
         return out, weights
 
     @staticmethod
     def backward(ctx: Any, d_out: torch.Tensor | None, d_weights: torch.Tensor | None) -> Any:
         """Return the gradients of all that `forward` took, in its order."""
-        needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # to be differentiated once more
-            grads = _differentiable(ctx, d_out, d_weights, needed)
-        else:
-            options, offsets = ctx.call
-            grads = engine.backward(
-                options, ctx.saved_tensors, offsets, ctx.cache, d_out, d_weights, needed
+        *tensors, cache = ctx.saved_tensors
+        options, offsets = ctx.call
+        needed = needed_gradients(ctx.needs_input_grad[2:], d_out)
+        if torch.is_grad_enabled() or transformed() or batched(d_out) or batched(d_weights):
+            grads = derivatives(
+                lambda copies: composed(options, copies, offsets),
+                tensors,
+                (d_out, d_weights),
+                needed,
             )
+            return None, None, *grads
+        d_out, d_weights = settled(d_out), settled(d_weights)
+        if traced():
+            seed = None if options.seed is None else torch.tensor(options.seed, device="cpu")
+            grads = traced_gradients(
+                options, tensors, offsets, seed, cache, d_out, d_weights, needed
+            )
+        else:
+            grads = engine.backward(options, tensors, offsets, cache, d_out, d_weights, needed)
         return None, None, *grads
-
-
-def _differentiable(
-    ctx: Any, d_out: torch.Tensor | None, d_weights: torch.Tensor | None, needed: Any
-) -> list[torch.Tensor | None]:
-    """Return the gradients with a graph of their own."""
-    options, offsets = ctx.call
-    # apart from each other where one tensor was given several times
-    tensors = [x if x is None else x.view_as(x) for x in ctx.saved_tensors]
-    results = composed(options, tensors, offsets)
-    pairs = [
-        (result, grad)
-        for result, grad in zip(results, (d_out, d_weights), strict=True)
-        if result is not None and grad is not None
-    ]
-    wanted = [i for i, x in enumerate(tensors) if needed[i]]
-    grads: list[torch.Tensor | None] = [None] * len(tensors)
-    if pairs:
-        found = torch.autograd.grad(
-            [result for result, _ in pairs],
-            [tensors[i] for i in wanted],
-            [grad for _, grad in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads

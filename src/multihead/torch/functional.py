@@ -9,14 +9,16 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from multihead import _native
-from multihead.torch.composed import composed_attention
+from multihead.torch.composed import composed_attention, derivatives
 from multihead.torch.tensors import (
     COMPUTED,
     HALF,
     NARROW,
+    batched,
     draw_seed,
     engine_reads,
     readable,
+    settled,
     traced,
     transformed,
 )
@@ -104,7 +106,7 @@ def scaled_dot_product_attention(
         q, k, v = (_four_axes(x, lead) for x in inputs)
         mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
-    out = _attend((q, k, v), mask, _How(bool(is_causal), factor, float(dropout_p), 0))
+    out = _attend((q, k, v), mask, _How(bool(is_causal), factor, float(dropout_p), None))
     return out.reshape(*lead, *out.shape[2:]).to(dtype)
 
 
@@ -193,15 +195,15 @@ def _mask_axes(mask: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
 def _attend(inputs: Any, mask: torch.Tensor | None, how: _How) -> torch.Tensor:
     """Choose who computes: the engine at once, an operation that PyTorch traces, or PyTorch."""
     tensors = (*inputs, mask)
+    if transformed():
+        dropout = how.probability, None
+        return composed_attention(inputs, mask, how.causal, how.scale, dropout)
     if traced():
         seed = draw_seed() if how.probability else None
         out: torch.Tensor = torch.ops.multihead.scaled_dot_product_attention(
             *tensors, seed, *how[:3]
         )[0]
         return out
-    if transformed():
-        dropout = how.probability, None
-        return composed_attention(inputs, mask, how.causal, how.scale, dropout)
     if how.probability:
         how = how._replace(seed=int(draw_seed()))
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -232,6 +234,8 @@ def _new_stats(q: torch.Tensor) -> torch.Tensor:
 
 def _forward(how: _How, tensors: Any, stats: torch.Tensor | None) -> torch.Tensor:
     out = _new_out(tensors[0], tensors[2])
+    if out.numel() == 0:
+        return out
     q, k, v, mask = _expanded(tensors)
     written, kept = engine_reads((out, stats))
     _native.attention_forward(
@@ -257,6 +261,8 @@ def _backward(
     q, k, v, mask = tensors
     grads = [torch.empty_like(x) for x in (q, k, v)]
     d_mask = torch.empty_like(mask) if needs_mask else None
+    if out.numel() == 0:
+        return [x.zero_() for x in (*grads, d_mask) if x is not None]
     delta = q.new_empty(q.shape[:3])
     d_out, out, stats, delta = engine_reads((d_out, out, stats, delta))
     _native.delta(d_out, out, delta)
@@ -291,30 +297,33 @@ class _Attention(torch.autograd.Function):
         stats = _new_stats(q)
         out = _forward(how, tensors, stats)
         ctx.how = how
-        ctx.save_for_backward(*tensors, out, stats)
+        # boolean masks may be changed meanwhile
+        kept = [x.clone() if x is not None and x.dtype == torch.bool else x for x in tensors]
+        ctx.save_for_backward(*kept, out, stats)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
         *tensors, out, stats = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # to be differentiated once more
-            return None, *_differentiable(ctx.how, tensors, d_out, needed)
-        grads = _backward(ctx.how, tensors, out, stats, d_out, needed[3])
+        how = ctx.how
+        if torch.is_grad_enabled() or transformed() or batched(d_out):
+            return None, *_derivatives(how, tensors, d_out, needed)
+        if traced():
+            seed = None if how.seed is None else torch.tensor(how.seed, device="cpu")
+            grads = torch.ops.multihead.scaled_dot_product_attention_backward(
+                d_out, out, stats, *tensors, seed, *how[:3], needed[3]
+            )
+        else:
+            grads = _backward(how, tensors, out, stats, settled(d_out), needed[3])
         return None, *grads, *[None] * (4 - len(grads))
 
 
-def _differentiable(how: _How, tensors: Any, d_out: torch.Tensor, needed: Any) -> list[Any]:
-    copies = [x if x is None else x.view_as(x) for x in tensors]
-    out = composed_attention(copies[:3], copies[3], how.causal, how.scale, how[2:])
-    wanted = [i for i, x in enumerate(copies) if needed[i]]
-    found = torch.autograd.grad(
-        out, [copies[i] for i in wanted], d_out, create_graph=True, allow_unused=True
-    )
-    grads: list[Any] = [None] * len(copies)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads
+def _derivatives(how: _How, tensors: Any, d_out: torch.Tensor, needed: Any) -> list[Any]:
+    def function(copies: Any) -> tuple[torch.Tensor]:
+        return (composed_attention(copies[:3], copies[3], how.causal, how.scale, how[2:]),)
+
+    return derivatives(function, tensors, (d_out,), needed)
 
 
 # The same as operations that PyTorch's compiler, exporter and dispatch modes follow.
@@ -333,7 +342,7 @@ torch.library.define(
 
 def _how(seed: Any, rest: Any) -> _How:
     causal, scale, probability = rest
-    return _How(causal, scale, probability, 0 if seed is None else int(seed))
+    return _How(causal, scale, probability, None if seed is None else int(seed))
 
 
 def _op_forward(q: Any, k: Any, v: Any, mask: Any, seed: Any, *rest: Any) -> Any:
@@ -348,7 +357,8 @@ def _fake_forward(q: Any, k: Any, v: Any, mask: Any, seed: Any, *rest: Any) -> A
 def _op_backward(
     d_out: Any, out: Any, stats: Any, q: Any, k: Any, v: Any, mask: Any, seed: Any, *rest: Any
 ) -> Any:
-    return _backward(_how(seed, rest[:-1]), (q, k, v, mask), out, stats, d_out, rest[-1])
+    how = _how(seed, rest[:-1])
+    return _backward(how, (q, k, v, mask), out, stats, settled(d_out), rest[-1])
 
 
 def _fake_backward(
@@ -360,10 +370,15 @@ def _fake_backward(
 def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output, *inputs[:5])
     ctx.rest = inputs[5:]
+    ctx.mark_non_differentiable(output[1])
 
 
 def _gradients(ctx: Any, d_out: Any, _: Any) -> Any:
     needs_mask = bool(ctx.needs_input_grad[3])
+    if torch.is_grad_enabled():  # to be differentiated once more
+        _, _, *tensors, seed = ctx.saved_tensors
+        how, needed = _how(seed, ctx.rest), ctx.needs_input_grad[:4]
+        return *_derivatives(how, tensors, d_out, needed), *[None] * 4
     grads = torch.ops.multihead.scaled_dot_product_attention_backward(
         d_out, *ctx.saved_tensors, *ctx.rest, needs_mask
     )

@@ -113,7 +113,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         weights : Tensor or None
             (N, L, S'), or (N, H, L, S') for each head, after dropout.
         """
-        params = self._params()
+        custom = self._out_proj_is_custom()
+        params = self._params(custom)
         masks = key_padding_mask, attn_mask
         width = compute_dtype(self, (query, key, value), masks, params, need_weights)
         if width is None:
@@ -128,7 +129,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 is_causal,
             )
             return refused
-        shared = (2 if key is query else 1) if value is key else 0
         average = bool(average_attn_weights) if need_weights else None
         ragged = query.is_nested
         unbatched = not ragged and query.dim() == 2
@@ -137,22 +137,24 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             dtype = torch.get_autocast_dtype("cpu")
 
         # 1. Inputs: batched, dense or ragged, of the dtype that computes.
-        inputs: Any = (query, key, value)
+        inputs: list[Any] = [query, key, value]
+        if value is key:  # the engine projects one tensor once
+            inputs[2] = None
+            inputs[1] = None if key is query else key
         offsets = None
         if ragged:
-            nested = _each(Ragged, inputs, shared)
-            offsets = Offsets(nested[0].offsets, nested[1].offsets)
-            inputs = _each(_values, nested, shared)
+            nested: list[Any] = [None if x is None else Ragged(x) for x in inputs]
+            steps = [x.offsets for x in nested[:2] if x is not None]
+            offsets = Offsets(steps[0], steps[-1])
+            inputs = [None if x is None else x.values for x in nested]
         elif unbatched:
-            inputs = _each(_batch_of_one, inputs, shared)
+            inputs = [None if x is None else x[None] for x in inputs]
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        tensors: list[Any] = [*inputs, key_padding_mask, attn_mask, *params]
-        custom = self._out_proj_is_custom()
+        tensors = [*inputs, key_padding_mask, attn_mask, *params]
         if custom:  # heads side by side, then the module
-            tensors[12:] = [torch.eye(self.embed_dim, dtype=width), None]
+            tensors[12] = torch.eye(self.embed_dim, dtype=width, device="cpu")
         if dtype != width or query.dtype != width:
-            tensors[:3] = _each(lambda x: x.to(width), inputs, shared)
-            tensors[3:] = [_widened(x, width) for x in tensors[3:]]
+            tensors = [_widened(x, width) for x in tensors]
 
         # 2. The layer.
         probability = self.dropout if self.training else 0.0
@@ -163,8 +165,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             average,
             not (self.batch_first or unbatched or ragged),
             probability,
-            0,
-            shared,
+            None,
         )
         out, weights = self._attend(options, tensors, offsets)
 
@@ -187,11 +188,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         self, options: Options, tensors: list[Any], offsets: Offsets | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Choose who computes: the engine at once, an operation that PyTorch traces, or PyTorch."""
+        if transformed():
+            return composed(options, tensors, offsets)
         if traced():
             seed = draw_seed() if options.probability else None
             return attention(options, tensors, offsets, seed)
-        if transformed():
-            return composed(options._replace(seed=None), tensors, offsets)
         if options.probability:
             options = options._replace(seed=int(draw_seed()))
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -200,11 +201,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return results
         return forward(options, tensors, offsets, False)[:2]
 
-    def _params(self) -> list[Any]:
+    def _params(self, custom: bool) -> list[Any]:
         own = self._parameters
         params = [own[name] if name in own else getattr(self, name) for name in _PARAMETERS]
         out_proj = self.out_proj
-        return [*params, getattr(out_proj, "weight", None), getattr(out_proj, "bias", None)]
+        return [*params, None, None] if custom else [*params, out_proj.weight, out_proj.bias]
 
     def _extra_keys(self) -> int:
         return int(self.bias_k is not None) + int(self.add_zero_attn)
@@ -217,21 +218,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             or m._backward_hooks
             or m._backward_pre_hooks
         )
-
-
-def _each(change: Any, inputs: Any, shared: int) -> tuple[Any, Any, Any]:
-    """Change query, key and value; what was one tensor stays one."""
-    query = change(inputs[0])
-    key = query if shared == 2 else change(inputs[1])
-    return query, key, key if shared else change(inputs[2])
-
-
-def _values(nested: Ragged) -> torch.Tensor:
-    return nested.values
-
-
-def _batch_of_one(x: torch.Tensor) -> torch.Tensor:
-    return x[None]
 
 
 def _widened(x: Any, width: torch.dtype) -> Any:

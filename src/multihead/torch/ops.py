@@ -9,16 +9,19 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from multihead.torch import engine
-from multihead.torch.options import TENSORS, Offsets, Options
+from multihead.torch.composed import composed, derivatives
+from multihead.torch.function import needed_gradients, traced_gradients
+from multihead.torch.options import TENSORS, Offsets, Options, three
+from multihead.torch.tensors import settled
 
 _LANES = 16  # the engine's rows of tokens end at multiples of this
 
 _ARGUMENTS = ", ".join(
     [
-        *(f"Tensor{'' if name in TENSORS[:3] else '?'} {name}" for name in TENSORS),
+        *(f"Tensor{'' if name == 'query' else '?'} {name}" for name in TENSORS),
         "Tensor? seed, Tensor? query_offsets, Tensor? key_offsets",
         "int num_heads, bool zero_row, bool causal, bool? average, bool tokens_first",
-        "float probability, int shared",
+        "float probability",
     ]
 )
 _OWN = len(TENSORS)  # where the arguments after the tensors begin
@@ -27,7 +30,7 @@ _BACKWARD = "multihead::attention_backward"
 
 # out, shaped like query; weights (N, H or 1, L, S'), or (0,) for none; what backward needs, 1-D
 torch.library.define(_FORWARD, f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)")
-# the gradients that are needed, in the order of the tensors; of a tensor given several times, one
+# the gradients that are needed, in the order of the tensors
 torch.library.define(
     _BACKWARD,
     f"(Tensor d_out, Tensor? d_weights, Tensor cache, {_ARGUMENTS}, bool[] needed) -> Tensor[]",
@@ -46,22 +49,16 @@ def attention(
         *tensors,
         seed,
         *(offsets or (None, None)),
-        options.num_heads,
-        options.zero_row,
-        options.causal,
-        options.average,
-        options.tokens_first,
-        options.probability,
-        options.shared,
+        *options[:6],
         keep,
     )
     return out, None if options.average is None else weights
 
 
 def _options(arguments: Sequence[Any]) -> tuple[Options, Offsets | None, Any]:
-    seed, q, k, heads, zero_row, causal, average, tokens_first, probability, shared = arguments
+    seed, q, k, heads, zero_row, causal, average, tokens_first, probability = arguments
     offsets = None if q is None else Offsets(q, k)
-    options = Options(heads, zero_row, causal, average, tokens_first, probability, 0, shared)
+    options = Options(heads, zero_row, causal, average, tokens_first, probability, None)
     return options, offsets, seed
 
 
@@ -71,7 +68,7 @@ def _seeded(options: Options, seed: torch.Tensor | None) -> Options:
 
 def _cache_elements(options: Options, tensors: Sequence[Any], offsets: Offsets | None) -> Any:
     """Return how many elements backward needs at most: q and out, k and v, two of each row."""
-    query, key, out_weight = tensors[0], tensors[1], tensors[12]
+    (query, key, _), out_weight = three(tensors), tensors[12]
     extra = (tensors[10] is not None) + options.zero_row
 
     def lanes(x: Any, steps: Any, more: int) -> Any:
@@ -115,13 +112,13 @@ def _backward(d_out: Any, d_weights: Any, cache: Any, *arguments: Any) -> list[t
     tensors, needed = arguments[:_OWN], arguments[-1]
     options, offsets, seed = _options(arguments[_OWN:-1])
     options = _seeded(options, seed)
+    d_out, d_weights = settled(d_out), settled(d_weights)
     grads = engine.backward(options, tensors, offsets, cache, d_out, d_weights, needed)
     return [grad for grad in grads if grad is not None]
 
 
 def _fake_backward(d_out: Any, d_weights: Any, cache: Any, *arguments: Any) -> list[torch.Tensor]:
-    options, _, _ = _options(arguments[_OWN:-1])
-    needed = engine.summed(options, arguments[-1])
+    needed = arguments[-1]
     return [torch.empty_like(arguments[i]) for i in range(_OWN) if needed[i]]
 
 
@@ -129,26 +126,25 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.save_for_backward(*inputs[: _OWN + 3], output[2])
     ctx.rest = inputs[_OWN + 3 : -1]
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
 
 
 def _gradients(ctx: Any, d_out: Any, d_weights: Any, _: Any) -> tuple[Any, ...]:
     *tensors, seed, q_offsets, k_offsets, cache = ctx.saved_tensors
-    options, _, _ = _options((seed, q_offsets, k_offsets, *ctx.rest))
+    options, offsets, _ = _options((seed, q_offsets, k_offsets, *ctx.rest))
     if options.average is None:
         d_weights = None
-    needed = [
-        x is not None and bool(n) for x, n in zip(tensors, ctx.needs_input_grad, strict=False)
-    ]
-    needed = engine.summed(options, needed)
-    if d_out is None:
-        d_out = torch.zeros_like(tensors[0])
-    found = iter(
-        torch.ops.multihead.attention_backward(
-            d_out, d_weights, cache, *tensors, seed, q_offsets, k_offsets, *ctx.rest, needed
+    needed = [x is not None and n for x, n in zip(tensors, ctx.needs_input_grad, strict=False)]
+    needed = needed_gradients(needed, d_out)
+    nothing = [None] * (3 + len(ctx.rest) + 1)
+    if torch.is_grad_enabled():  # to be differentiated once more
+        options = _seeded(options, seed)
+        grads = derivatives(
+            lambda copies: composed(options, copies, offsets), tensors, (d_out, d_weights), needed
         )
-    )
-    grads = [next(found) if n else None for n in needed]
-    return *grads, *[None] * (4 + len(ctx.rest))
+        return *grads, *nothing
+    grads = traced_gradients(options, tensors, offsets, seed, cache, d_out, d_weights, needed)
+    return *grads, *nothing
 
 
 def _flops(options: Options, query: Any, key: Any, value: Any, out_weight: Any) -> int:
@@ -164,7 +160,7 @@ def _flops(options: Options, query: Any, key: Any, value: Any, out_weight: Any) 
 
 def _forward_flops(*arguments: Any, out_shape: Any = None) -> int:
     options, _, _ = _options(arguments[_OWN:-1])
-    query, key, value = arguments[:3]
+    query, key, value = three(arguments)
     return _flops(options, query, key, value, arguments[12])
 
 
@@ -173,7 +169,7 @@ def _backward_flops(
 ) -> int:
     # two products for each of the forward's, and the scores again
     options, _, _ = _options(arguments[_OWN:-1])
-    (query, key, value), out_weight = arguments[:3], arguments[12]
+    (query, key, value), out_weight = three(arguments), arguments[12]
     n, tokens = (1, 0) if options.tokens_first else (0, 1)
     again = 2 * query[n] * query[tokens] * key[tokens] * out_weight[1]
     return int(2 * _flops(options, query, key, value, out_weight) + again)

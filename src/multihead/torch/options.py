@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-# of a call, and of its gradients
+# Of a call, and of its gradients. A value that is the key is None, a key that is the query too.
 TENSORS = (
     "query",
     "key",
@@ -23,11 +24,18 @@ TENSORS = (
     "out_weight",
     "out_bias",
 )
-INPUTS, MASKS, PARAMETERS = slice(0, 3), slice(3, 5), slice(5, None)
+PARAMETERS = slice(5, None)
+
+
+def three(tensors: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Return query, key and value of a call."""
+    query, key, value = tensors[:3]
+    key = query if key is None else key
+    return query, key, key if value is None else value
 
 
 class Options(NamedTuple):
-    """Options of one call; the engine's face reads the first seven by position.
+    """Options of one call; the engine's faces read them by position.
 
     Attributes
     ----------
@@ -42,9 +50,7 @@ class Options(NamedTuple):
     probability : float
         Of dropout.
     seed : int or None
-        Of dropout; None: PyTorch's own dropout, where PyTorch computes.
-    shared : int
-        2: query, key and value are one tensor; 1: key and value are.
+        Of dropout; None: not drawn, and PyTorch's own dropout where PyTorch computes.
     """
 
     num_heads: int
@@ -54,7 +60,6 @@ class Options(NamedTuple):
     tokens_first: bool
     probability: float
     seed: int | None
-    shared: int
 
 
 class Offsets(NamedTuple):

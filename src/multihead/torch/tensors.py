@@ -41,7 +41,32 @@ def readable(x: torch.Tensor) -> bool:
         jagged = x.is_nested and x.layout == torch.jagged
         if not jagged and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
             return False
-    return bool(x.device.type == "cpu" and (x.layout == torch.strided or x.layout == torch.jagged))
+    if x.device.type != "cpu" or (x.layout != torch.strided and x.layout != torch.jagged):
+        return False
+    if torch.compiler.is_compiling():  # operations receive settled tensors
+        return True
+    return not (x.is_neg() or x._is_zerotensor())
+
+
+def batched(x: torch.Tensor | None) -> bool:
+    """Whether a gradient that came stands for several at once."""
+    if x is None or torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x))
+
+
+def settled(x: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a tensor whose memory says what it is: no sign to be turned, no zeros left out."""
+    if x is None or torch.compiler.is_compiling():  # operations receive settled tensors
+        return x
+    if not (x.is_neg() or x._is_zerotensor()):
+        return x
+    return (
+        torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+        if x._is_zerotensor()
+        else x.resolve_neg()
+    )
 
 
 def traced() -> bool:
@@ -60,4 +85,4 @@ def transformed() -> bool:
 
 def draw_seed() -> torch.Tensor:
     """Draw dropout's seed from PyTorch's generator: int64, no axes."""
-    return torch.randint(2**63 - 1, ())
+    return torch.randint(2**63 - 1, (), device="cpu")

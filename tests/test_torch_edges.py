@@ -1,0 +1,371 @@
+"""Unusual tensors, parameters and uses of the torch faces: never a crash, never a wrong number."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from multihead.torch import MultiheadAttention, accelerate, restore, scaled_dot_product_attention
+from tolerance import CANCELLED, assert_close
+
+pytorch_s = torch.nn.functional.scaled_dot_product_attention
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(41)
+    torch._dynamo.reset()
+
+
+def pair(*args: Any, **kwargs: Any) -> tuple[torch.nn.MultiheadAttention, MultiheadAttention]:
+    theirs = torch.nn.MultiheadAttention(*args, dtype=torch.float64, **kwargs)
+    ours = MultiheadAttention(*args, dtype=torch.float64, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, bound: float = 1e-11) -> None:
+    a, b = found.detach().numpy(), expected.detach().numpy()
+    assert_close(a, b, bound, scale=CANCELLED)
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 8), (2, 0, 3, 8), (2, 4, 0, 8), (0, 0, 0, 8)], ids=str)
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+def test_attention_over_nothing(shape: tuple[int, ...], mask: str) -> None:
+    q = torch.randn(shape, requires_grad=True)
+    given: Any = None
+    if mask == "bool":
+        given = torch.ones(shape[2], shape[2], dtype=torch.bool)
+    if mask == "float":
+        given = torch.randn(shape[2], shape[2], requires_grad=True)
+    out = scaled_dot_product_attention(q, q, q, given)
+    assert out.shape == shape
+    out.sum().backward()
+    assert q.grad.shape == shape
+    if mask == "float":
+        assert not given.grad.any()
+
+
+def test_attention_to_no_keys() -> None:
+    q, k = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 0, 8)
+    for mask in (None, torch.ones(5, 0, dtype=torch.bool), torch.zeros(5, 0)):
+        out = scaled_dot_product_attention(q, k, k, mask)
+        assert torch.equal(out, torch.zeros(2, 3, 5, 8))
+        (grad,) = torch.autograd.grad(out.sum(), q)
+        assert not grad.any()
+
+
+def parameter(*shape: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(*shape, dtype=torch.float64))
+
+
+def set_weight(m: Any) -> None:
+    m.out_proj.weight, m.out_proj.bias = parameter(4, 8), parameter(4)
+
+
+CHANGES: dict[str, Any] = {
+    "no heads": lambda m: setattr(m, "num_heads", 0),
+    "heads that do not divide": lambda m: setattr(m, "num_heads", 3),
+    "no weight": lambda m: setattr(m, "in_proj_weight", None),
+    "a weight too small": lambda m: setattr(m, "in_proj_weight", parameter(3, 8)),
+    "a bias to broadcast": lambda m: setattr(m, "in_proj_bias", parameter(1)),
+    "an output too wide": lambda m: setattr(m.out_proj, "weight", parameter(8, 80000)),
+    "an output of another width": set_weight,
+    "a key row too short": lambda m: setattr(m, "bias_k", parameter(1, 1, 2)),
+    "a value row missing": lambda m: setattr(m, "bias_v", None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_parameters_do_what_they_do_in_pytorch(change: str) -> None:
+    x = torch.randn(5, 2, 8, dtype=torch.float64)
+    results: list[Any] = []
+    for module in pair(8, 2, add_bias_kv="row" in change):
+        torch.manual_seed(3)
+        CHANGES[change](module)
+        try:
+            results.append(module(x, x, x)[0])
+        except (AssertionError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+            results.append((type(error), str(error)))
+    if isinstance(results[0], torch.Tensor):
+        close(results[1], results[0])
+    else:
+        assert results[0] == results[1]
+
+
+def test_tensors_of_zeros_without_memory() -> None:
+    theirs, ours = pair(8, 2)
+    z = torch._efficientzerotensor((5, 2, 8), dtype=torch.float64)
+    close(ours(z, z, z)[0], theirs(z, z, z)[0])
+    x = torch.randn(5, 2, 8, dtype=torch.float64, requires_grad=True)
+    ours(x, x, x)[0].backward(z)
+    assert not x.grad.any()
+    q = torch.randn(1, 2, 5, 8, requires_grad=True)
+    scaled_dot_product_attention(q, q, q).backward(torch._efficientzerotensor((1, 2, 5, 8)))
+    assert not q.grad.any()
+
+
+def test_tensors_whose_sign_is_yet_to_be_turned() -> None:
+    def negative(*shape: int) -> torch.Tensor:
+        x = torch.randn(*shape, dtype=torch.complex128).conj().imag
+        assert x.is_neg()
+        return x
+
+    theirs, ours = pair(8, 2)
+    x, mask = negative(5, 2, 8), negative(5, 5)
+    close(ours(x, x, x, attn_mask=mask)[0], theirs(x, x, x, attn_mask=mask)[0])
+    q = negative(1, 2, 5, 8)
+    close(scaled_dot_product_attention(q, q, q, mask), pytorch_s(q, q, q, mask))
+    grads = []
+    for module in (ours, theirs):
+        leaf = x.resolve_neg().clone().requires_grad_()
+        out = module(leaf, leaf, leaf)[0]
+        torch.complex(torch.zeros_like(out), out).conj().square().imag.sum().backward()
+        torch.complex(
+            torch.zeros_like(out), module(leaf, leaf, leaf)[0]
+        ).conj().sum().imag.backward()
+        grads.append(leaf.grad)
+    close(*grads)
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["eager", "dispatch mode"])
+@pytest.mark.parametrize("kind", ["layer", "attention"])
+def test_second_derivatives_are_there_in_a_dispatch_mode(kind: str, mode: bool) -> None:
+    theirs, ours = pair(8, 2)
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+
+    def second(call: Any) -> torch.Tensor:
+        (grad,) = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    calls: Any = [lambda x, m=m: m(x[0], x[0], x[0])[0] for m in (ours, theirs)]
+    if kind == "attention":
+        calls = [lambda x: scaled_dot_product_attention(x, x, x)]
+        calls.append(lambda x: (x @ x.mT / 8**0.5).softmax(-1) @ x)
+    expected = second(calls[1])
+    if mode:
+        with Watching():
+            close(second(calls[0]), expected)
+    else:
+        close(second(calls[0]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("how", ["eager", "compiled", "dispatch mode"])
+def test_transforms_are_followed_everywhere(how: str) -> None:
+    theirs, ours = pair(8, 2)
+    x, tangent = (torch.randn(5, 2, 8, dtype=torch.float64) for _ in range(2))
+
+    def functions(module: Any) -> list[Any]:
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            return module(x, x, x)[0].square().sum()
+
+        return [
+            lambda x: torch.func.jvp(loss, (x,), (tangent,))[1],
+            torch.func.grad(loss),
+            torch.vmap(lambda x: module(x, x, x)[0].sum(), in_dims=1),
+        ]
+
+    given = [x, x, x[:, None].expand(5, 3, 2, 8)]
+    for ours_f, theirs_f, argument in zip(functions(ours), functions(theirs), given, strict=True):
+        call = torch.compile(ours_f, backend="aot_eager") if how == "compiled" else ours_f
+        expected = theirs_f(argument)
+        if how == "dispatch mode":
+            with Watching():
+                found = call(argument)
+        else:
+            found = call(argument)
+        close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["layer", "attention"])
+def test_vectorized_jacobians(kind: str) -> None:
+    theirs, ours = pair(8, 2)
+    x = torch.randn(3, 2, 8, dtype=torch.float64)
+    calls: Any = [lambda x, m=m: m(x, x, x)[0] for m in (ours, theirs)]
+    if kind == "attention":
+        calls = [lambda x, f=f: f(x, x, x) for f in (scaled_dot_product_attention, pytorch_s)]
+    found, expected = (
+        torch.autograd.functional.jacobian(call, x, vectorize=vectorize)
+        for call, vectorize in zip(calls, (True, False), strict=True)
+    )
+    close(found, expected)
+
+
+def test_what_padding_hides_is_not_read_on_any_path() -> None:
+    _, ours = pair(8, 2)
+    q = torch.randn(3, 2, 8, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(5, 2, 8, dtype=torch.float64)
+    k[4] = float("nan")
+    for padding in (torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.float64)):
+        padding[:, 4] = True if padding.dtype == torch.bool else -float("inf")
+        out = ours(q, k, k, key_padding_mask=padding)[0]
+        first = torch.autograd.grad(out.sum(), q, retain_graph=True)[0]
+        again = torch.autograd.grad(out.sum(), q, create_graph=True)[0]
+        close(again, first)
+        mapped = torch.vmap(lambda q, p=padding: ours(q, k, k, p)[0])(q[None])[0]
+        close(mapped, out)
+
+
+def test_what_is_kept_for_backward_is_saved_as_pytorch_saves() -> None:
+    ours = MultiheadAttention(16, 2, batch_first=True)
+    x = torch.randn(2, 50, 16, requires_grad=True)
+    saved: list[int] = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        saved.append(x.numel())
+        return x.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out, _ = ours(x, x, x, need_weights=False)
+    assert max(saved) >= 4 * x.numel()  # query, key, value and what was attended to
+    found = torch.autograd.grad(out.sum(), x, retain_graph=True)[0]
+    plain = torch.autograd.grad(ours(x, x, x, need_weights=False)[0].sum(), x)[0]
+    assert torch.equal(found, plain)
+
+
+def test_backward_frees_what_forward_kept() -> None:
+    ours = MultiheadAttention(16, 2, batch_first=True)
+    x = torch.randn(2, 50, 16, requires_grad=True)
+    kept: list[Any] = []
+    for through in (False, True):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(weakref.ref(x)) or x, lambda x: x
+        ):
+            call = lambda x: ours(x, x, x, need_weights=False)[0]  # noqa: E731
+            out = checkpoint(call, x, use_reentrant=False) if through else call(x)
+        loss = out.sum()
+        loss.backward()
+        gc.collect()
+        alive = [r() for r in kept if r() is not None and r() is not x]
+        assert all(any(a is p for p in ours.parameters()) for a in alive)
+        with pytest.raises(RuntimeError):
+            loss.backward()
+
+
+def test_boolean_masks_may_be_changed_before_backward() -> None:
+    theirs, ours = pair(8, 2)
+    x = torch.randn(5, 2, 8, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for module in (ours, theirs):
+        padding, mask = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(5, 5, dtype=torch.bool)
+        out, _ = module(x, x, x, key_padding_mask=padding, attn_mask=mask)
+        padding[:, -1] = True
+        mask[:, 0] = True
+        grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    close(*grads)
+    q = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    out = scaled_dot_product_attention(q, q, q, mask)
+    mask[:, 0] = False
+    expected = torch.autograd.grad(pytorch_s(q, q, q).sum(), q)[0]
+    close(torch.autograd.grad(out.sum(), q)[0], expected)
+
+
+def test_another_default_device_does_not_matter() -> None:
+    ours = MultiheadAttention(8, 2, dropout=0.5)
+    x = torch.randn(5, 2, 8, requires_grad=True)
+    q = torch.randn(1, 2, 5, 4)
+    with torch.device("meta"):
+        out, weights = ours(x, x, x)
+        attended = scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+        (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    assert {y.device.type for y in (out, weights, attended, grad)} == {"cpu"}
+
+
+def test_where_pytorch_gives_no_gradient_there_is_none() -> None:
+    for module in pair(8, 2, kdim=4, vdim=6):
+        x, k, v = (torch.randn(5, 2, n, dtype=torch.float64, requires_grad=True) for n in (8, 4, 6))
+        module(x, k, v)[1].square().sum().backward()
+        assert v.grad is None
+        without = {name for name, p in module.named_parameters() if p.grad is None}
+        assert without == {"v_proj_weight", "out_proj.weight", "out_proj.bias"}
+        module.requires_grad_(False)
+        out, weights = module(x.detach(), k.detach(), v)
+        assert out.requires_grad
+        assert not weights.requires_grad
+        torch.autograd.grad(weights.sum() + out.sum(), v, create_graph=True)
+
+
+class Derived(torch.nn.MultiheadAttention):
+    """A class that can be pickled by its name."""
+
+
+def test_an_accelerated_subclass_is_pickled() -> None:
+    model = torch.nn.Sequential(Derived(8, 2), Derived(8, 2))
+    assert accelerate(model) == 2
+    assert type(model[0]) is type(model[1])
+    other = pickle.loads(pickle.dumps(model))
+    x = torch.randn(5, 2, 8)
+    assert isinstance(other[0], MultiheadAttention)
+    assert torch.equal(other[0](x, x, x)[0], model[0](x, x, x)[0])
+    assert restore(other) == 2
+    assert type(other[0]) is Derived
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_autograd() -> None:
+    ours = MultiheadAttention(8, 2)
+    x = torch.randn(5, 2, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad(ours(x, x, x)[0].square().sum(), x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        ours(x, x, x)[0].square().sum().backward()
+    close(x.grad, expected, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_jagged_batches_of_equal_lengths_made_apart() -> None:
+    _, ours = pair(8, 2, batch_first=True)
+    parts = [[torch.randn(n, 8, dtype=torch.float64) for n in (3, 4)] for _ in range(3)]
+    three = [torch.nested.nested_tensor(p, layout=torch.jagged) for p in parts]
+    out, _ = ours(*three)
+    for i, found in enumerate(out.unbind()):
+        close(found, ours(*[p[i] for p in parts])[0])
+
+
+def test_an_out_proj_without_a_tensor_for_weight() -> None:
+    ours = MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    expected = ours(x, x, x)[0]
+
+    class Other(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def weight(self) -> torch.Tensor:
+            return self.inner.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    ours.out_proj = Other(ours.out_proj)
+    close(ours(x, x, x)[0], expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"attn_mask": [[0.0]]}, {"key_padding_mask": "all"}, {"query": None}],
+    ids=["list", "str", "None"],
+)
+def test_what_is_no_tensor_is_pytorch_s_error(given: dict[str, Any]) -> None:
+    x = torch.randn(5, 2, 8, dtype=torch.float64)
+    failures = []
+    for module in pair(8, 2):
+        with pytest.raises((TypeError, AttributeError)) as failure:
+            module(**({"query": x, "key": x, "value": x} | given))
+        failures.append((failure.type, str(failure.value)))
+    assert failures[0] == failures[1]
