@@ -37,7 +37,7 @@ struct GradientScratch {
   GradientScratch(Arena& arena, const Cut& cut)
       : total(arena.take<T>(cut.rows * cut.columns)),
         part(arena.take<T>(cut.rows * cut.columns)),
-        panels(arena.take<T>(2 * kTile * cut.columns)),
+        panels(arena.take<T>(kTile * cut.columns)),
         row_total(arena.take<T>(cut.rows * kLane)),
         row_part(arena.take<T>(cut.rows * kLane)),
         column_total(arena.take<T>(cut.columns)),
@@ -74,7 +74,8 @@ void Projection<T>::weight_gradient(Span row, Span column, const Cut& cut, const
   const bool column_sums = d_bias && by_column && row.first == 0;
   const bool reads_x = (d_weight || column_sums) && column.count > 0;
   const int64_t count = row.count, floats = count * round_up(column.count, kTile);
-  GradientScratch<T> at(arena, cut);
+  const GradientScratch<T> at(arena, cut);
+  std::fill(at.total, at.total + floats, T(0));
   std::fill(at.row_total, at.row_total + count * kLane, T(0));
   std::fill(at.column_total, at.column_total + column.count, T(0));
   // Columns of one panel, and the lanes that they fill.
@@ -84,60 +85,42 @@ void Projection<T>::weight_gradient(Span row, Span column, const Cut& cut, const
   const auto tile_of = [&](size_t i) {
     return tiles_in + first_lane(tokens, list[i]) * all_rows + row.first * lanes(tokens, list[i]);
   };
-  // Two full tiles that follow each other are taken as one: half of the sums' way to L2 and back.
-  const auto pairs = [&](size_t i, int64_t folded) {
-    if (i + 1 >= list.size() || folded + kTile >= kFoldTokens) return false;
-    const TileRef a = list[i], b = list[i + 1];
-    const Sequence& s = plan_.sequences[size_t(a.sequence)];
-    return a.sequence == b.sequence && lanes(tokens, b) == kTile &&
-           tile_tokens(tokens == Tokens::Queries ? s.queries : s.keys, a.tile) == kTile;
-  };
   int64_t folded = 0;
-  bool summed = false;  // total holds something
-  for (size_t i = 0, taken = 1; i < list.size(); i += taken) {
-    taken = pairs(i, folded) ? 2 : 1;
+  for (size_t i = 0; i < list.size(); ++i) {
     const int64_t width = lanes(tokens, list[i]);
-    const T* from[2 * kTile];
-    int64_t n = rows(tokens, x, list[i], from);
-    if (taken == 2) n += rows(tokens, x, list[i + 1], from + kTile);
+    const T* from[kTile];
+    const int64_t n = rows(tokens, x, list[i], from);
     const bool fresh = folded == 0;
     if (fresh) {
       std::fill(at.row_part, at.row_part + count * kLane, T(0));
       std::fill(at.column_part, at.column_part + column.count, T(0));
     }
-    Wanted<2 * kTile + 2> wanted;
-    for (size_t j = i + taken; j < i + taken + 2 && j < list.size() && d_weight; ++j) {
+    Wanted<kTile + 1> wanted;
+    if (i + 1 < list.size() && d_weight) {
       const T* next[kTile];
-      const int64_t m = rows(tokens, x, list[j], next);
-      wanted.add(tile_of(j), count * lanes(tokens, list[j]));
+      const int64_t m = rows(tokens, x, list[i + 1], next);
+      wanted.add(tile_of(i + 1), count * lanes(tokens, list[i + 1]));
       for (int64_t r = 0; r < m && x.stride == 1; ++r)
         wanted.add(next[r] + column.first, column.count);
     }
     Ahead* const ahead = wanted.ahead();
     for (int64_t c = 0; c < column.count && reads_x; c += kTile) {
-      const T* columns_of[2 * kTile];
+      const T* columns_of[kTile];
       for (int64_t r = 0; r < n; ++r) columns_of[r] = from[r] + (column.first + c) * x.stride;
-      T* panel = at.panels + 2 * c * kTile;
+      T* panel = at.panels + c * kTile;
       const int64_t used = in_panel(c), pitch = round_up(used, kLane);
-      for (int64_t r = 0; r < n; r += kTile)
-        kernels_.gather(panel + r * pitch, pitch, columns_of + r, x.stride, used,
-                        smaller(n - r, kTile));
+      kernels_.gather(panel, pitch, columns_of, x.stride, used, n);
       if (column_sums) kernels_.column_sums(at.column_part + c, panel, pitch, n, used);
       if (!d_weight) continue;
       Gemm<T> g{count, pitch, n, tile_of(i), width, 1, panel, pitch, at.part + c * count, pitch};
       g.init = fresh ? Init::Zero : Init::Load;
       g.ahead = ahead;
-      if (taken == 2) g.piece = kTile, g.a_piece = tile_of(i + 1) - tile_of(i);
       kernels_.gemm(g);
     }
-    for (size_t j = 0; j < taken && row_sums; ++j)
-      kernels_.row_sums(at.row_part, tile_of(i + j), width, count,
-                        smaller(n - int64_t(j) * kTile, kTile));
+    if (row_sums) kernels_.row_sums(at.row_part, tile_of(i), width, count, n);
     folded += n;
-    if (folded >= kFoldTokens || i + taken == list.size()) {
-      if (d_weight && summed) kernels_.add_scaled(at.total, at.part, floats, T(1));
-      if (d_weight && !summed) std::swap(at.total, at.part);
-      summed = true;
+    if (folded >= kFoldTokens || i + 1 == list.size()) {
+      if (d_weight) kernels_.add_scaled(at.total, at.part, floats, T(1));
       if (row_sums) kernels_.add_scaled(at.row_total, at.row_part, count * kLane, T(1));
       if (column_sums) kernels_.add_scaled(at.column_total, at.column_part, column.count, T(1));
       folded = 0;
@@ -146,7 +129,7 @@ void Projection<T>::weight_gradient(Span row, Span column, const Cut& cut, const
 
   for (int64_t r = 0; r < count; ++r) {
     const int64_t head = (row.first + r) / head_dim, d = (row.first + r) % head_dim;
-    for (int64_t c = 0; c < column.count && d_weight && summed; c += kTile) {
+    for (int64_t c = 0; c < column.count && d_weight; c += kTile) {
       const int64_t used = in_panel(c), pitch = round_up(used, kLane);
       const T* sums = at.total + c * count + r * pitch;
       T* to = d_weight.as<T>() + head * d_weight.stride[0] + d * d_weight.stride[1] +

@@ -35,9 +35,8 @@ MULTIHEAD_INLINE void advance(Ahead& ahead) {
 template <class T>
 struct Side {
   const T* a;
-  int64_t stride;        // of rows, of columns, or from one panel to the next
-  const T* next;         // Rows: where the next tile's rows begin
-  int64_t piece, apart;  // Rows: how k lies
+  int64_t stride;  // of rows, of columns, or from one panel to the next
+  const T* next;   // Rows: where the next tile's rows begin
 };
 
 // One register tile.
@@ -95,34 +94,25 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
       base[i] += O == Order::Rows ? 1 : O == Order::Panels ? kPanelRows : side.stride;
   };
   constexpr int kLine = 64 / int(sizeof(T));
-  const int64_t piece = O == Order::Rows && side.piece < k ? side.piece : k;
-  for (int64_t left = k; left > 0; left -= piece) {
-    const int64_t n = left < piece ? left : piece;
-    int64_t p = 0;
-    for (; p + kLine <= n; p += kLine) {
-      const T* row = side.next + p;  // its lines come from memory that no prefetcher foresees
-      advance(ahead);
-      for (int i = 0; i < kLine; i += 2) {
-        if (O == Order::Rows) {
-          __builtin_prefetch(row, 0, 3);
-          row += side.stride;
-        } else if (O == Order::Panels) {
-          __builtin_prefetch(base[0] + 256 * kPanelRows, 0, 3);
-        } else {
-          __builtin_prefetch(base[0] + kLine, 0, 3);
-          __builtin_prefetch(base[0] + side.stride + kLine, 0, 3);
-        }
-        step();
-        step();
+  int64_t p = 0;
+  for (; p + kLine <= k; p += kLine) {
+    const T* row = side.next + p;  // its lines come from memory that no prefetcher foresees
+    advance(ahead);
+    for (int i = 0; i < kLine; i += 2) {
+      if (O == Order::Rows) {
+        __builtin_prefetch(row, 0, 3);
+        row += side.stride;
+      } else if (O == Order::Panels) {
+        __builtin_prefetch(base[0] + 256 * kPanelRows, 0, 3);
+      } else {
+        __builtin_prefetch(base[0] + kLine, 0, 3);
+        __builtin_prefetch(base[0] + side.stride + kLine, 0, 3);
       }
-    }
-    for (; p < n; ++p) step();
-    if (O == Order::Rows && left > piece) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kBases; ++i) base[i] += side.apart - piece;
-      side.next += side.apart;
+      step();
+      step();
     }
   }
+  for (; p < k; ++p) step();
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -137,17 +127,16 @@ MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const T* a, const T* b, T* c, i
     Side<T> side{};
     T copy[MR * kDepth];
     if (O == Order::Rows) {
-      side = {a + i * g.a_row, g.a_row, i + MR < g.m ? a + (i + MR) * g.a_row : a + kDepth,
-              g.piece > 0 ? g.piece : k, g.a_piece};
+      side = {a + i * g.a_row, g.a_row, i + MR < g.m ? a + (i + MR) * g.a_row : a + kDepth};
       if (g.a_k != 1) {  // neither rows nor columns
         for (int64_t r = 0; r < MR; ++r)
           for (int64_t p = 0; p < k; ++p) copy[r * kDepth + p] = side.a[r * g.a_row + p * g.a_k];
-        side = {copy, kDepth, copy, k, 0};
+        side = {copy, kDepth, copy};
       }
     } else if (O == Order::Columns) {
-      side = {a + i, g.a_k, nullptr, k, 0};
+      side = {a + i, g.a_k, nullptr};
     } else {
-      side = {a + i / kPanelRows * kPanelRows * k + i % kPanelRows, kPanelRows * k, nullptr, k, 0};
+      side = {a + i / kPanelRows * kPanelRows * k + i % kPanelRows, kPanelRows * k, nullptr};
     }
     const T* from = init == Init::Bias ? start + i * g.start_stride : start;
     micro<T, MR, NV, O>(g, side, b, c + i * g.c_row, k, init, from, ahead);
@@ -164,9 +153,7 @@ void panel(const Gemm<T>& g, int64_t lane, Ahead& ahead) {
     const int64_t k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
     const Init init = k0 == 0 ? g.init : Init::Load;
     const T* start = g.init == Init::LoadScaled ? g.start + lane : g.start;
-    const T* a = O == Order::Rows && g.piece > 0
-                     ? g.a + k0 / g.piece * g.a_piece
-                     : g.a + k0 * (O == Order::Panels ? g.a_row : g.a_k);
+    const T* a = g.a + k0 * (O == Order::Panels ? g.a_row : g.a_k);
     const T* b = g.b + k0 * g.b_row + lane;
     T* c = g.c + lane;
     int64_t i = sweep<T, kMost, NV, O>(g, a, b, c, k, init, start, ahead, 0);

@@ -45,8 +45,6 @@ struct Gemm {
   int64_t start_stride = 1;  // of Bias
   Ahead* ahead = nullptr;
   bool panels = false;  // how a lies
-  // Rows of a in pieces along k, each so long and the next so far away; 0: in one
-  int64_t piece = 0, a_piece = 0;
 };
 
 // One block of queries against one tile of keys.
