@@ -238,6 +238,30 @@ def test_what_is_kept_for_backward_is_saved_as_pytorch_saves() -> None:
     assert torch.equal(found, plain)
 
 
+@pytest.mark.parametrize("kind", ["layer", "attention"])
+def test_hooks_may_change_what_saved_tensors_are(kind: str) -> None:
+    theirs, ours = pair(8, 2)
+    x = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    calls: Any = [lambda x, m=m: m(x[0], x[0], x[0])[0] for m in (ours, theirs)]
+    if kind == "attention":
+        calls = [lambda x, f=f: f(x, x, x) for f in (scaled_dot_product_attention, pytorch_s)]
+
+    def gradient(call: Any, unpack: Any) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+            out = call(x)
+        return torch.autograd.grad(out.square().sum(), x)[0]
+
+    turned = gradient(calls[0], lambda x: torch._neg_view(-x) if x.is_floating_point() else x)
+    close(turned, gradient(calls[1], lambda x: x))
+    apart = gradient(calls[0], lambda x: torch.stack([x, x], -1)[..., 0])
+    close(apart, gradient(calls[1], lambda x: x))
+    with pytest.raises(RuntimeError, match="shapes"):
+        gradient(calls[0], lambda x: x[:1])
+    count = iter(range(100))
+    with pytest.raises(RuntimeError, match="dtype"):
+        gradient(calls[0], lambda x: x.float() if next(count) == 1 else x)
+
+
 def test_backward_frees_what_forward_kept() -> None:
     ours = MultiheadAttention(16, 2, batch_first=True)
     x = torch.randn(2, 50, 16, requires_grad=True)
@@ -289,6 +313,56 @@ def test_boolean_masks_may_be_changed_before_backward() -> None:
     mask[:, 0] = False
     expected = torch.autograd.grad(pytorch_s(q, q, q).sum(), q)[0]
     close(torch.autograd.grad(out.sum(), q)[0], expected)
+
+
+def test_what_a_mask_broadcasts_is_not_copied() -> None:
+    q = torch.randn(2, 3, 50, 8, requires_grad=True)
+    mask = torch.ones(2, 1, 1, 50, dtype=torch.bool).expand(2, 3, 50, 50)
+    sizes: list[int] = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bool:
+            sizes.append(x.untyped_storage().nbytes())
+        return x
+
+    ours = MultiheadAttention(24, 3, batch_first=True)
+    x = torch.randn(2, 50, 24)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        scaled_dot_product_attention(q, q, q, mask).sum().backward()
+        ours(x, x, x, attn_mask=~mask[:1, :1, :1].expand(2, 3, 50, 50))[0].sum().backward()
+    assert sizes[0] == 2 * 50
+    assert len(sizes) == 2
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["eager", "dispatch mode"])
+def test_weights_that_nothing_changes_have_no_graph(mode: bool) -> None:
+    ours = MultiheadAttention(8, 2).requires_grad_(False)
+    ours.out_proj.requires_grad_(True)
+    x = torch.randn(5, 2, 8)
+    mask = torch.zeros(5, 5, dtype=torch.bool)
+    with Watching() if mode else torch.enable_grad():
+        out, weights = ours(x, x, x, attn_mask=mask)
+    assert out.requires_grad
+    assert not weights.requires_grad
+    mask.fill_(True)
+    out.sum().backward()
+    assert ours.out_proj.weight.grad.any()
+
+
+class Guarded(torch.nn.MultiheadAttention):
+    """A class that leaves something out of its pickles."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name != "handle"}
+
+
+def test_an_accelerated_subclass_keeps_its_own_state() -> None:
+    module = Guarded(8, 2)
+    module.handle = (i for i in range(3))  # cannot be pickled
+    accelerate(module)
+    other = pickle.loads(pickle.dumps(module))
+    assert isinstance(other, MultiheadAttention)
+    assert not hasattr(other, "handle")
 
 
 def test_another_default_device_does_not_matter() -> None:

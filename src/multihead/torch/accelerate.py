@@ -66,7 +66,8 @@ def restore(model: torch.nn.Module) -> int:
     Parameters
     ----------
     model : torch.nn.Module
-        Layers that were ours from the beginning stay as they are.
+        Layers that were ours from the beginning stay as they are, and so do those that were
+        wrapped or parametrized since `accelerate`.
 
     Returns
     -------
@@ -119,7 +120,9 @@ _DERIVED = "_multihead_derived_class"
 
 def _reduce(module: torch.nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle a module of a derived class by the class that it had before."""
-    return _made_again, (module.__dict__[_BEFORE],), module.__dict__
+    state: Any = module
+    state = state.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
+    return _made_again, (module.__dict__[_BEFORE],), state
 
 
 def _made_again(kind: type) -> Any:

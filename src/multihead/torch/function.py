@@ -10,7 +10,7 @@ import torch
 from multihead.torch import engine
 from multihead.torch.composed import composed, derivatives
 from multihead.torch.options import Offsets, Options
-from multihead.torch.tensors import batched, settled, traced, transformed
+from multihead.torch.tensors import batched, kept_masks, settled, traced, transformed, unpacked
 
 # by their places: what the weights depend on, and what only the output does
 _OF_WEIGHTS = (0, 1, 3, 4, 5, 6, 7, 9, 10)
@@ -50,6 +50,11 @@ def traced_gradients(
     return [next(rest) if n else None for n in needed]
 
 
+def weights_differ(needed: Sequence[bool]) -> bool:
+    """Whether the weights depend on a tensor whose gradient is needed."""
+    return any(needed[i] for i in _OF_WEIGHTS)
+
+
 class Attention(torch.autograd.Function):
     """The layer: gradients of inputs, float masks and parameters."""
 
@@ -63,19 +68,20 @@ class Attention(torch.autograd.Function):
         """Run the engine; the tensors are those of `options.TENSORS`."""
         out, weights, cache = engine.forward(options, tensors, offsets, True)
         ctx.call = options, offsets
-        # boolean masks may be changed meanwhile, as with PyTorch's layer
-        kept = [x.clone() if x is not None and x.dtype == torch.bool else x for x in tensors]
-        ctx.save_for_backward(*kept, cache)
+        assert cache is not None
+        kept = [*kept_masks(tensors), cache]
+        ctx.save_for_backward(*kept)
+        ctx.shapes = [None if x is None else x.shape for x in kept]
         ctx.set_materialize_grads(False)
-        needed = ctx.needs_input_grad[2:]
-        if weights is not None and not any(needed[i] for i in _OF_WEIGHTS):
+        if weights is not None and not weights_differ(ctx.needs_input_grad[2:]):
             ctx.mark_non_differentiable(weights)
         return out, weights
 
     @staticmethod
     def backward(ctx: Any, d_out: torch.Tensor | None, d_weights: torch.Tensor | None) -> Any:
         """Return the gradients of all that `forward` took, in its order."""
-        *tensors, cache = ctx.saved_tensors
+        *tensors, cache = unpacked(ctx.saved_tensors, ctx.shapes)
+        assert cache is not None
         options, offsets = ctx.call
         needed = needed_gradients(ctx.needs_input_grad[2:], d_out)
         if torch.is_grad_enabled() or transformed() or batched(d_out) or batched(d_weights):
@@ -93,5 +99,7 @@ class Attention(torch.autograd.Function):
                 options, tensors, offsets, seed, cache, d_out, d_weights, needed
             )
         else:
-            grads = engine.backward(options, tensors, offsets, cache, d_out, d_weights, needed)
+            grads = engine.backward(
+                options, tensors, offsets, cache.contiguous(), d_out, d_weights, needed
+            )
         return None, None, *grads

@@ -17,10 +17,12 @@ from multihead.torch.tensors import (
     batched,
     draw_seed,
     engine_reads,
+    kept_masks,
     readable,
     settled,
     traced,
     transformed,
+    unpacked,
 )
 
 _NO_OFFSETS = (0, 0, 0, 0)
@@ -297,14 +299,14 @@ class _Attention(torch.autograd.Function):
         stats = _new_stats(q)
         out = _forward(how, tensors, stats)
         ctx.how = how
-        # boolean masks may be changed meanwhile
-        kept = [x.clone() if x is not None and x.dtype == torch.bool else x for x in tensors]
-        ctx.save_for_backward(*kept, out, stats)
+        kept = [*kept_masks(tensors), out, stats]
+        ctx.save_for_backward(*kept)
+        ctx.shapes = [None if x is None else x.shape for x in kept]
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: torch.Tensor) -> Any:
-        *tensors, out, stats = ctx.saved_tensors
+        *tensors, out, stats = unpacked(ctx.saved_tensors, ctx.shapes)
         needed = ctx.needs_input_grad[1:]
         how = ctx.how
         if torch.is_grad_enabled() or transformed() or batched(d_out):
@@ -368,7 +370,8 @@ def _fake_backward(
 
 
 def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*output, *inputs[:5])
+    tensors = inputs[:5] if torch.compiler.is_compiling() else kept_masks(inputs[:5])
+    ctx.save_for_backward(*output, *tensors)
     ctx.rest = inputs[5:]
     ctx.mark_non_differentiable(output[1])
 

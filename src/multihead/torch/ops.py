@@ -10,9 +10,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from multihead.torch import engine
 from multihead.torch.composed import composed, derivatives
-from multihead.torch.function import needed_gradients, traced_gradients
+from multihead.torch.function import needed_gradients, traced_gradients, weights_differ
 from multihead.torch.options import TENSORS, Offsets, Options, three
-from multihead.torch.tensors import settled
+from multihead.torch.tensors import kept_masks, settled
 
 _LANES = 16  # the engine's rows of tokens end at multiples of this
 
@@ -123,10 +123,14 @@ def _fake_backward(d_out: Any, d_weights: Any, cache: Any, *arguments: Any) -> l
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*inputs[: _OWN + 3], output[2])
+    tensors = inputs[: _OWN + 3]
+    if not torch.compiler.is_compiling():
+        tensors = tuple(kept_masks(tensors))
+    ctx.save_for_backward(*tensors, output[2])
     ctx.rest = inputs[_OWN + 3 : -1]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
+    fixed = output[2:] if weights_differ(ctx.needs_input_grad) else output[1:]
+    ctx.mark_non_differentiable(*fixed)
 
 
 def _gradients(ctx: Any, d_out: Any, d_weights: Any, _: Any) -> tuple[Any, ...]:

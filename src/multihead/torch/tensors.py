@@ -56,6 +56,39 @@ def batched(x: torch.Tensor | None) -> bool:
     return bool(functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x))
 
 
+def kept_masks(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Copy boolean masks, which may be changed before backward, as PyTorch's layer lets them be.
+
+    What is broadcast stays broadcast: only its own elements are copied.
+    """
+    kept = list(tensors)
+    for i, x in enumerate(tensors):
+        if x is not None and x.dtype == torch.bool:
+            own = [slice(0, 1) if step == 0 else slice(None) for step in x.stride()]
+            kept[i] = x[tuple(own)].clone().expand(x.shape)
+    return kept
+
+
+def unpacked(
+    saved: Sequence[torch.Tensor | None], shapes: Sequence[torch.Size | None]
+) -> list[torch.Tensor | None]:
+    """Return saved tensors as the engine can read them: hooks may have changed what they are.
+
+    Raises
+    ------
+    RuntimeError
+        If they are no longer of one dtype, boolean masks aside, or of their shapes.
+    """
+    tensors = [settled(x) for x in saved]
+    found = [None if x is None else x.shape for x in tensors]
+    if found != list(shapes):
+        raise RuntimeError(f"saved tensors: expected shapes {list(shapes)}, got {found}")
+    dtypes = {x.dtype for x in tensors if x is not None and x.dtype != torch.bool}
+    if len(dtypes) > 1:
+        raise RuntimeError(f"saved tensors: expected one dtype, got {sorted(map(str, dtypes))}")
+    return tensors
+
+
 def settled(x: torch.Tensor | None) -> torch.Tensor | None:
     """Return a tensor whose memory says what it is: no sign to be turned, no zeros left out."""
     if x is None or torch.compiler.is_compiling():  # operations receive settled tensors
