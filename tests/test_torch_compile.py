@@ -173,6 +173,18 @@ def test_flops_are_counted() -> None:
     assert counter.get_total_flops() == 3 * products + products // 2
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_flops_of_ragged_batches_are_those_of_their_sequences() -> None:
+    module = MultiheadAttention(12, 3, batch_first=True)
+    parts = [torch.randn(n, 12) for n in (3, 7)]
+    counts = []
+    for x in (*(p[None] for p in parts), torch.nested.as_nested_tensor(parts)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(x, x, x, need_weights=False)
+        counts.append(counter.get_total_flops())
+    assert counts[2] == counts[0] + counts[1] > 0
+
+
 def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7

@@ -151,32 +151,31 @@ def _gradients(ctx: Any, d_out: Any, d_weights: Any, _: Any) -> tuple[Any, ...]:
     return *grads, *nothing
 
 
-def _flops(options: Options, query: Any, key: Any, value: Any, out_weight: Any) -> int:
-    """Count those of one forward: a multiplication and an addition are two."""
-    inner = out_weight[1]
-    if len(query) == 2:  # ragged: every query with the average number of keys
-        raise NotImplementedError("multihead::attention counts no flops of ragged batches")
-    n, tokens = (1, 0) if options.tokens_first else (0, 1)
-    batch, length, source = query[n], query[tokens], key[tokens]
-    projections = length * (query[2] + out_weight[0]) + source * (key[2] + value[2])
-    return int(2 * batch * inner * (projections + 2 * length * source))
+def _flops(arguments: Sequence[Any]) -> tuple[int, int]:
+    """Count those of one forward, and of the scores: a multiplication and an addition are two."""
+    options, offsets, _ = _options(arguments[_OWN:-1])
+    (query, key, value), (features, inner) = three(arguments), arguments[12].shape
+    tokens, sources = query.shape[:-1].numel(), key.shape[:-1].numel()
+    if offsets is None:
+        pairs = tokens * key.shape[0 if options.tokens_first else 1]
+    else:
+        pairs = int((offsets.query.diff() * offsets.key.diff()).sum())
+    projections = tokens * (query.shape[-1] + features)
+    projections += sources * (key.shape[-1] + value.shape[-1])
+    scores = 2 * inner * pairs
+    return 2 * inner * projections + 2 * scores, scores
 
 
-def _forward_flops(*arguments: Any, out_shape: Any = None) -> int:
-    options, _, _ = _options(arguments[_OWN:-1])
-    query, key, value = three(arguments)
-    return _flops(options, query, key, value, arguments[12])
+def _forward_flops(*arguments: Any, out_val: Any = None) -> int:
+    return _flops(arguments)[0]
 
 
 def _backward_flops(
-    d_out: Any, d_weights: Any, cache: Any, *arguments: Any, out_shape: Any = None
+    d_out: Any, d_weights: Any, cache: Any, *arguments: Any, out_val: Any = None
 ) -> int:
     # two products for each of the forward's, and the scores again
-    options, _, _ = _options(arguments[_OWN:-1])
-    (query, key, value), out_weight = three(arguments), arguments[12]
-    n, tokens = (1, 0) if options.tokens_first else (0, 1)
-    again = 2 * query[n] * query[tokens] * key[tokens] * out_weight[1]
-    return int(2 * _flops(options, query, key, value, out_weight) + again)
+    forward, scores = _flops(arguments)
+    return 2 * forward + scores
 
 
 torch.library.impl(_FORWARD, "CPU", _forward)
@@ -184,5 +183,5 @@ torch.library.register_fake(_FORWARD, _fake_forward)
 torch.library.impl(_BACKWARD, "CPU", _backward)
 torch.library.register_fake(_BACKWARD, _fake_backward)
 torch.library.register_autograd(_FORWARD, _gradients, setup_context=_set_up)
-register_flop_formula(torch.ops.multihead.attention)(_forward_flops)
-register_flop_formula(torch.ops.multihead.attention_backward)(_backward_flops)
+register_flop_formula(torch.ops.multihead.attention, get_raw=True)(_forward_flops)
+register_flop_formula(torch.ops.multihead.attention_backward, get_raw=True)(_backward_flops)
