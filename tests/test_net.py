@@ -1,0 +1,38 @@
+"""No result of some four thousand random calls has changed by a bit since they were recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+import net
+import net_draws
+from multihead import _native
+
+OTHERS = [isa for isa in _native.available_isas() if isa != _native.isa()]
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+HELP = "python tests/net.py --calls BUCKET shows each call of a bucket"
+
+
+@pytest.mark.timeout(300)
+def test_no_bit_has_changed() -> None:
+    assert net.differing(net.digests()) == [], HELP
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("isa", OTHERS)
+def test_no_bit_of_another_kernel_set_has_changed(isa: str) -> None:
+    assert net.differing(net.digests_of(isa, timeout=280), isa) == [], HELP
+
+
+def test_every_bucket_is_recorded_and_no_other() -> None:
+    for kept in net.recorded().values():
+        assert sorted(kept) == sorted(net.buckets())
+    calls = sum(count * each for _, count, each in net.KINDS.values())
+    assert calls >= 3000
+
+
+def test_the_words_are_those_of_splitmix64() -> None:
+    draws = net_draws.Draws("")
+    draws.state = 1234567  # the first words of the generator's published test vector
+    assert draws.words(2).tolist() == [6457827717110365317, 3203168211198807973]
+    assert draws.words(1).tolist() == [9817491932198370423]
