@@ -32,6 +32,10 @@ def lengths(draws: Draws) -> tuple[int, int, int]:
         n = draws.integers(2, 6)
         length, s = (draws.choice([1, 2]) * 1024 // n + draws.integers(1, 20) for _ in "LS")
         length = draws.choice([length, draws.integers(*small)])
+    elif way < 0.85:  # more tokens than a weight's gradient sums in one go
+        n, length, s = 20, draws.integers(206, 215), draws.integers(206, 215)
+    elif way < 0.855:  # more tiles of keys than groups of eight
+        n, length, s = 1, draws.integers(1, 21), draws.integers(4097, 4400)
     elif way < 0.96:  # a sequence at a time
         n, length, s = draws.integers(8, 21), draws.integers(1, 41), draws.integers(1, 41)
     else:
@@ -42,7 +46,7 @@ def lengths(draws: Draws) -> tuple[int, int, int]:
 def heads(draws: Draws, tokens: int) -> tuple[int, int]:
     """H and D; less of them where there are many tokens."""
     h, d = draws.integers(1, 5), int(draws.choice(HEAD_SIZES))
-    most = 320 if tokens < 100 else 140 if tokens < 600 else 68
+    most = 320 if tokens < 100 else 140 if tokens < 600 else 68 if tokens < 3000 else 20
     while h * d > most:
         h, d = (h - 1, d) if h > 1 else (h, d // 2)
     return h, d
@@ -133,7 +137,8 @@ def layer_call(draws: Draws, digest: Digest, dtype: Any) -> str:
     h, d = heads(draws, n * max(length, s))
     embed = h * d
     other = draws.flip(0.25)
-    kdim, vdim = (draws.integers(1, 50) if other and draws.flip(0.7) else embed for _ in "kv")
+    width = 1024 if draws.flip(0.1) else draws.integers(1, 50)  # rows that share a set of a cache
+    kdim, vdim = (width if other and draws.flip(0.7) else embed for _ in "kv")
     layer = make_layer(draws, embed, h, dtype, kdim=kdim, vdim=vdim, batch_first=batch_first)
 
     def tokens(count: int, width: int) -> Array:
