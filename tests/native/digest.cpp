@@ -1,127 +1,341 @@
-// Runs layers of several shapes, forward and backward, and prints a digest of all results in float
-// and one in double: kernel sets with FMA print the same, on any architecture. MULTIHEAD_ISA names
-// the set.
+// Runs random layers and attention, forward and backward, and prints a digest of all results for
+// each kind and dtype: the lines of digests.txt that begin with FMA, on any architecture, or those
+// of the baseline. MULTIHEAD_ISA names the set.
 #include <cstdio>
-#include <cstring>
-#include <vector>
+#include <string>
 
 #include "../../csrc/engine/cpu.h"
+#include "../../csrc/engine/functional.h"
 #include "../../csrc/engine/layer.h"
 #include "../../csrc/engine/thread_pool.h"
+#include "numbers.h"
 
 using namespace multihead;
+using namespace multihead::digest;
 
 namespace {
 
-// Numbers in [-1, 1) from a 64-bit generator: integers only, so the same everywhere.
-struct Numbers {
-  uint64_t state = 88172645463325252ull;
-  uint64_t next() {
-    state ^= state << 13;
-    state ^= state >> 7;
-    return state ^= state << 17;
-  }
-  template <class T>
-  std::vector<T> floats(int64_t n) {
-    std::vector<T> x;
-    for (int64_t i = 0; i < n; ++i) x.push_back(T(int64_t(next() >> 44)) / T(1 << 19) - T(1));
-    return x;
+// A layer's weights as the engine looks at them: (H, D, in), (H, D); the output's (H, Dv, E), (E).
+template <class T>
+struct Projections {
+  Array<T> weight[4], bias[4], bias_k, bias_v;
+
+  Parameters views() const {
+    return {{weight[0].view, bias[0].view},
+            {weight[1].view, bias[1].view},
+            {weight[2].view, bias[2].view},
+            bias_k.view,
+            bias_v.view,
+            {weight[3].view, bias[3].view}};
   }
 };
 
-uint64_t hash_of(const void* data, size_t bytes, uint64_t hash) {
-  const unsigned char* p = static_cast<const unsigned char*>(data);
-  for (size_t i = 0; i < bytes; ++i) hash = (hash ^ p[i]) * 1099511628211ull;
-  return hash;
-}
+// What a call of a layer is told; a mask has sizes 1 where it is shared.
+struct Shape {
+  int64_t N = 1, L = 1, S = 1, H = 1, D = 1, Dv = 1, E = 1, kdim = 1, vdim = 1;
+  bool ragged = false, extra_key = false, zero_row = false, causal = false;
+  int shared = 0;  // 2: key is value, 3: query too
+  double dropout = 0;
+  uint64_t seed = 0, counter = 0;
+  int64_t weight_heads = 0;
+  std::vector<int64_t> query_offsets, key_offsets;
+
+  int64_t columns() const { return S + extra_key + zero_row; }
+};
 
 template <class T>
-View view(const std::vector<T>& x, std::initializer_list<int64_t> sizes) {
-  View v;
-  v.data = const_cast<T*>(x.data());
-  v.dtype = sizeof(T) == 1 ? DType::Bool : sizeof(T) == 4 ? DType::Float32 : DType::Float64;
-  for (int64_t s : sizes) v.size[v.rank++] = s;
-  int64_t stride = 1;
-  for (int i = v.rank - 1; i >= 0; --i) v.stride[i] = stride, stride *= v.size[i];
+struct LayerProblem {
+  Shape shape;
+  Projections<T> parameters, gradients;
+  Array<T> query, key, value, d_out, d_query, d_key, d_value, out, weights, d_weights;
+  Array<uint8_t> bool_mask, bool_padding;
+  Array<T> float_mask, float_padding, d_mask, d_padding;
+  bool adds = false;
+};
+
+View broadcast(View v, const Sizes& sizes) {
+  for (int i = 0; i < v.rank; ++i)
+    if (v.size[i] != sizes[size_t(i)]) v.size[i] = sizes[size_t(i)], v.stride[i] = 0;
   return v;
 }
 
 template <class T>
-uint64_t run(Numbers& numbers, int64_t N, int64_t L, int64_t S, int64_t H, int64_t D, bool causal,
-             bool masked, double p, uint64_t hash) {
-  const int64_t E = H * D;
-  const auto make = [&](int64_t n) { return numbers.floats<T>(n); };
-  const auto q = make(N * L * E), k = make(N * S * E), v = make(N * S * E), d = make(N * L * E);
-  std::vector<T> w[4], b[4], dw[4], db[4];
-  for (int i = 0; i < 4; ++i) {
-    w[i] = make(E * E), b[i] = make(E);
-    dw[i].assign(size_t(E * E), T(0)), db[i].assign(size_t(E), T(0));
-  }
-  std::vector<uint8_t> padding, mask;
-  for (int64_t i = 0; i < N * S; ++i) padding.push_back(numbers.next() >> 62 == 0);
-  for (int64_t i = 0; i < L * S; ++i) mask.push_back(numbers.next() >> 62 == 0);
-
+LayerCall layer_call(const LayerProblem<T>& p) {
+  const Shape& s = p.shape;
   LayerCall call;
-  call.dtype = sizeof(T) == 4 ? DType::Float32 : DType::Float64;
-  const auto parameters = [&](std::vector<T>* weights, std::vector<T>* biases) {
-    Parameters r;
-    HeadWeights* to[] = {&r.query, &r.key, &r.value};
-    for (int i = 0; i < 3; ++i) *to[i] = {view(weights[i], {H, D, E}), view(biases[i], {H, D})};
-    r.out = {view(weights[3], {H, D, E}), view(biases[3], {E})};
-    return r;
-  };
-  call.parameters = parameters(w, b);
-  call.zero_row = masked;
-  call.query = view(q, {N, L, E});
-  call.key = view(k, {N, S, E});
-  call.value = view(v, {N, S, E});
-  call.shape.batch = N, call.shape.queries = L, call.shape.keys = S;
-  if (masked) {
-    call.shape.key_padding = view(padding, {N, S});
-    call.attn_mask = view(mask, {1, 1, L, S});
-    call.attn_mask.stride[0] = call.attn_mask.stride[1] = 0;
-    call.attn_mask.size[0] = N, call.attn_mask.size[1] = H;
+  call.dtype = dtype_of<T>();
+  call.parameters = p.parameters.views();
+  call.zero_row = s.zero_row;
+  call.query = s.shared == 3 ? p.key.view : p.query.view;
+  call.key = p.key.view;
+  call.value = s.shared ? p.key.view : p.value.view;
+  call.shape.batch = s.N, call.shape.queries = s.L, call.shape.keys = s.S;
+  if (s.ragged) {
+    call.shape.query_offsets = s.query_offsets.data();
+    call.shape.key_offsets = s.key_offsets.data();
   }
-  call.causal = causal;
-  call.dropout = {p, 42, 7};
-
-  const int64_t columns = S + int64_t(masked);
-  std::vector<T> out(size_t(N * L * E)), weights(size_t(N * L * columns));
-  WeightsView shown{view(weights, {N, 1, L, columns}), 1};
-  call.shape.weight_heads = 1;
-  std::vector<char> cache(cache_bytes(call) + 64);
-  void* kept = cache.data() + (64 - reinterpret_cast<uintptr_t>(cache.data()) % 64);
-  layer_forward(call, view(out, {N, L, E}), shown, kept);
-  std::vector<T> dq(q.size()), dk(k.size()), dv(v.size());
-  LayerGradients g;
-  g.query = view(dq, {N, L, E}), g.key = view(dk, {N, S, E}), g.value = view(dv, {N, S, E});
-  g.parameters = parameters(dw, db);
-  layer_backward(call, kept, view(d, {N, L, E}), WeightsView{}, g);
-  const auto add = [&](const std::vector<T>& x) {
-    hash = hash_of(x.data(), x.size() * sizeof(T), hash);
-  };
-  add(out), add(weights), add(dq), add(dk), add(dv);
-  for (int i = 0; i < 4; ++i) add(dw[i]), add(db[i]);
-  return hash;
+  call.shape.key_padding = p.bool_padding.view ? p.bool_padding.view : p.float_padding.view;
+  call.shape.weight_heads = s.weight_heads;
+  const View& mask = p.bool_mask.view ? p.bool_mask.view : p.float_mask.view;
+  call.attn_mask = broadcast(mask, {s.N, s.H, s.L, s.S});
+  call.causal = s.causal;
+  call.dropout = {s.dropout, s.seed, s.counter};
+  return call;
 }
 
 template <class T>
-uint64_t all() {
-  Numbers numbers;
-  uint64_t hash = 14695981039346656037ull;
-  hash = run<T>(numbers, 2, 70, 70, 2, 16, false, false, 0.0, hash);
-  hash = run<T>(numbers, 1, 5, 300, 3, 7, false, true, 0.1, hash);
-  hash = run<T>(numbers, 2, 130, 129, 1, 33, true, true, 0.5, hash);
-  hash = run<T>(numbers, 5, 210, 210, 2, 20, false, false, 0.0, hash);  // weights in panels
-  hash = run<T>(numbers, 9, 20, 20, 2, 16, true, false, 0.1, hash);     // a sequence at a time
-  hash = run<T>(numbers, 3, 1, 65, 2, 64, true, false, 0.2, hash);
-  return hash;
+void run_layer(LayerProblem<T>& p, Digest& digest) {
+  const Shape& s = p.shape;
+  const LayerCall call = layer_call(p);
+  std::vector<char> cache(cache_bytes(call) + 64);
+  void* kept = cache.data() + (64 - reinterpret_cast<uintptr_t>(cache.data()) % 64);
+  layer_forward(call, p.out.view, {p.weights.view, s.weight_heads}, kept);
+  LayerGradients g;
+  g.query = s.shared == 3 ? p.d_key.view : p.d_query.view;
+  g.key = p.d_key.view;
+  g.value = s.shared ? p.d_key.view : p.d_value.view;
+  g.query_adds = g.key_adds = g.value_adds = p.adds;
+  g.parameters = p.gradients.views();
+  g.key_padding = p.d_padding.view;
+  g.attn_mask = p.d_mask.view;
+  WeightsView d_weights;
+  if (p.d_weights.view) d_weights = {p.d_weights.view, s.weight_heads};
+  layer_backward(call, kept, p.d_out.view, d_weights, g);
+  for (const Array<T>* a : {&p.out, &p.weights, &p.d_query, &p.d_key, &p.d_value, &p.d_mask,
+                            &p.d_padding, &p.gradients.bias_k, &p.gradients.bias_v})
+    digest.add(*a);
+  for (int i = 0; i < 4; ++i) digest.add(p.gradients.weight[i]), digest.add(p.gradients.bias[i]);
+}
+
+// Arrays for a shape; what else there is (biases, masks, weights) is drawn.
+template <class T>
+LayerProblem<T> layer_problem(Numbers& numbers, const Shape& shape) {
+  LayerProblem<T> p;
+  p.shape = shape;
+  Shape& s = p.shape;
+  const Sizes widths = {s.E, s.kdim, s.vdim, s.E}, dims = {s.D, s.D, s.Dv, s.Dv};
+  const auto both = [&](Array<T>& to, Array<T>& gradient, const Sizes& sizes, T scale) {
+    to = random<T>(numbers, sizes, scale), gradient = random<T>(numbers, sizes);
+  };
+  for (size_t i = 0; i < 4; ++i) {
+    both(p.parameters.weight[i], p.gradients.weight[i], {s.H, dims[i], widths[i]}, T(0.375));
+    const Sizes bias = i < 3 ? Sizes{s.H, dims[i]} : Sizes{s.E};
+    if (numbers.percent(70)) both(p.parameters.bias[i], p.gradients.bias[i], bias, 1);
+  }
+  if (s.extra_key) {
+    both(p.parameters.bias_k, p.gradients.bias_k, {s.H, s.D}, 1);
+    both(p.parameters.bias_v, p.gradients.bias_v, {s.H, s.Dv}, 1);
+  }
+  const auto tokens = [&](const std::vector<int64_t>& offsets, int64_t length, int64_t width) {
+    return random<T>(numbers, s.ragged ? Sizes{offsets.back(), width} : Sizes{s.N, length, width});
+  };
+  p.query = tokens(s.query_offsets, s.L, s.E), p.d_query = tokens(s.query_offsets, s.L, s.E);
+  p.key = tokens(s.key_offsets, s.S, s.kdim), p.d_key = tokens(s.key_offsets, s.S, s.kdim);
+  p.value = tokens(s.key_offsets, s.S, s.vdim), p.d_value = tokens(s.key_offsets, s.S, s.vdim);
+  p.out = tokens(s.query_offsets, s.L, s.E), p.d_out = tokens(s.query_offsets, s.L, s.E);
+  p.adds = numbers.percent(30);
+  if (numbers.percent(50)) {
+    Sizes sizes = {s.N, s.H, s.L, s.S};
+    for (int64_t& n : sizes) n = numbers.percent(40) ? 1 : n;
+    if (numbers.percent(50))
+      p.bool_mask = mask<uint8_t>(numbers, sizes);
+    else
+      p.float_mask = mask<T>(numbers, sizes), p.d_mask = random<T>(numbers, sizes);
+  }
+  if (!s.ragged && numbers.percent(40)) {
+    if (numbers.percent(50))
+      p.bool_padding = mask<uint8_t>(numbers, {s.N, s.S});
+    else
+      p.float_padding = mask<T>(numbers, {s.N, s.S}), p.d_padding = random<T>(numbers, {s.N, s.S});
+  }
+  if (numbers.percent(50)) {
+    s.weight_heads = numbers.percent(50) ? 1 : s.H;
+    int64_t all = 0;
+    for (int64_t n = 0; s.ragged && n < s.N; ++n)
+      all += (s.query_offsets[size_t(n + 1)] - s.query_offsets[size_t(n)]) * s.weight_heads *
+             (s.key_offsets[size_t(n + 1)] - s.key_offsets[size_t(n)] + s.columns() - s.S);
+    const Sizes sizes = s.ragged ? Sizes{all} : Sizes{s.N, s.weight_heads, s.L, s.columns()};
+    p.weights = random<T>(numbers, sizes, 1, !s.ragged);
+    if (numbers.percent(60)) p.d_weights = random<T>(numbers, sizes, 1, !s.ragged);
+  }
+  return p;
+}
+
+// Mostly small, often across tiles, some long in keys, many in a batch, or empty.
+void draw_lengths(Numbers& numbers, Shape& s) {
+  const int64_t way = numbers.below(100);
+  s.N = numbers.between(1, 3), s.L = numbers.between(1, 20), s.S = numbers.between(1, 20);
+  if (way >= 62 && way < 80) {
+    const int64_t edge = numbers.percent(70) ? 60 : 120;
+    s.L = numbers.between(edge, edge + 10), s.S = numbers.percent(50) ? s.S : s.L + 5;
+    s.N = 1;
+  } else if (way >= 80 && way < 87) {
+    s.N = 1, s.L = numbers.between(1, 30), s.S = numbers.between(500, 1050);
+  } else if (way >= 87 && way < 97) {
+    s.N = numbers.between(8, 11);
+  } else if (way >= 97) {
+    (way == 97 ? s.N : way == 98 ? s.L : s.S) = 0;
+  }
+}
+
+Shape draw_shape(Numbers& numbers, bool ragged) {
+  constexpr int64_t kDims[] = {1, 3, 5, 7, 8, 16, 17, 33};
+  Shape s;
+  draw_lengths(numbers, s);
+  const bool large = s.N * larger(s.L, s.S) > 100;
+  s.H = numbers.between(1, large ? 2 : 3);
+  s.D = kDims[numbers.below(large ? 6 : 8)];
+  s.Dv = numbers.percent(70) ? s.D : kDims[numbers.below(6)];
+  s.E = numbers.percent(60) ? s.H * s.D : numbers.between(1, 40);
+  s.kdim = numbers.percent(70) ? s.E : numbers.between(1, 40);
+  s.vdim = numbers.percent(70) ? s.kdim : numbers.between(1, 40);
+  s.ragged = ragged;
+  if (ragged) {
+    const int64_t L = s.L, S = s.S;
+    s.L = s.S = 0;
+    s.query_offsets = s.key_offsets = {0};
+    const bool alike = numbers.percent(50);
+    for (int64_t n = 0; n < s.N; ++n) {
+      const int64_t l = numbers.between(0, L), k = alike ? l : numbers.between(0, S);
+      s.query_offsets.push_back(s.query_offsets.back() + l), s.L = larger(s.L, l);
+      s.key_offsets.push_back(s.key_offsets.back() + k), s.S = larger(s.S, k);
+    }
+  } else if (numbers.percent(30)) {
+    s.S = s.L;
+  }
+  const bool alike = ragged ? s.query_offsets == s.key_offsets : s.L == s.S;
+  if (s.kdim == s.vdim && numbers.percent(50)) s.shared = alike && s.E == s.kdim ? 3 : 2;
+  s.extra_key = numbers.percent(25), s.zero_row = numbers.percent(25);
+  s.causal = numbers.percent(35);
+  s.dropout = numbers.percent(40) ? double(numbers.between(1, 8)) / 8 : 0;
+  s.seed = numbers.next(), s.counter = numbers.next();
+  return s;
+}
+
+template <class T>
+uint64_t layers(Numbers numbers, int count, bool ragged) {
+  Digest digest;
+  for (int i = 0; i < count; ++i) {
+    LayerProblem<T> p = layer_problem<T>(numbers, draw_shape(numbers, ragged));
+    run_layer(p, digest);
+  }
+  return digest.value();
+}
+
+// Weights in panels, a sequence at a time, and groups of keys.
+template <class T>
+uint64_t chosen_layers(Numbers numbers) {
+  constexpr int64_t kSizes[][5] = {{2, 70, 70, 2, 16},  {1, 5, 600, 3, 7},    {2, 130, 129, 1, 33},
+                                   {5, 210, 210, 2, 8}, {10, 210, 209, 1, 6}, {9, 20, 20, 2, 16},
+                                   {3, 1, 65, 2, 64},   {1, 9, 1100, 1, 16}};
+  Digest digest;
+  for (const auto& [N, L, S, H, D] : kSizes) {
+    Shape s = draw_shape(numbers, false);
+    s.N = N, s.L = L, s.S = S, s.H = H, s.D = s.Dv = D, s.E = s.kdim = s.vdim = H * D;
+    s.shared = L == S ? 3 : 2;
+    LayerProblem<T> p = layer_problem<T>(numbers, s);
+    run_layer(p, digest);
+  }
+  return digest.value();
+}
+
+template <class T>
+struct AttentionProblem {
+  Array<T> q, k, v, d_out, out, stats, delta, d_q, d_k, d_v, weights, float_mask, d_mask;
+  Array<uint8_t> bool_mask;
+  bool true_hides = false, causal = false;
+  double scale = 1, dropout = 0;
+  uint64_t seed = 0;
+  Offsets offsets;
+};
+
+template <class T>
+AttentionCall attention_call(const AttentionProblem<T>& p) {
+  AttentionCall call;
+  call.dtype = dtype_of<T>();
+  call.q = p.q.view, call.k = p.k.view, call.v = p.v.view;
+  const View& mask = p.bool_mask.view ? p.bool_mask.view : p.float_mask.view;
+  const int64_t *q = call.q.size, *k = call.k.size;
+  call.attn_mask = broadcast(mask, {q[0], q[1], q[2], k[2]});
+  call.true_hides = p.true_hides, call.causal = p.causal, call.scale = p.scale;
+  call.dropout = {p.dropout, p.seed, 0};
+  call.offsets = p.offsets;
+  return call;
+}
+
+template <class T>
+void run_attention(AttentionProblem<T>& p, Digest& digest) {
+  const AttentionCall call = attention_call(p);
+  WeightsView weights;
+  if (p.weights.view) weights = {p.weights.view, call.q.size[1]};
+  attention_forward(call, p.out.view, p.stats.view, weights);
+  row_dot(p.d_out.view, p.out.view, p.delta.view);
+  const AttentionGradients g{p.d_q.view, p.d_k.view, p.d_v.view, p.d_mask.view};
+  attention_backward(call, p.stats.view, p.delta.view, p.d_out.view, g);
+  for (const Array<T>* a :
+       {&p.out, &p.stats, &p.delta, &p.d_q, &p.d_k, &p.d_v, &p.weights, &p.d_mask})
+    digest.add(*a);
+}
+
+template <class T>
+AttentionProblem<T> attention_problem(Numbers& numbers, bool few) {
+  AttentionProblem<T> p;
+  Shape s = draw_shape(numbers, false);
+  if (few)
+    s.N = numbers.between(1, 2), s.L = numbers.between(1, 4), s.S = numbers.between(256, 1100);
+  if (!few && s.L <= 4 && s.S >= 256) s.L += 4;
+  const Sizes queries = {s.N, s.H, s.L, s.D}, outs = {s.N, s.H, s.L, s.Dv};
+  const Sizes keys = {s.N, s.H, s.S, s.D}, values = {s.N, s.H, s.S, s.Dv};
+  p.q = random<T>(numbers, queries), p.d_q = random<T>(numbers, queries);
+  p.k = random<T>(numbers, keys), p.d_k = random<T>(numbers, keys);
+  p.v = random<T>(numbers, values), p.d_v = random<T>(numbers, values);
+  p.out = random<T>(numbers, outs), p.d_out = random<T>(numbers, outs);
+  p.stats = random<T>(numbers, {2, s.N, s.H, s.L}), p.delta = random<T>(numbers, {s.N, s.H, s.L});
+  if (numbers.percent(60)) {
+    Sizes sizes = {s.N, s.H, s.L, s.S};
+    for (int64_t& n : sizes) n = numbers.percent(40) ? 1 : n;
+    if (numbers.percent(50))
+      p.bool_mask = mask<uint8_t>(numbers, sizes);
+    else
+      p.float_mask = mask<T>(numbers, sizes), p.d_mask = random<T>(numbers, sizes);
+  }
+  if (!few && numbers.percent(40)) p.weights = random<T>(numbers, {s.N, s.H, s.L, s.S});
+  p.true_hides = numbers.percent(50), p.causal = s.causal;
+  p.scale = double(numbers.between(-4, 8)) / 4;
+  p.dropout = s.dropout, p.seed = s.seed;
+  if (numbers.percent(40))
+    p.offsets = {numbers.below(9), numbers.below(9), numbers.below(90), numbers.below(90)};
+  return p;
+}
+
+template <class T>
+uint64_t attentions(Numbers numbers, int count, bool few) {
+  Digest digest;
+  for (int i = 0; i < count; ++i) {
+    AttentionProblem<T> p = attention_problem<T>(numbers, few);
+    run_attention(p, digest);
+  }
+  return digest.value();
+}
+
+template <class T>
+void print_all(const char* dtype) {
+  const auto line = [&](const char* kind, uint64_t value) {
+    const char* set = kernels().name == std::string("baseline") ? "baseline" : "FMA";
+    std::printf("%s: %s %s %016llx\n", set, kind, dtype, static_cast<unsigned long long>(value));
+    std::fflush(stdout);
+  };
+  line("layer", layers<T>(Numbers(1), 300, false));
+  line("layer, chosen sizes,", chosen_layers<T>(Numbers(2)));
+  line("ragged", layers<T>(Numbers(3), 100, true));
+  line("attention", attentions<T>(Numbers(4), 300, false));
+  line("few queries", attentions<T>(Numbers(5), 40, true));
 }
 
 }  // namespace
 
 int main() {
   set_num_threads(2);
-  std::printf("%016llx %016llx\n", static_cast<unsigned long long>(all<float>()),
-              static_cast<unsigned long long>(all<double>()));
+  print_all<float>("float32");
+  print_all<double>("float64");
 }
