@@ -4,12 +4,12 @@
 
 #include "engine/functional.h"
 #include "engine/layer.h"
-
-#define MULTIHEAD_EXPORT __attribute__((visibility("default")))
+#include "engine/thread_pool.h"
+#include "platform/compiler.h"
 
 namespace multihead {
 
-constexpr int kTableVersion = 3;
+constexpr int kTableVersion = 4;
 
 // Functions return null, or why they failed: a string of the calling thread's.
 struct EngineTable {
@@ -30,6 +30,7 @@ struct EngineTable {
   int (*available)(const char** names, int most);  // returns how many there are
   int (*num_threads)();
   void (*set_num_threads)(int threads);
+  void (*set_thread_source)(const ThreadSource* source);  // one that lives as long as the process
   const char* (*fma_peak)(double seconds, int threads, bool f64, double* flops_per_second);
   const char* (*region_seconds)(int iterations, double* seconds);
 };

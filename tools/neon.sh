@@ -23,7 +23,7 @@ compile() {
       -DMULTIHEAD_VECTOR_BYTES="$bytes" $extra -c csrc/kernels/kernels.cpp -o "$folder/$isa.o"
   done
   # shellcheck disable=SC2086
-  "$compiler" $flags -static -pthread tests/native/digest.cpp csrc/engine/*.cpp "$folder"/*.o \
+  "$compiler" $flags -static -pthread tests/native/digest.cpp csrc/engine/*.cpp csrc/platform/*.cpp "$folder"/*.o \
     -o "$folder/digest"
 }
 

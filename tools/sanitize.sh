@@ -9,7 +9,7 @@ mkdir -p "$build"
 flags=(-std=c++20 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi
   -Iinclude -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 # portable kernels are enough: the others differ in their vectors alone
-for source in csrc/api.cpp csrc/engine/*.cpp csrc/bnns/*.cpp csrc/kernels/kernels.cpp; do
+for source in csrc/api.cpp csrc/engine/*.cpp csrc/platform/*.cpp csrc/bnns/*.cpp csrc/kernels/kernels.cpp; do
   echo "$source $build/$(echo "$source" | tr / _).o"
 done | xargs -P "$(nproc)" -n 2 bash -c 'exec g++ '"${flags[*]}"' -DMULTIHEAD_ISA=baseline \
   -DMULTIHEAD_VECTOR_BYTES=16 -c "$0" -o "$1"'

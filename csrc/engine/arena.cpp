@@ -1,27 +1,21 @@
 #include "arena.h"
 
-#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "../platform/memory.h"
 
 namespace multihead {
 namespace {
 
-constexpr size_t kHuge = size_t(2) << 20;
+using platform::kHugePage;
+
 constexpr size_t kKept = size_t(128) << 20;  // bytes of large blocks kept for the next call
 
 void* allocate(size_t bytes) {
-  const size_t align = bytes >= kHuge ? kHuge : kAlign;
-  void* data = std::aligned_alloc(align, bytes);
+  void* data = platform::allocate(bytes >= kHugePage ? kHugePage : kAlign, bytes);
   if (!data) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (align == kHuge) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
   return data;
 }
 
@@ -36,7 +30,7 @@ class Kept {
     for (size_t i = blocks_.size(); i-- > 0;) {
       const Entry entry = blocks_[i];
       if (entry.bytes < bytes || entry.bytes > 2 * bytes) continue;
-      blocks_.erase(blocks_.begin() + long(i));
+      blocks_.erase(blocks_.begin() + int64_t(i));
       total_ -= entry.bytes;
       bytes = entry.bytes;
       return entry.data;
@@ -47,7 +41,7 @@ class Kept {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock || bytes > kKept) return false;
     while (total_ + bytes > kKept) {  // the oldest make room
-      std::free(blocks_.front().data);
+      platform::release(blocks_.front().data);
       total_ -= blocks_.front().bytes;
       blocks_.erase(blocks_.begin());
     }
@@ -85,8 +79,8 @@ Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
     if (!data_) throw std::bad_alloc();
     return;
   }
-  if (bytes_ >= kHuge) {
-    bytes_ = (bytes + kHuge - 1) / kHuge * kHuge;
+  if (bytes_ >= kHugePage) {
+    bytes_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     data_ = kept().take(bytes_);
   }
   if (!data_) data_ = allocate(bytes_);
@@ -95,8 +89,8 @@ Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
 Block64::~Block64() {
   if (from_.allocate) {
     if (data_) from_.release(data_);
-  } else if (!(bytes_ >= kHuge && data_ && kept().give(data_, bytes_))) {
-    std::free(data_);
+  } else if (!(bytes_ >= kHugePage && data_ && kept().give(data_, bytes_))) {
+    platform::release(data_);
   }
 }
 

@@ -1,4 +1,4 @@
-// Which kernel set runs, and how many threads this process may use.
+// Which kernel set runs.
 #pragma once
 
 #include <string>
@@ -25,12 +25,5 @@ template <>
 inline const Kernels<double>& typed<double>(const KernelSet& set) {
   return *set.f64;
 }
-
-// Of the affinity mask and the cgroup's quota, whichever is smaller; at least 1.
-int usable_cpus();
-
-// Rounding mode and denormal handling of the calling thread.
-unsigned float_state();
-void set_float_state(unsigned state);
 
 }  // namespace multihead

@@ -1,7 +1,9 @@
 #include "few_queries.h"
 
 #include <algorithm>
+#include <limits>
 
+#include "../platform/compiler.h"
 #include "cpu.h"
 #include "run.h"
 
@@ -68,7 +70,7 @@ struct Few : Call<T> {
     for (int64_t i = first; i < smaller(first + kTile, keys); ++i) {
       const T* at = row(v, b, h, i);
       for (int64_t d = 0; d < v.size[3]; d += int64_t(kAlign / sizeof(T)))
-        __builtin_prefetch(at + d, 0, 3);
+        MULTIHEAD_PREFETCH_L1(at + d);
     }
   }
 
@@ -174,7 +176,7 @@ struct Few : Call<T> {
   // The chunks of one head, in order.
   void merge(int64_t task, const View& out, const View& stats) {
     const int64_t h = task % plan.heads, b = task / plan.heads;
-    constexpr T infinity = T(__builtin_inf());
+    constexpr T infinity = std::numeric_limits<T>::infinity();
     for (int64_t i = 0; i < queries; ++i) {
       bool seen = false;
       T top = -infinity, sum = 0;

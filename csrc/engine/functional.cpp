@@ -1,5 +1,7 @@
 #include "functional.h"
 
+#include <limits>
+
 #include "cpu.h"
 #include "few_queries.h"
 #include "run.h"
@@ -160,7 +162,7 @@ void backward(const AttentionCall& call, const View& stats, const View& delta, c
     run.read(call.v, Tokens::Keys, tiles.v);
     run.read(d_out, Tokens::Queries, g.d_out);
     run.each_row(tiles.row_max, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-      x = real ? element<T>(stats, 0, b, h, q) : T(__builtin_inf());
+      x = real ? element<T>(stats, 0, b, h, q) : std::numeric_limits<T>::infinity();
     });
     run.each_row(tiles.row_inv, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
       x = real ? element<T>(stats, 1, b, h, q) : T(0);

@@ -1,8 +1,5 @@
 #include "thread_pool.h"
 
-#include <pthread.h>
-#include <time.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -11,31 +8,18 @@
 #include <mutex>
 #include <thread>
 
-#include "cpu.h"
-#include "executor.h"
+#include "../platform/cpu.h"
+#include "../platform/threads.h"
 
 namespace multihead {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using platform::pause;
 
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kWaking = std::chrono::microseconds(100);  // what it takes at most, on a free core
 constexpr int kMaxThreads = 1024;
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-std::chrono::nanoseconds processor_time() {  // that the calling thread has had
-  timespec t{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
-}
 
 struct alignas(64) Progress {
   std::atomic<int64_t> next{0};
@@ -65,11 +49,12 @@ struct Region {
   void help(int worker) {
     if (worker == 0) return work(0);
     if (worker >= workers) return;
-    set_float_state(float_state);
+    platform::set_float_state(float_state);
     if (woken == Clock::time_point()) return work(worker);
-    const auto before = processor_time();
+    const auto before = platform::processor_time();
     work(worker);
-    if (Clock::now() - woken - (processor_time() - before) < kWaking) on_time.fetch_add(1);
+    if (Clock::now() - woken - (platform::processor_time() - before) < kWaking)
+      on_time.fetch_add(1);
   }
 
   // Whether workers wanted a core and did not get one.
@@ -97,24 +82,28 @@ struct Region {
   }
 };
 
+std::atomic<const ThreadSource*> g_source{nullptr};
+std::atomic<bool> g_forked{false};
+
 class Pool {
  public:
   Pool() {
     const char* wanted = std::getenv("MULTIHEAD_NUM_THREADS");
     const int n = wanted ? std::atoi(wanted) : 0;
-    threads_ = n > 0 ? smaller_of(n, kMaxThreads) : usable_cpus();
+    threads_ = n > 0 ? smaller_of(n, kMaxThreads) : platform::usable_cpus();
   }
 
   int threads() const { return threads_.load(); }
   void set_threads(int n) { threads_ = n < 1 ? 1 : smaller_of(n, kMaxThreads); }
 
   void run(const std::vector<Phase>& phases, int workers) {
-    Region region{phases, ProgressList(phases.size()), workers, float_state()};
+    Region region{phases, ProgressList(phases.size()), workers, platform::float_state()};
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
     if (workers <= 1 || !lock.try_lock()) return region.help(0);
     const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
     const int threads = threads_;
-    if (run_on_borrowed_threads(threads, help, &region)) return;
+    const ThreadSource* source = g_source.load();
+    if (source && source->run(threads, help, &region)) return;
     while (started_ < workers - 1) start(++started_);
     if (asleep_.load() > 0) region.woken = Clock::now();
     region_.store(&region);
@@ -123,7 +112,7 @@ class Pool {
     region.help(0);
     region_.store(nullptr);
     while (inside_.load() > 0) pause();
-    if (region.starved()) meet_borrowed_threads(threads);
+    if (source && region.starved()) source->meet(threads);
   }
 
  private:
@@ -168,20 +157,21 @@ class Pool {
 };
 
 // Never destroyed: sleeping workers may outlive static destructors. A forked child has none of
-// the threads, so it begins with a pool of its own.
+// the threads, nor has another's runtime, so it begins with a pool of its own and nothing else.
 Pool* g_pool = nullptr;
 
 void begin_again() {
   const int threads = g_pool->threads();
   g_pool = new Pool;
   g_pool->set_threads(threads);
-  forget_borrowed_threads();
+  g_forked = true;
+  g_source = nullptr;
 }
 
 Pool& pool() {
   static const bool once = [] {
     g_pool = new Pool;
-    pthread_atfork(nullptr, nullptr, begin_again);
+    platform::on_fork(begin_again);
     return true;
   }();
   (void)once;
@@ -224,6 +214,12 @@ bool fuse_phases(std::vector<Phase>& phases, size_t first) {
 
 int num_threads() { return pool().threads(); }
 void set_num_threads(int threads) { pool().set_threads(threads); }
+
+void set_thread_source(const ThreadSource* source) {
+  pool();  // which hears of forks from now on
+  if (!g_forked) g_source = source;
+}
+
 void run_phases(const std::vector<Phase>& phases, int workers) { pool().run(phases, workers); }
 
 }  // namespace multihead

@@ -2,7 +2,7 @@
 // tasks, and a phase begins when all tasks of the one before are done. Workers spin for a while
 // after a region, then sleep; the caller starts at once and waits only for tasks that a worker
 // has begun. Regions of several callers: the first gets the workers, the others run alone. Where
-// PyTorch's workers spin on the cores, they do the work instead of ours: see executor.h.
+// the workers of another runtime spin on the cores, they do the work instead of ours: ThreadSource.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,21 @@ struct Phase {
 
 int num_threads();
 void set_num_threads(int threads);  // at least 1
+
+using Work = void (*)(void* data, int worker);
+
+// Another runtime's threads, which spin on the cores for a while after its own regions.
+struct ThreadSource {
+  // Gets to know the threads that it has for the calling one. Called when our workers wanted for
+  // cores. `threads` as below.
+  void (*meet)(int threads);
+  // Runs work(data, worker) for each worker on the spinning threads, the caller among them as
+  // worker 0, and returns true; false if no threads spin, or not as many as `threads`.
+  bool (*run)(int threads, Work work, void* data);
+};
+
+// Null: none, as at first, and in a forked child for good.
+void set_thread_source(const ThreadSource* source);
 
 // Makes one phase of all from `first` on: nothing in them waits for another.
 void join_phases(std::vector<Phase>& phases, size_t first);

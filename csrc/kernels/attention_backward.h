@@ -11,7 +11,7 @@ template <class T, int N, bool Masked>
 MULTIHEAD_INLINE void gradient_step(const BackwardBlock<T>& t, int64_t lane) {
   constexpr int W = kWidth<T>;
   Vec<T> top[N], inverse[N], delta[N];
-#pragma GCC unroll 4
+  MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) {
     top[j] = load(t.row_max + lane + j * W);
     inverse[j] = load(t.row_inv + lane + j * W);
@@ -20,7 +20,7 @@ MULTIHEAD_INLINE void gradient_step(const BackwardBlock<T>& t, int64_t lane) {
   for (int64_t r = 0; r < t.keys; ++r) {
     T* s = t.s + r * t.lanes + lane;
     T* ds = t.ds + r * t.lanes + lane;
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       Vec<T> p = exp2<T>(load(s + j * W) - top[j]) * inverse[j];
       Vec<T> d = load(ds + j * W), kept = p;

@@ -11,20 +11,20 @@ namespace {
 template <class T, int N, bool Masked>
 MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* alpha) {
   constexpr int W = kWidth<T>;
-  const Vec<T> lowest = splat(-T(__builtin_inf()));
+  const Vec<T> lowest = splat(-kInfinity<T>);
   Vec<T> top[N], base[N], sum[N];
-#pragma GCC unroll 4
+  MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) top[j] = t.first ? lowest : load(t.row_max + lane + j * W);
   for (int64_t r = 0; r < t.keys; ++r) {
     const T* s = t.s + r * t.lanes + lane;
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       Vec<T> x = load(s + j * W);
       if (Masked) x = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), x, lowest);
       top[j] = maximum(x, top[j]);
     }
   }
-#pragma GCC unroll 4
+  MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) {
     base[j] = top[j] != lowest ? top[j] : Vec<T>{};
     if (t.first) {
@@ -39,21 +39,21 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* al
   for (int64_t r = 0; r < t.keys; ++r) {
     T* s = t.s + r * t.lanes + lane;
     Vec<T> p[N];
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       p[j] = exp2<T>(load(s + j * W) - base[j]);
       if (Masked) p[j] = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), p[j], Vec<T>{});
       sum[j] += p[j];
     }
     if (t.keep) {
-#pragma GCC unroll 4
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < N; ++j)
         p[j] = select(mask_of_bits<T>(t.keep[r], int(lane) + j * W), p[j], Vec<T>{});
     }
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) store(s + j * W, p[j]);
   }
-#pragma GCC unroll 4
+  MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) store(t.row_sum + lane + j * W, sum[j]);
 }
 
@@ -84,7 +84,7 @@ void forward_end(const ForwardBlock<T>& t, T keep_scale, T* out, int64_t out_row
   constexpr int W = kWidth<T>;
   for (int64_t lane = 0; lane < t.lanes; lane += W) {
     const Mask<T> seen = mask_of_bits<T>(*t.seen, int(lane));
-    Vec<T> inverse{}, top = splat(T(__builtin_inf()));
+    Vec<T> inverse{}, top = splat(kInfinity<T>);
     if (*t.seen) {
       inverse = select(seen, T(1) / load(t.row_sum + lane), Vec<T>{});
       top = select(seen, load(t.row_max + lane), top);

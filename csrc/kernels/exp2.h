@@ -40,7 +40,7 @@ MULTIHEAD_INLINE Vec<T> exp2(Vec<T> x) {
   const Vec<T> t = x + splat(E::magic);  // its low bits are the biased exponent of the result
   const Vec<T> f = x - (t - splat(E::magic));
   Vec<T> y = splat(E::p[0]);
-#pragma GCC unroll 16
+  MULTIHEAD_UNROLL(16)
   for (int i = 1; i < n; ++i) y = fma(y, f, splat(E::p[i]));
   const Bits<T> power = reinterpret_cast<Bits<T>>(t) << E::mantissa;
   return y * reinterpret_cast<Vec<T>>(power);

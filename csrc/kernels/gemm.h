@@ -24,8 +24,8 @@ enum class Order { Rows, Columns, Panels };
 MULTIHEAD_INLINE void advance(Ahead& ahead) {
   constexpr int kLines = 4;
   if (ahead.now.lines <= 0) return;
-#pragma GCC unroll 8
-  for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead.now.at + 64 * i, 0, 2);
+  MULTIHEAD_UNROLL(8)
+  for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L2(ahead.now.at + 64 * i);
   ahead.now.at += 64 * kLines;
   ahead.now.lines -= kLines;
   if (ahead.now.lines <= 0 && ahead.next != ahead.end) ahead.now = *ahead.next++;
@@ -46,28 +46,32 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
   constexpr int W = kWidth<T>;
   Vec<T> acc[MR][NV];
   if (init == Init::Zero) {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) acc[i][j] = Vec<T>{};
+    }
   } else if (init == Init::Bias) {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) acc[i][j] = splat(start[i * g.start_stride]);
+    }
   } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) acc[i][j] = load(c + i * g.c_row + j * W);
+    }
     if (init == Init::LoadScaled) {
       Vec<T> factor[NV];
-#pragma GCC unroll 4
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) factor[j] = load(start + j * W);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
+      MULTIHEAD_UNROLL(16)
+      for (int i = 0; i < MR; ++i) {
+        MULTIHEAD_UNROLL(4)
         for (int j = 0; j < NV; ++j) acc[i][j] *= factor[j];
+      }
     }
   }
   // Few address registers: every third row's, from which the next two are reached by the stride;
@@ -75,21 +79,21 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
   constexpr int kGroup = O == Order::Rows ? 3 : O == Order::Panels ? int(kPanelRows) : MR;
   constexpr int kBases = (MR + kGroup - 1) / kGroup;
   const T* base[kBases];
-#pragma GCC unroll 16
+  MULTIHEAD_UNROLL(16)
   for (int i = 0; i < kBases; ++i) base[i] = side.a + (O == Order::Rows ? 3 : 1) * i * side.stride;
-  const auto step = [&]() __attribute__((always_inline)) {
+  const auto step = [&]() MULTIHEAD_ALWAYS_INLINE {
     Vec<T> x[NV];
-#pragma GCC unroll 4
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < NV; ++j) x[j] = load(b + j * W);
-#pragma GCC unroll 16
+    MULTIHEAD_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
       const int64_t at = O == Order::Rows ? (i % kGroup) * side.stride : i % kGroup;
       const Vec<T> y = splat(base[i / kGroup][at]);
-#pragma GCC unroll 4
+      MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
     }
     b += g.b_row;
-#pragma GCC unroll 16
+    MULTIHEAD_UNROLL(16)
     for (int i = 0; i < kBases; ++i)
       base[i] += O == Order::Rows ? 1 : O == Order::Panels ? kPanelRows : side.stride;
   };
@@ -100,23 +104,24 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
     advance(ahead);
     for (int i = 0; i < kLine; i += 2) {
       if (O == Order::Rows) {
-        __builtin_prefetch(row, 0, 3);
+        MULTIHEAD_PREFETCH_L1(row);
         row += side.stride;
       } else if (O == Order::Panels) {
-        __builtin_prefetch(base[0] + 256 * kPanelRows, 0, 3);
+        MULTIHEAD_PREFETCH_L1(base[0] + 256 * kPanelRows);
       } else {
-        __builtin_prefetch(base[0] + kLine, 0, 3);
-        __builtin_prefetch(base[0] + side.stride + kLine, 0, 3);
+        MULTIHEAD_PREFETCH_L1(base[0] + kLine);
+        MULTIHEAD_PREFETCH_L1(base[0] + side.stride + kLine);
       }
       step();
       step();
     }
   }
   for (; p < k; ++p) step();
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
+  MULTIHEAD_UNROLL(16)
+  for (int i = 0; i < MR; ++i) {
+    MULTIHEAD_UNROLL(4)
     for (int j = 0; j < NV; ++j) store(c + i * g.c_row + j * W, acc[i][j]);
+  }
 }
 
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.

@@ -18,8 +18,9 @@ double fma_loop(int64_t iterations) {
   for (int i = 0; i < N; ++i) acc[i] = Vec<T>{} + T(i);
   Vec<T> a = splat(T(0.5)), b = splat(T(0.25));
   for (int64_t n = 0; n < iterations; ++n) {
-    asm volatile("" : "+x"(a), "+x"(b));
-#pragma GCC unroll 16
+    MULTIHEAD_FORGET(a);
+    MULTIHEAD_FORGET(b);
+    MULTIHEAD_UNROLL(16)
     for (int i = 0; i < N; ++i) acc[i] = fma(acc[i], a, b);
   }
   Vec<T> sum{};

@@ -55,7 +55,7 @@ inline void visible_bits(uint64_t* words, const uint8_t* const* rows, int64_t st
 template <class T>
 bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride, int64_t columns) {
   constexpr int W = kWidth<T>;
-  constexpr T lowest = -T(__builtin_inf());
+  constexpr T lowest = -kInfinity<T>;
   uint64_t x[kTile], adds = 0;
   for (int64_t r = 0; r < kTile; ++r) {
     const T* row = rows[r];
@@ -64,9 +64,9 @@ bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride
     if (row && stride == 1) {
       for (; c + W <= columns; c += W) {
         const Vec<T> v = load(row + c);
-        const uint64_t visible = bits_of(v != splat(lowest));
+        const uint64_t visible = bits_of(Bits<T>(v != splat(lowest)));
         word |= visible << c;
-        adds |= visible & bits_of(v != Vec<T>{});
+        adds |= visible & bits_of(Bits<T>(v != Vec<T>{}));
       }
     }
     for (; row && c < columns; ++c) {
@@ -83,8 +83,8 @@ bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride
 
 template <class T>
 void additive_to_log2(T* tile, int64_t n) {
-  constexpr T largest = sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__);
-  constexpr T infinity = T(__builtin_inf());
+  constexpr T largest = kLargest<T>;
+  constexpr T infinity = kInfinity<T>;
   for (int64_t i = 0; i < n; ++i) {
     const T x = tile[i];
     T y = x * T(1.4426950408889634);

@@ -15,7 +15,7 @@ MULTIHEAD_INLINE void scores(const Block<T>& t) {
   gemm<T>({t.keys, t.lanes, t.head_dim, t.k, 1, t.key_lanes, t.q, t.lanes, t.s, t.lanes, Init::Zero,
            nullptr, 1, t.ahead});
   if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
-    const Vec<T> lowest = splat(-(sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__)));
+    const Vec<T> lowest = splat(-kLargest<T>);
     for (int64_t r = 0; r < t.keys; ++r)
       for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
         store(t.s + i, load(t.s + i) + maximum(lowest, load(t.bias + i) + t.key_bias[r]));

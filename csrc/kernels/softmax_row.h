@@ -23,28 +23,28 @@ void row_scores(T* s, int64_t s_row, const T* q, int64_t q_row, int64_t queries,
       rows[r] = k + (j + r < keys ? j + r : keys - 1) * k_row;
       for (int64_t d = whole; d < head_dim; ++d) rest[r][d - whole] = rows[r][d];
       for (int64_t d = 0; d < head_dim; d += 64 / int64_t(sizeof(T)))
-        __builtin_prefetch(rows[r] + kFar * k_row + d, 0, 3);
+        MULTIHEAD_PREFETCH_L1(rows[r] + kFar * k_row + d);
     }
     for (int64_t i = 0; i < queries; ++i) {
       const T* to = q + i * q_row;
       Vec<T> sum{};
-#pragma GCC unroll 4
+      MULTIHEAD_UNROLL(4)
       for (int part = 0; part < N; ++part) {
         Vec<T> x[W];
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int r = 0; r < W; ++r) x[r] = Vec<T>{};
         for (int64_t d = part * W; d < whole; d += kLane) {
           const Vec<T> y = load(to + d);
-#pragma GCC unroll 16
+          MULTIHEAD_UNROLL(16)
           for (int r = 0; r < W; ++r) x[r] = fma(load(rows[r] + d), y, x[r]);
         }
         if (whole < head_dim) {
           const Vec<T> y = load(to + whole + part * W);
-#pragma GCC unroll 16
+          MULTIHEAD_UNROLL(16)
           for (int r = 0; r < W; ++r) x[r] = fma(load(rest[r] + part * W), y, x[r]);
         }
         transpose_square<T>(x);
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int r = 0; r < W; ++r) sum += x[r];
       }
       store(s + i * s_row + j, sum);
@@ -58,7 +58,7 @@ template <class T>
 void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
                  T* sum) {
   constexpr int W = kWidth<T>, N = int(kLane) / W;
-  const Vec<T> lowest = splat(-T(__builtin_inf()));
+  const Vec<T> lowest = splat(-kInfinity<T>);
   Vec<T> best = lowest;
   for (int64_t i = 0; i < keys; i += W)
     best = maximum(select(mask_of_bits<T>(visible[i / kTile], int(i % kTile)), load(s + i), lowest),
@@ -68,7 +68,7 @@ void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* ke
   const Vec<T> base = splat(largest == lowest[0] ? T(0) : largest);
   Vec<T> parts[N] = {};
   for (int64_t i = 0; i < keys; i += kLane) {
-#pragma GCC unroll 16
+    MULTIHEAD_UNROLL(16)
     for (int j = 0; j < N; ++j) {
       const int lane = int(i % kTile) + j * W;
       T* at = s + i + j * W;

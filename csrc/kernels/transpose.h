@@ -30,7 +30,7 @@ template <class T, int D = 1>
 MULTIHEAD_INLINE void transpose_square(Vec<T>* x) {
   constexpr int W = kWidth<T>;
   if constexpr (D < W) {
-#pragma GCC unroll 16
+    MULTIHEAD_UNROLL(16)
     for (int i = 0; i < W; ++i)
       if (!(i & D)) exchange<T, D>(x[i], x[i + D], typename MakeIndices<W>::type{});
     transpose_square<T, 2 * D>(x);
@@ -46,10 +46,10 @@ void pack(T* dst, int64_t dst_row, int64_t lanes, const T* const* rows, int64_t 
     if (stride == 1) {
       for (; c + W <= columns; c += W) {
         Vec<T> x[W];
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) x[i] = rows[r + i] ? load(rows[r + i] + c) : Vec<T>{};
         transpose_square<T>(x);
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) store(dst + (c + i) * dst_row + r, x[i]);
       }
     }
@@ -69,10 +69,10 @@ void unpack(T* const* rows, int64_t stride, const T* src, int64_t src_row, int64
     if (stride == 1) {
       for (; c + W <= columns; c += W) {
         Vec<T> x[W];
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) x[i] = load(src + (c + i) * src_row + r);
         transpose_square<T>(x);
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) {
           T* row = rows[r + i];
           if (row) store(row + c, accumulate ? load(row + c) + x[i] : x[i]);
@@ -113,19 +113,19 @@ void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64
     for (int64_t r = 0; r < dst_columns; r += W) {
       Vec<T> x[W];
       if (r + W <= rows) {
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) x[i] = load(src + (r + i) * src_row + c) * factor;
       } else {
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i)
           x[i] = r + i < rows ? load(src + (r + i) * src_row + c) * factor : Vec<T>{};
       }
       transpose_square<T>(x);
       if (c + W <= columns) {
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) store(dst + (c + i) * dst_row + r, x[i]);
       } else {
-#pragma GCC unroll 16
+        MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i)
           if (c + i < columns) store(dst + (c + i) * dst_row + r, x[i]);
       }

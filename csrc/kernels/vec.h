@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#define MULTIHEAD_INLINE inline __attribute__((always_inline))
+#include "../platform/compiler.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -41,6 +41,11 @@ using U32 = Vec<uint32_t>;
 
 template <class T>
 constexpr int kWidth = kBytes / int(sizeof(T));
+
+template <class T>
+constexpr T kInfinity = T(__builtin_inf());
+template <class T>
+constexpr T kLargest = sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__);
 
 template <class T>
 MULTIHEAD_INLINE Vec<T> load(const T* p) {

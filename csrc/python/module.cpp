@@ -6,6 +6,7 @@
 
 #include <memory>
 
+#include "torch_threads.h"
 #include "views.h"
 
 namespace nb = nanobind;
@@ -240,6 +241,7 @@ NB_MODULE(_native, m) {
     throw nb::import_error("libmultihead and _native are of different versions");
   const char* name = nullptr;
   if (const char* why = engine().isa(&name)) throw nb::import_error(why);
+  engine().set_thread_source(&kTorchThreads);
 
   nb::set_leak_warnings(false);  // a traceback at exit may hold a cache
   nb::class_<Cache>(m, "Cache", "What backward needs of one forward. Opaque.");

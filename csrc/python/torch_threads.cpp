@@ -1,19 +1,18 @@
-#include "executor.h"
-
-#if defined(__linux__)
-
-#include <dlfcn.h>
-#include <pthread.h>
-#include <time.h>
+#include "torch_threads.h"
 
 #include <atomic>
-#include <cstdint>
+#include <chrono>
 
-#include "cpu.h"
+#include "../platform/cpu.h"
+#include "../platform/library.h"
+#include "../platform/threads.h"
 
-namespace multihead {
+namespace multihead::binding {
 namespace {
 
+using platform::ThreadClock;
+
+// GNU's OpenMP, the one that PyTorch's libraries for Linux bring.
 struct Runtime {
   void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
   int (*level)();
@@ -28,24 +27,22 @@ struct Runtime {
 
 template <class F>
 void look_up(void* library, const char* name, F*& function) {
-  function = reinterpret_cast<F*>(dlsym(library, name));
+  function = reinterpret_cast<F*>(platform::find_function(library, name));
 }
 
 std::atomic<const Runtime*> g_runtime{nullptr};
-std::atomic<bool> g_forked{false};
 
 // A runtime keeps a team for each thread that starts regions. One of its workers stands for all.
 struct Team {
-  bool known;
-  clockid_t clock;  // of the processor time that the worker has had
-  int64_t seen;     // on that clock
+  ThreadClock clock;                // of the processor time that the worker has had
+  std::chrono::nanoseconds seen{};  // on that clock
 };
-thread_local Team t_team{};
+thread_local Team t_team;
 
 // Whatever name the runtime has been given, PyTorch's library leads to it.
 const Runtime* find_runtime() {
   if (const Runtime* found = g_runtime.load()) return found;
-  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* library = platform::find_library("libtorch_cpu.so");
   if (!library) return nullptr;
   Runtime runtime;
   look_up(library, "GOMP_parallel", runtime.parallel);
@@ -60,19 +57,12 @@ const Runtime* find_runtime() {
   return g_runtime.load();  // the library stays open: it must not go before us
 }
 
-bool nanoseconds(clockid_t clock, int64_t* result) {
-  timespec t;
-  if (clock_gettime(clock, &t) != 0) return false;
-  *result = int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
-  return true;
-}
-
 // A thread spins if its processor time goes on while we look.
 bool spins(Team& team) {
-  int64_t now = 0;
+  std::chrono::nanoseconds now{};
   for (int looks = 0; looks < 2; ++looks) {
-    team.known = nanoseconds(team.clock, &now);  // unless it has ended
-    if (!team.known || now == team.seen) return false;
+    if (!team.clock.read(&now)) team.clock = {};  // it has ended
+    if (!team.clock || now == team.seen) return false;
     team.seen = now;
   }
   return true;
@@ -86,29 +76,26 @@ struct Job {
 
 void run_job(void* data) {
   const Job& job = *static_cast<const Job*>(data);
-  const unsigned theirs = float_state();
+  const unsigned theirs = platform::float_state();
   job.work(job.data, job.runtime.thread());
-  set_float_state(theirs);
+  platform::set_float_state(theirs);
 }
 
-}  // namespace
-
-void meet_borrowed_threads(int threads) {
-  if (t_team.known || g_forked) return;
+void meet(int threads) {
+  if (t_team.clock) return;
   const Runtime* runtime = find_runtime();
   if (!runtime || !runtime->offers(threads)) return;
-  Team team{};
+  Team team;
   const Work look = [](void* data, int worker) {
-    Team& found = *static_cast<Team*>(data);
-    if (worker == 1) found.known = pthread_getcpuclockid(pthread_self(), &found.clock) == 0;
+    if (worker == 1) static_cast<Team*>(data)->clock = ThreadClock::of_this_thread();
   };
   Job job{*runtime, look, &team};
   runtime->parallel(run_job, &job, 0, 0);
   t_team = team;
 }
 
-bool run_on_borrowed_threads(int threads, Work work, void* data) {
-  if (!t_team.known || g_forked) return false;
+bool run(int threads, Work work, void* data) {
+  if (!t_team.clock) return false;
   const Runtime& runtime = *g_runtime.load();
   if (!runtime.offers(threads) || !spins(t_team)) return false;
   Job job{runtime, work, data};
@@ -116,18 +103,8 @@ bool run_on_borrowed_threads(int threads, Work work, void* data) {
   return true;
 }
 
-void forget_borrowed_threads() { g_forked = true; }
+}  // namespace
 
-}  // namespace multihead
+const ThreadSource kTorchThreads = {meet, run};
 
-#else
-
-namespace multihead {
-
-void meet_borrowed_threads(int) {}
-bool run_on_borrowed_threads(int, Work, void*) { return false; }
-void forget_borrowed_threads() {}
-
-}  // namespace multihead
-
-#endif
+}  // namespace multihead::binding

@@ -1,0 +1,17 @@
+// What the processor can do, and how much of it this process may use.
+#pragma once
+
+namespace multihead::platform {
+
+// Instruction sets of the kernels, the operating system's support for their registers included.
+bool has_avx2();    // and FMA
+bool has_avx512();  // F, VL, BW and DQ
+
+// Of the affinity mask and the cgroup's quota, whichever is smaller; at least 1.
+int usable_cpus();
+
+// Rounding mode and denormal handling of the calling thread.
+unsigned float_state();
+void set_float_state(unsigned state);
+
+}  // namespace multihead::platform
