@@ -96,15 +96,15 @@ def module_call(draws: Draws, digest: Digest) -> str:
         padding = torch_mask(draws, (n, s), dtype, True)
     if mask is not None and padding is not None and mask.dtype != padding.dtype:
         padding = None  # PyTorch's warning
-    need, average = draws.flip(), draws.flip()
-    out, weights = module(query, key, value, padding, need, mask, average)
+    need, average, causal = draws.flip(), draws.flip(), draws.flip(0.35)
+    out, weights = module(query, key, value, padding, need, mask, average, causal)
     digest.add(bits(out, weights))
     if module.training:
         d_out = tensor(normal(draws, tuple(out.shape), dtype), False)
         torch.autograd.backward([out], [d_out])
         leaves = [query, key, value, mask, padding, *module.parameters()]
         digest.add([None if x is None else bits(x.grad) for x in leaves])
-    return f"{module} {dtype} {n=} {length=} {s=} {shared=} {need=} {average=} {module.training=}"
+    return f"{module} {dtype} {n=} {length=} {s=} {shared=} {need=} {average=} {causal=}"
 
 
 def nested_call(draws: Draws, digest: Digest) -> str:

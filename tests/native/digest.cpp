@@ -167,7 +167,8 @@ void draw_lengths(Numbers& numbers, Shape& s) {
   s.N = numbers.between(1, 3), s.L = numbers.between(1, 20), s.S = numbers.between(1, 20);
   if (way >= 62 && way < 80) {
     const int64_t edge = numbers.percent(70) ? 60 : 120;
-    s.L = numbers.between(edge, edge + 10), s.S = numbers.percent(50) ? s.S : s.L + 5;
+    s.L = numbers.between(edge, edge + 10),
+    s.S = numbers.percent(50) ? s.S : s.L + numbers.between(-5, 5);
     s.N = 1;
   } else if (way >= 80 && way < 87) {
     s.N = 1, s.L = numbers.between(1, 30), s.S = numbers.between(500, 1050);
@@ -325,11 +326,12 @@ void print_all(const char* dtype) {
     std::printf("%s: %s %s %016llx\n", set, kind, dtype, static_cast<unsigned long long>(value));
     std::fflush(stdout);
   };
-  line("layer", layers<T>(Numbers(1), 300, false));
-  line("layer, chosen sizes,", chosen_layers<T>(Numbers(2)));
-  line("ragged", layers<T>(Numbers(3), 100, true));
-  line("attention", attentions<T>(Numbers(4), 300, false));
-  line("few queries", attentions<T>(Numbers(5), 40, true));
+  constexpr uint64_t seed = 10 * sizeof(T);  // other calls for each dtype
+  line("layer", layers<T>(Numbers(seed + 1), 400, false));
+  line("layer, chosen sizes,", chosen_layers<T>(Numbers(seed + 2)));
+  line("ragged", layers<T>(Numbers(seed + 3), 150, true));
+  line("attention", attentions<T>(Numbers(seed + 4), 400, false));
+  line("few queries", attentions<T>(Numbers(seed + 5), 40, true));
 }
 
 }  // namespace
