@@ -14,7 +14,15 @@
 #include <stdbool.h>
 #endif
 
+#if defined(_WIN32)
+#if defined(MULTIHEAD_BUILDING)
+#define MULTIHEAD_API __declspec(dllexport)
+#else
+#define MULTIHEAD_API
+#endif
+#else
 #define MULTIHEAD_API __attribute__((visibility("default")))
+#endif
 
 #ifdef __cplusplus
 extern "C" {
