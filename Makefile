@@ -9,15 +9,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
 CPP := $(shell find csrc include examples tests -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test neon sanitize bench lint format docs clean
+.PHONY: help demo test cross sanitize bench lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | neon | sanitize | bench | lint | format | docs | clean"
+	@echo "make demo | test | cross | sanitize | bench | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -26,9 +26,9 @@ test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest $(ARGS)
 
-# NEON under qemu against the kernels of this machine; needs a cross compiler
-neon:
-	tools/neon.sh $(BUILD)
+# other compilers and systems: compiled, and run where qemu or wine can; as root, apt gets what lacks
+cross:
+	$(PYTHON) tools/cross.py $(BUILD) $(ARGS)
 
 # the engine under AddressSanitizer and UndefinedBehaviorSanitizer, through its C face
 sanitize: $(VENV)/.test

@@ -105,7 +105,7 @@ const EngineTable kTable = {
     },
     [] { return num_threads(); },
     [](int threads) { set_num_threads(threads); },
-    [](const ThreadSource* source) { set_thread_source(source); },
+    [](const ThreadSource* source) { return guarded([&] { set_thread_source(source); }); },
     [](double seconds, int threads, bool f64, double* rate) {
       return guarded([&] { *rate = fma_peak(seconds, threads, f64); });
     },

@@ -30,7 +30,7 @@ struct EngineTable {
   int (*available)(const char** names, int most);  // returns how many there are
   int (*num_threads)();
   void (*set_num_threads)(int threads);
-  void (*set_thread_source)(const ThreadSource* source);  // one that lives as long as the process
+  const char* (*set_thread_source)(const ThreadSource* source);  // which is never destroyed
   const char* (*fma_peak)(double seconds, int threads, bool f64, double* flops_per_second);
   const char* (*region_seconds)(int iterations, double* seconds);
 };

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the engine has threads of its own
+os.environ.setdefault("MULTIHEAD_NUM_THREADS", str(os.cpu_count() or 1))
 
 import hypothesis
 import numpy as np

@@ -20,7 +20,7 @@ SYSTEM = re.compile(
     r"|\b(__linux__|__gnu_linux__|__APPLE__|__GLIBC__|_WIN32|_MSC_VER)\b"
     r"|\bunsigned long\b|\blong (int|\w+ =)|\blong\("  # of 32 bits on Windows
 )
-FRAMEWORK = re.compile(r"torch|numpy|gomp|omp_|openmp", re.I)
+FRAMEWORK = re.compile(r"torch|numpy|gomp|omp_(?!num_threads)|openmp", re.I)
 
 
 def code(path: Path) -> list[tuple[int, str]]:

@@ -13,6 +13,7 @@ import pytest
 import multihead as mh
 from cases import Construction, layer_step, make_call, make_layer
 from digests import digest
+from multihead.bnns.library import library_path
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +43,78 @@ def test_a_number_of_threads_that_makes_no_sense_is_refused(number: object) -> N
 def test_the_environment_sets_the_number_of_threads() -> None:
     code = "import multihead as mh; print(mh.get_num_threads())"
     assert run(code, MULTIHEAD_NUM_THREADS="3").stdout.strip() == "3"
+
+
+NUMBER = "import multihead as mh; print(mh.get_num_threads())"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("words", ["abc", "0", "-1", "5000", "2x", "1.5", "99999999999999999999"])
+def test_an_environment_that_makes_no_sense_is_refused(words: str) -> None:
+    done = run("import multihead", MULTIHEAD_NUM_THREADS=words)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: MULTIHEAD_NUM_THREADS: expected an integer from 1 to 1024, got '{words}'"
+    )
+
+
+@pytest.mark.timeout(120)
+def test_such_an_environment_stops_no_c_program() -> None:
+    code = f"""
+import ctypes
+library = ctypes.CDLL({str(library_path())!r})
+library.multihead_last_error.restype = ctypes.c_char_p
+library.multihead_set_num_threads(2)
+print(library.multihead_get_num_threads())
+print(library.multihead_last_error().decode())
+"""
+    done = run(code, MULTIHEAD_NUM_THREADS="abc")
+    assert done.stdout == (
+        "-1\nmultihead_get_num_threads: "
+        "MULTIHEAD_NUM_THREADS: expected an integer from 1 to 1024, got 'abc'\n"
+    )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("share", ["1", "1,4"])
+def test_openmp_s_environment_bounds_the_default(share: str) -> None:
+    usable = run(NUMBER, MULTIHEAD_NUM_THREADS="", OMP_NUM_THREADS="").stdout
+    assert run(NUMBER, MULTIHEAD_NUM_THREADS="", OMP_NUM_THREADS=share).stdout == "1\n"
+    assert run(NUMBER, MULTIHEAD_NUM_THREADS="", OMP_NUM_THREADS="900").stdout == usable
+    assert run(NUMBER, MULTIHEAD_NUM_THREADS="", OMP_NUM_THREADS="none").stdout == usable
+    assert run(NUMBER, MULTIHEAD_NUM_THREADS="3", OMP_NUM_THREADS=share).stdout == "3\n"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import threadpoolctl, multihead as mh",
+        "import multihead as mh, threadpoolctl; mh.register_threadpoolctl()",
+        "import threadpoolctl, multihead as mh; mh.register_threadpoolctl()",
+    ],
+)
+def test_threadpoolctl_limits_the_engine(imports: str) -> None:
+    code = f"""
+{imports}
+mh.set_num_threads(5)
+with threadpoolctl.threadpool_limits(limits=2):
+    print(mh.get_num_threads())
+print(mh.get_num_threads())
+with threadpoolctl.threadpool_limits(limits={{"multihead": 3}}):
+    print(mh.get_num_threads())
+with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
+    print(mh.get_num_threads())
+print([x["num_threads"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "multihead"])
+"""
+    done = run(code)
+    assert (done.stdout.split("\n"), done.stderr) == (["2", "5", "3", "5", "[5]", ""], "")
+
+
+@pytest.mark.timeout(120)
+def test_threadpoolctl_is_not_imported() -> None:
+    code = "import sys, multihead; print('threadpoolctl' in sys.modules)"
+    assert run(code).stdout == "False\n"
 
 
 def one_step(seed: int) -> str:

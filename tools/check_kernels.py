@@ -25,9 +25,11 @@ def weak_symbols(path: Path) -> list[str]:
 
 
 def main() -> None:
-    """Look through all kernel objects below the directory named on the command line."""
+    """Look through the package's kernel objects below the directory named on the command line."""
     build = Path(sys.argv[1])
-    kernels = sorted(path for path in build.rglob("*.o") if "kernels" in path.parts[-2] + path.name)
+    ours = [path for path in build.iterdir() if path.name not in ("cross", "sanitize")]
+    objects = [path for folder in ours for path in folder.rglob("*.o")]
+    kernels = sorted(path for path in objects if "kernels" in path.parts[-2] + path.name)
     if not kernels:
         raise SystemExit(f"{build}: no kernel objects found")
     found = [f"{path}: {line}" for path in kernels for line in weak_symbols(path)]

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OLDEST = (3, 10)
+# as in cmake/compiler.cmake
+OLDEST_COMPILER = {"GCC": 12, "Clang": 14}
 
 
 def lacking() -> str:
@@ -26,10 +28,26 @@ def lacking() -> str:
         return "Python's venv and ensurepip modules (Debian, Ubuntu: apt install python3-venv)"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python's headers (Debian, Ubuntu: apt install python3-dev)"
-    chosen = os.environ.get("CXX", "").split()[:1]
-    if not any(map(shutil.which, chosen or ["c++", "g++", "clang++"])):
-        return "a C++20 compiler (Debian, Ubuntu: apt install g++)"
-    return ""
+    return compiler_lacking()
+
+
+def compiler_lacking() -> str:
+    """Say which C++ compiler is needed, if the one that the build takes is missing or too old."""
+    needed = " or newer, or ".join(f"{name} {oldest}" for name, oldest in OLDEST_COMPILER.items())
+    chosen = os.environ.get("CXX", "").split()
+    found = [name for name in chosen[:1] or ["c++", "g++", "clang++"] if shutil.which(name)]
+    if not found:
+        missing = f", and there is no {chosen[0]}" if chosen else ""
+        return f"{needed} or newer{missing} (Debian, Ubuntu: apt install g++)"
+    command = [*(chosen or found[:1]), "-x", "c++", "-dM", "-E", os.devnull]
+    listing = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    macros = dict(re.findall(r"#define (\w+) (\w+)", listing.decode()))
+    name = "Clang" if "__clang__" in macros else "GCC"
+    version = macros.get("__clang_major__", macros.get("__GNUC__", ""))
+    if version and int(version) >= OLDEST_COMPILER[name]:
+        return ""
+    other = f"{name} {version}" if version else "another compiler"
+    return f"{needed} or newer, not {other} ({command[0]}); name another: make CXX=clang++"
 
 
 def build_requirements() -> list:

@@ -8,17 +8,45 @@ mkdir -p "$build"
 
 flags=(-std=c++20 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi
   -Iinclude -fsanitize=address,undefined -fno-sanitize-recover=undefined)
-# portable kernels are enough: the others differ in their vectors alone
-for source in csrc/api.cpp csrc/engine/*.cpp csrc/platform/*.cpp csrc/bnns/*.cpp csrc/kernels/kernels.cpp; do
-  echo "$source $build/$(echo "$source" | tr / _).o"
-done | xargs -P "$(nproc)" -n 2 bash -c 'exec g++ '"${flags[*]}"' -DMULTIHEAD_ISA=baseline \
-  -DMULTIHEAD_VECTOR_BYTES=16 -c "$0" -o "$1"'
+sets=("baseline 16")
+case $(uname -m) in
+  x86_64 | amd64)
+    flags+=(-DMULTIHEAD_X86)
+    sets+=("avx2 32 -mavx2 -mfma" "avx512 64 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma") ;;
+  aarch64 | arm64)
+    flags+=(-DMULTIHEAD_ARM64)
+    sets+=("neon 16") ;;
+esac
+
+# One command a line: what takes longest comes first.
+{
+  for set in "${sets[@]}"; do
+    read -r isa bytes extra <<<"$set"
+    echo "-DMULTIHEAD_ISA=$isa -DMULTIHEAD_VECTOR_BYTES=$bytes $extra" \
+      "-c csrc/kernels/kernels.cpp -o $build/kernels_$isa.o"
+  done
+  for source in csrc/api.cpp csrc/engine/*.cpp csrc/bnns/*.cpp csrc/platform/*.cpp; do
+    echo "-c $source -o $build/$(echo "$source" | tr / _).o"
+  done
+} | xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "g++ ${flags[*]} {}"
 library=$build/libmultihead.so
-g++ -shared -fsanitize=address,undefined "$build"/*.o -o "$library" -pthread -ldl
+g++ -shared -fsanitize=address,undefined "$build"/*.o -o "$library" -pthread
+
+# the calls of the digest, on each set of kernels that this processor runs
+g++ "${flags[@]}" tests/native/digest.cpp "$build"/*.o -o "$build/digest" -pthread
+for set in "${sets[@]}"; do
+  isa=${set%% *}
+  # the CPU's name for what avx512 begins with is avx512f
+  if [[ $isa = avx* ]] && ! grep -qw "${isa/avx512/avx512f}" /proc/cpuinfo; then continue; fi
+  MULTIHEAD_ISA=$isa "$build/digest" | grep -vxFf tests/native/digests.txt &&
+    { echo "$isa: not the bits of tests/native/digests.txt"; exit 1; }
+  echo "$isa: the bits of tests/native/digests.txt, and nothing found"
+done
 
 gcc -std=c99 -D_POSIX_C_SOURCE=200112L -g -fsanitize=address,undefined tests/native/bnns_program.c \
   -L"$build" -lmultihead -Wl,-rpath,"$PWD/$build" -lm -lpthread -o "$build/bnns_program"
 "$build/bnns_program"
+MULTIHEAD_ISA=baseline "$build/bnns_program"
 
 # The installed package with this library in it. Python's own allocations are not our business.
 package=$("$python" -c "import multihead, os; print(os.path.dirname(multihead.__file__))")

@@ -102,6 +102,12 @@ int BNNSApplyMultiheadAttentionBackward(
 
 const char* multihead_last_error(void) { return t_error.c_str(); }
 
-void multihead_set_num_threads(int threads) { set_num_threads(threads); }
+void multihead_set_num_threads(int threads) {
+  guarded("multihead_set_num_threads", [&] { set_num_threads(threads); });
+}
 
-int multihead_get_num_threads(void) { return num_threads(); }
+int multihead_get_num_threads(void) {
+  int threads = -1;
+  guarded("multihead_get_num_threads", [&] { threads = num_threads(); });
+  return threads;
+}

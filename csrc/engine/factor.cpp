@@ -3,10 +3,8 @@
 namespace multihead {
 
 // A copy costs what a hundred tokens or so cost; in reading order it saves a twentieth of every
-// product whose rows lie across the reading order, or whose rows all fall into the same few sets of
-// a cache.
+// product whose rows lie across the reading order.
 constexpr int64_t kMany = 1024;
-constexpr int64_t kFewSets = 1024;  // elements between rows, or a multiple of it
 constexpr int64_t kFeatureGroup = 16 * kPanelRows;
 
 template <class T>

@@ -101,8 +101,8 @@ struct Rows {
         row_stride(v.stride[v.rank - 2]),
         stride(v.stride[v.rank - 1]) {}
 
-  T* row(int64_t batch, int64_t row) const {
-    return base + batch * batch_stride + row * row_stride;
+  constexpr T* row(int64_t batch, int64_t row) const {
+    return base ? base + batch * batch_stride + row * row_stride : nullptr;
   }
 
   // Pointers to the tokens of a tile, null behind the last one; returns their number.
@@ -124,5 +124,12 @@ struct Rows {
     return n;
   }
 };
+
+constexpr bool no_address_from_nothing() {
+  Rows<float> absent{};
+  absent.row_stride = 1;
+  return !absent.row(0, 1);
+}
+static_assert(no_address_from_nothing());
 
 }  // namespace multihead

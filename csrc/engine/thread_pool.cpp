@@ -1,11 +1,14 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <iterator>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "../platform/cpu.h"
@@ -87,14 +90,10 @@ std::atomic<bool> g_forked{false};
 
 class Pool {
  public:
-  Pool() {
-    const char* wanted = std::getenv("MULTIHEAD_NUM_THREADS");
-    const int n = wanted ? std::atoi(wanted) : 0;
-    threads_ = n > 0 ? smaller_of(n, kMaxThreads) : platform::usable_cpus();
-  }
+  explicit Pool(int threads) : threads_(threads) {}
 
   int threads() const { return threads_.load(); }
-  void set_threads(int n) { threads_ = n < 1 ? 1 : smaller_of(n, kMaxThreads); }
+  void set_threads(int n) { threads_ = std::clamp(n, 1, kMaxThreads); }
 
   void run(const std::vector<Phase>& phases, int workers) {
     Region region{phases, ProgressList(phases.size()), workers, platform::float_state()};
@@ -116,8 +115,6 @@ class Pool {
   }
 
  private:
-  static int smaller_of(int a, int b) { return a < b ? a : b; }
-
   void start(int worker) {
     try {
       std::thread(&Pool::loop, this, worker).detach();
@@ -156,21 +153,35 @@ class Pool {
   std::atomic<int> inside_{0}, asleep_{0};
 };
 
+int default_threads() {
+  const char* wanted = std::getenv("MULTIHEAD_NUM_THREADS");
+  if (wanted && *wanted) {
+    char* end = nullptr;
+    const auto n = std::strtoll(wanted, &end, 10);
+    if (*end || n < 1 || n > kMaxThreads)
+      throw std::invalid_argument("MULTIHEAD_NUM_THREADS: expected an integer from 1 to " +
+                                  std::to_string(kMaxThreads) + ", got '" + wanted + "'");
+    return int(n);
+  }
+  // Whoever starts several processes tells each its share so; of a list, the first is meant.
+  const char* share = std::getenv("OMP_NUM_THREADS");
+  const int cpus = platform::usable_cpus(), n = share ? std::atoi(share) : 0;
+  return n > 0 ? std::min(n, cpus) : cpus;
+}
+
 // Never destroyed: sleeping workers may outlive static destructors. A forked child has none of
 // the threads, nor has another's runtime, so it begins with a pool of its own and nothing else.
 Pool* g_pool = nullptr;
 
 void begin_again() {
-  const int threads = g_pool->threads();
-  g_pool = new Pool;
-  g_pool->set_threads(threads);
+  g_pool = new Pool(g_pool->threads());
   g_forked = true;
   g_source = nullptr;
 }
 
 Pool& pool() {
   static const bool once = [] {
-    g_pool = new Pool;
+    g_pool = new Pool(default_threads());
     platform::on_fork(begin_again);
     return true;
   }();

@@ -19,6 +19,8 @@ struct Phase {
   std::vector<int64_t> begin = {};
 };
 
+// At first MULTIHEAD_NUM_THREADS, or else the CPUs that the process may use, at most
+// OMP_NUM_THREADS. The first use throws std::invalid_argument where the former makes no sense.
 int num_threads();
 void set_num_threads(int threads);  // at least 1
 

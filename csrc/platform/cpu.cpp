@@ -2,19 +2,43 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace multihead::platform {
 
 #if defined(__x86_64__)
 
-bool has_avx2() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+// Not __builtin_cpu_supports: not every compiler's runtime library has what it asks.
+namespace {
+
+struct Features {
+  unsigned leaf1 = 0, leaf7 = 0;  // CPUID 1 in ECX, 7 in EBX
+  unsigned saved = 0;             // registers that the system saves: XCR0
+
+  Features() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+    leaf1 = c;
+    if (!(leaf1 & bit_OSXSAVE)) return;
+    asm volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) leaf7 = b;
+  }
+};
+
+bool has(unsigned leaf1, unsigned leaf7, unsigned saved) {
+  static const Features found;
+  return (found.leaf1 & leaf1) == leaf1 && (found.leaf7 & leaf7) == leaf7 &&
+         (found.saved & saved) == saved;
 }
 
+}  // namespace
+
+bool has_avx2() { return has(bit_AVX | bit_FMA, bit_AVX2, 0x6); }
+
 bool has_avx512() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return has(bit_AVX | bit_FMA, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL, 0xE6);
 }
 
 unsigned float_state() { return __builtin_ia32_stmxcsr(); }

@@ -31,7 +31,7 @@ class ThreadClock {
 
  private:
   bool known_ = false;
-  int64_t id_ = 0;
+  [[maybe_unused]] int64_t id_ = 0;  // not on every system
 };
 
 }  // namespace multihead::platform

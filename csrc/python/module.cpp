@@ -241,7 +241,7 @@ NB_MODULE(_native, m) {
     throw nb::import_error("libmultihead and _native are of different versions");
   const char* name = nullptr;
   if (const char* why = engine().isa(&name)) throw nb::import_error(why);
-  engine().set_thread_source(&kTorchThreads);
+  if (const char* why = engine().set_thread_source(&kTorchThreads)) throw nb::import_error(why);
 
   nb::set_leak_warnings(false);  // a traceback at exit may hold a cache
   nb::class_<Cache>(m, "Cache", "What backward needs of one forward. Opaque.");

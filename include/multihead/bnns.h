@@ -14,7 +14,15 @@
 #include <stdbool.h>
 #endif
 
+#if defined(_WIN32)
+#if defined(MULTIHEAD_BUILDING)
+#define MULTIHEAD_API __declspec(dllexport)
+#else
+#define MULTIHEAD_API
+#endif
+#else
 #define MULTIHEAD_API __attribute__((visibility("default")))
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -143,6 +151,7 @@ MULTIHEAD_API int BNNSApplyMultiheadAttentionBackward(
 MULTIHEAD_API const char* multihead_last_error(void);
 /* Threads of filters that are created from then on and ask for all; the most of any. */
 MULTIHEAD_API void multihead_set_num_threads(int threads);
+/* -1 where the environment's MULTIHEAD_NUM_THREADS makes no sense. */
 MULTIHEAD_API int multihead_get_num_threads(void);
 
 #ifdef __cplusplus

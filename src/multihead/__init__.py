@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from multihead.layer import MultiheadAttention
 from multihead.ragged import Ragged
+from multihead.threadpools import register_if_loaded, register_threadpoolctl
 from multihead.threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ __all__ = [
     "functional",
     "get_num_threads",
     "reference",
+    "register_threadpoolctl",
     "set_num_threads",
     "show_config",
 ]
+
+register_if_loaded()
 
 
 def __getattr__(name: str) -> Any:

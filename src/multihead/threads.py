@@ -11,8 +11,11 @@ from multihead.checks import integer, wrong
 def set_num_threads(n: int) -> None:
     """Set how many threads the engine uses, the calling one included.
 
-    Results do not depend on it, bit for bit. At first it is ``MULTIHEAD_NUM_THREADS`` or else the
-    number of CPUs that the process may use.
+    Results do not depend on it, bit for bit. At first it is what the environment variable
+    ``MULTIHEAD_NUM_THREADS`` says (from 1 to 1024; anything else is an ImportError), or else the
+    number of CPUs that the process may use, at most ``OMP_NUM_THREADS``: joblib and others tell
+    their worker processes so what share of the machine is theirs. ``threadpoolctl`` reaches it too,
+    see `register_threadpoolctl`.
 
     Parameters
     ----------

@@ -1,6 +1,9 @@
 /* A program as it would be written against Apple's published declarations: it has its own copy of
  * them and does not see our header. Outputs and gradients are held against plain loops in double
  * and their central differences; then misuse, many filters, and eight threads on one filter. */
+#if defined(_WIN32)
+#include <malloc.h>
+#endif
 #include <math.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -276,11 +279,20 @@ static void check_misuse(BNNSFilter f) {
 static int g_allocated;
 static int allocate(void** data, size_t align, size_t size) {
   ++g_allocated;
+#if defined(_WIN32)
+  *data = _aligned_malloc(size, align);
+  return *data ? 0 : -1;
+#else
   return posix_memalign(data, align, size);
+#endif
 }
 static void release(void* data) {
   --g_allocated;
+#if defined(_WIN32)
+  _aligned_free(data);
+#else
   free(data);
+#endif
 }
 
 static void check_many_filters(void) {

@@ -1,0 +1,20 @@
+# The shared library shows the names in csrc/exports.txt and no others, in the words of the system's
+# linker. On Windows MULTIHEAD_EXPORT says it in the source.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS csrc/exports.txt)
+file(STRINGS csrc/exports.txt names)
+if(APPLE)
+  set(export_list ${CMAKE_CURRENT_BINARY_DIR}/exports.symbols)
+  list(TRANSFORM names PREPEND _)
+  list(JOIN names "\n" lines)
+  file(CONFIGURE OUTPUT ${export_list} CONTENT "${lines}\n" @ONLY)
+  target_link_options(multihead PRIVATE -Wl,-exported_symbols_list,${export_list})
+elseif(NOT WIN32)
+  set(export_list ${CMAKE_CURRENT_BINARY_DIR}/exports.map)
+  list(JOIN names ";\n    " lines)
+  file(CONFIGURE OUTPUT ${export_list}
+    CONTENT "{\n  global:\n    ${lines};\n  local:\n    *;\n};\n" @ONLY)
+  target_link_options(multihead PRIVATE -Wl,--version-script=${export_list} -Wl,--no-undefined)
+endif()
+if(export_list)
+  set_target_properties(multihead PROPERTIES LINK_DEPENDS ${export_list})
+endif()
