@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0, or 1 if ``--check`` missed a target.
+        The exit status: 0, or 1 if ``--check`` missed a target or the machine was busy.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="exit with 1 if a target is missed",
+        help="exit with 1 if a target is missed or the machine is busy",
     )
     return parser
 

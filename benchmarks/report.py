@@ -8,10 +8,7 @@ from typing import Any
 from benchmarks.contenders import EINSUM, TORCH
 from benchmarks.suite import Cell
 from benchmarks.targets.grid import mean_ratio, worst
-from benchmarks.targets.target import Result
-
-# with less than this share of the processors' time, figures are not worth printing in a README
-QUIET = 0.9
+from benchmarks.targets.target import QUIET, Result
 
 # characters for the name of a target
 NAMES = 16
@@ -95,7 +92,7 @@ def outcome(result: Result, column: int = 0) -> str:
     """
     column = max(column, NAMES)
     target, value = result.target, result.reached.value
-    word = result.verdict.upper() if result.verdict == "missed" else result.verdict
+    word = result.verdict.upper() if result.verdict in ("missed", "busy") else result.verdict
     sign = "<=" if target.at_most else ">="
     wanted = "" if target.bound is None else f"target {sign} {target.form.format(target.bound)}"
     reached = "" if value is None else f"reached {target.form.format(value)}"
@@ -111,7 +108,7 @@ def summary(results: Sequence[Result], granted: float) -> str:
     if results:
         verdicts = [result.verdict for result in results]
         lines = ["", f"{verdicts.count('met')} of {len(results)} targets met"]
-        for word in ("missed", "not measured"):
+        for word in ("missed", "busy", "not measured"):
             names = [result.target.name for result in results if result.verdict == word]
             lines += [f"{word}: {', '.join(names)}"] if names else []
     if granted < QUIET:

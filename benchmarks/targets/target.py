@@ -16,6 +16,9 @@ from benchmarks.measure import Plan, Timing, alternate
 from benchmarks.problem import Problem
 from benchmarks.suite import Cell, measure_case
 
+# with less than this share of the processors' time, a figure says nothing
+QUIET = 0.9
+
 
 class Run:
     """One run of the benchmark: its settings, and the cells measured so far.
@@ -170,13 +173,16 @@ class Result:
     def verdict(self) -> str:
         """Say how it went.
 
-        ``"met"`` or ``"missed"``; ``"told"`` without a bound; or ``"not measured"``.
+        ``"met"`` or ``"missed"``; ``"busy"`` where the machine was too busy to tell; ``"told"``
+        without a bound; or ``"not measured"``.
         """
         value, bound = self.reached.value, self.target.bound
         if value is None:
             return "not measured"
         if bound is None:
             return "told"
+        if self.granted < QUIET:
+            return "busy"
         # written so that NaN misses
         return "met" if (value <= bound if self.target.at_most else value >= bound) else "missed"
 

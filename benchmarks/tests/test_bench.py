@@ -179,6 +179,26 @@ def test_a_run_of_chosen_targets_measures_no_more(
     ]
 
 
+@pytest.mark.parametrize(("granted", "status"), [(0.95, 0), (0.6, 1)])
+def test_a_busy_run_meets_nothing(
+    granted: float,
+    status: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.set_threads", lambda threads: None)
+    monkeypatch.setattr("benchmarks.choose", lambda names, face: [target(name=names[0])])
+    monkeypatch.setattr("benchmarks.targets.target.Limit.granted", granted)
+    file = tmp_path / "bench.json"
+    assert main(["--check", "--targets", "memory", "--json", str(file)]) == status
+    text = capsys.readouterr().out
+    assert f"{1 - status} of 1 targets met" in text
+    assert ("busy: memory" in text) == bool(status)
+    (found,) = json.loads(file.read_text())["targets"]
+    assert found["verdict"] == ("busy" if status else "met")
+
+
 def test_the_command_line_chooses_targets(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from benchmarks.targets import (
     ragged,
     threads,
 )
-from benchmarks.targets.target import Run, Target, paired, reach
+from benchmarks.targets.target import Reached, Result, Run, Target, paired, reach
 from cells import BRIEF, TINY, cell, target
 
 
@@ -81,6 +81,24 @@ def test_verdicts(reached: float | None, bound: float | None, at_most: bool, ver
     assert ("target <= 1.00x" in text) == (bound is not None and at_most)
     assert ("reached" in text) == (reached is not None)
     assert (f"{verdict}: name" in summary([result], 1.0)) == (verdict in ("missed", "not measured"))
+
+
+@pytest.mark.parametrize("reached", [2.0, 0.5])
+def test_a_busy_target_is_neither_met_nor_missed(reached: float) -> None:
+    result = Result(target(bound=1.0), Reached(reached), granted=0.89)
+    assert result.verdict == result.document()["verdict"] == "busy"
+    assert outcome(result).startswith("BUSY")
+    assert "busy: name" in summary([result], 1.0)
+    assert Result(target(bound=1.0), Reached(reached), granted=0.9).verdict in ("met", "missed")
+    assert Result(target(bound=None), Reached(reached), granted=0.5).verdict == "told"
+
+
+def test_a_share_beyond_the_limit_is_busy() -> None:
+    case = Case(TINY, Mode("train", training=True))
+    one = grid._share_target("share", TINY, 0.85)
+    for share, verdict in ((1.21, "busy"), (1.0, "met"), (0.5, "missed")):
+        this = a_run([cell(case, ours=1.0, torch=None, limit=case.flops() / share)])
+        assert reach(one, this).verdict == verdict
 
 
 def test_the_grid_is_held_against_its_targets() -> None:
@@ -192,7 +210,7 @@ def test_another_instruction_set_has_a_process_of_its_own(monkeypatch: pytest.Mo
     monkeypatch.setattr(processes, "_fresh", fresh)
     monkeypatch.setattr(processes._native, "available_isas", lambda: ["avx2"])
     result = reach(choose(["avx2-512"])[0], a_run())
-    assert (result.reached.value, result.verdict, result.granted) == (0.9, "met", 0.5)
+    assert (result.reached.value, result.verdict, result.granted) == (0.9, "busy", 0.5)
     ((arguments, environment),) = calls
     assert arguments[arguments.index("--targets") + 1] == "share-512"
     assert environment == {"MULTIHEAD_ISA": "avx2"}
