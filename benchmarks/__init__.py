@@ -79,13 +79,12 @@ def run(
     this = Run(face, threads, plan, quick)
     start = time.monotonic()
     print(report.opening(machine, len(cases)), flush=True)
+    this.limit()
     _measure_grid(this, cases, start)
     results = _measure_targets(this, chosen, start)
     cells = list(this.cells.values())
-    # a busy run meets nothing, not even in its quiet moments
     granted = this.limit.granted
-    if granted < QUIET:
-        results = [replace(each, granted=min(each.granted, granted)) for each in results]
+    results = [_held(each, granted) for each in results]
     print(report.summary(results, granted))
     if json_file is not None:
         settings = {
@@ -115,6 +114,11 @@ def _cells(chosen: Sequence[Target], whole: bool, quick: bool) -> list[Case]:
     return [case for case in cases if whole or case in needed]
 
 
+def _held(result: Result, granted: float) -> Result:
+    """Let a busy run meet nothing, not even in its quiet moments."""
+    return result if granted >= QUIET else replace(result, granted=min(result.granted, granted))
+
+
 def _measure_grid(this: Run, cases: Sequence[Case], start: float) -> None:
     if not cases:
         return
@@ -137,6 +141,9 @@ def _measure_targets(this: Run, chosen: Sequence[Target], start: float) -> list[
         if not target.grid and time.monotonic() - start > this.plan.whole:
             results.append(Result(target, Reached(None, "out of time")))
         else:
-            results.append(reach(target, this))
+            reached = reach(target, this)
+            # a target that times nothing has not asked how busy the machine is
+            this.limit()
+            results.append(_held(reached, this.limit.granted))
         print(report.outcome(results[-1], column), flush=True)
     return results

@@ -157,6 +157,7 @@ def test_a_run_of_chosen_targets_measures_no_more(
 ) -> None:
     monkeypatch.setattr("benchmarks.set_threads", lambda threads: None)
     monkeypatch.setattr("benchmarks.choose", lambda names, face: [target(name=names[0])])
+    monkeypatch.setattr("benchmarks.targets.target.Limit.granted", 1.0)
     file = tmp_path / "bench.json"
     assert run(targets=["mine"], plan=BRIEF, json_file=file)
     text = capsys.readouterr().out
@@ -197,6 +198,19 @@ def test_a_busy_run_meets_nothing(
     assert ("busy: memory" in text) == bool(status)
     (found,) = json.loads(file.read_text())["targets"]
     assert found["verdict"] == ("busy" if status else "met")
+
+
+def test_a_run_that_times_nothing_knows_that_it_is_busy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.set_threads", lambda threads: None)
+    monkeypatch.setattr("benchmarks.choose", lambda names, face: [target(name=names[0])])
+    # a process that got no time at all
+    monkeypatch.setattr("benchmarks.machine.time.process_time", lambda: 0.0)
+    assert main(["--check", "--targets", "memory"]) == 1
+    text = capsys.readouterr().out
+    assert "busy: memory" in text
+    assert "\nBUSY         memory" in text
 
 
 def test_the_command_line_chooses_targets(

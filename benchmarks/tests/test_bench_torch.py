@@ -339,6 +339,7 @@ def test_a_run_has_the_face_s_targets_and_no_grid(
     monkeypatch.setattr(
         "benchmarks.reach", lambda target, this: Result(target, Reached(target.bound))
     )
+    monkeypatch.setattr("benchmarks.targets.target.Limit.granted", 1.0)
     assert run(face="torch", quick=quick)
     text = capsys.readouterr().out
     names = [one.name for one in FACES["torch"] if one.quick or not quick]
