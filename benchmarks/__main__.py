@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import benchmarks
 from benchmarks.machine import BLAS_OVERRIDES
+from benchmarks.measure import FULL, SHORTER
 from benchmarks.native import CompilerError
 from benchmarks.targets import choose
 
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             choose(options.targets, options.face)
         except ValueError as error:
             parser.error(f"argument --targets: {error}")
+    plan = None if options.budget is None else replace(SHORTER, budget=options.budget)
     if arguments is None:
         _drop_blas_overrides()
     try:
@@ -50,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             quick=options.quick,
             targets=options.targets,
             json_file=options.json,
+            plan=plan,
         )
     except CompilerError as error:
         parser.error(str(error))
@@ -63,7 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=_writable, metavar="FILE", help="write all that was measured"
     )
-    parser.add_argument("--quick", action="store_true", help="a sample, under a minute")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="a sample, under a minute")
+    length.add_argument(
+        "--budget",
+        type=_seconds,
+        metavar="S",
+        help=f"seconds for a cell or a target's race, and two rounds at least; default: "
+        f"{FULL.budget:g} and {FULL.fewest} rounds",
+    )
     parser.add_argument(
         "--targets",
         nargs="+",
@@ -85,6 +98,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return seconds
 
 
 def _writable(text: str) -> Path:

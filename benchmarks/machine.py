@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -47,11 +48,12 @@ def installed(package: str) -> str | None:
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Collect machine, instruction set, threads and versions, for table and JSON file."""
+    """Collect date, machine, instruction set, threads and versions, for table and JSON file."""
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "isa": _native.isa(),
         "threads": threads,
         "blas": blas(),

@@ -39,6 +39,8 @@ class Plan:
 
 
 FULL = Plan()
+# the longest cells take far more than their budget in five rounds
+SHORTER = Plan(fewest=2)
 QUICK = Plan(rounds=5, fewest=2, budget=0.6, whole=45.0)
 
 

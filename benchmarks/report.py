@@ -46,7 +46,7 @@ def opening(machine: dict[str, Any], cells: int) -> str:
     present = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; {machine['isa']}, "
-        f"{machine['threads']} threads each",
+        f"{machine['threads']} threads each; {machine['date']}",
         present + (f"; NumPy's BLAS: {machine['blas']}" if machine["blas"] else ""),
     ]
     lines += [

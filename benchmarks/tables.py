@@ -17,6 +17,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.cases import SHAPES
+from benchmarks.measure import FULL
 from benchmarks.targets import FACES
 from benchmarks.targets.target import QUIET
 from benchmarks.workloads import WORKLOADS, Workload
@@ -51,10 +52,13 @@ def origin(found: Results) -> str:
     versions = machine["versions"]
     text = (
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads each; "
-        f"PyTorch {versions['torch']}, NumPy {versions['numpy']}"
+        f"PyTorch {versions['torch']}, NumPy {versions['numpy']}; {machine['date'][:10]}"
     )
+    budget = found["settings"]["seconds_for_a_cell"]
     if found["settings"]["quick"]:
         text += "; a quick run, a sample of the whole"
+    elif budget < FULL.budget:
+        text += f"; a shorter run, {budget:g} s for a cell"
     if granted < QUIET:
         text += f"; **the machine was busy ({granted:.0%} of it was ours)**"
     return _wrapped(text + ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from benchmarks.targets.target import Reached, Result
 from cells import BRIEF, TINY, cell, target
 
 MACHINE = {
+    "date": "2026-01-02T03:04:05+00:00",
     "processor": "p",
     "cores": 1,
     "isa": "baseline",
@@ -240,6 +242,11 @@ def test_a_run_prints_and_writes_everything(
     assert "9 of the grid's 63 cells" in text
 
     found = json.loads(file.read_text())
+    machine = found["machine"]
+    assert f"{machine['processor']}, " in text
+    assert f"{machine['isa']}, {machine['threads']} threads each; {machine['date']}" in text
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(machine["date"])
+    assert timedelta(0) <= age < timedelta(minutes=10)
     assert found["machine"]["isa"]
     assert found["machine"]["threads"] >= 1
     assert found["machine"]["versions"]["torch"].startswith("2.13.0")

@@ -9,6 +9,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 import benchmarks
 from benchmarks import native
 from benchmarks.__main__ import main
+from benchmarks.measure import FULL
 from multihead import _native
 
 MODULES = sorted(
@@ -47,6 +49,9 @@ def test_examples_of_a_module_run(name: str) -> None:
         (["--threads", "0"], "expected a number of at least 1, got 0"),
         (["--threads", "two"], "invalid"),
         (["--face", "jax"], "invalid choice: 'jax'"),
+        (["--budget", "0"], "expected seconds above 0, got 0"),
+        (["--budget", "nan"], "expected seconds above 0, got nan"),
+        (["--budget", "2", "--quick"], "not allowed with argument"),
         (["paint"], "unrecognized arguments: paint"),
     ],
 )
@@ -57,6 +62,13 @@ def test_a_wrong_command_line_is_explained(
         main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_is_each_cell_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    monkeypatch.setattr(benchmarks, "run", lambda **given: plans.append(given["plan"]) or True)
+    assert main([]) == main(["--budget", "2.5"]) == 0
+    assert plans == [None, replace(FULL, budget=2.5, fewest=2)]
 
 
 def test_a_file_that_cannot_be_written_stops_the_bench_before_it_starts(tmp_path: Path) -> None:

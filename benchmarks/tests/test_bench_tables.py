@@ -109,7 +109,16 @@ def test_a_table_says_what_it_was_measured_on(results: Results, granted: float, 
     found["machine"] |= {"processor": "A Processor 9", "isa": "neon", "threads": 12}
     text = tables.origin(found)
     assert "A Processor 9, neon, 12 threads each" in text
+    assert f"; {found['machine']['date'][:10]}" in text
     assert ("the machine was busy (50% of it was ours)" in text) == told
+
+
+@pytest.mark.parametrize(("budget", "told"), [(12.0, False), (2.5, True)])
+def test_a_table_says_that_a_run_was_shorter(results: Results, budget: float, told: bool) -> None:
+    results["numpy"]["settings"] |= {"quick": False, "seconds_for_a_cell": budget}
+    text = " ".join(tables.origin(results["numpy"]).split())
+    assert ("a shorter run, 2.5 s for a cell" in text) == told
+    assert "quick" not in text
 
 
 def test_a_busy_share_is_not_told_as_reached(results: Results) -> None:
