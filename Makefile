@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
-CPP := $(shell find csrc include examples tests -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
+CPP := $(shell find csrc include examples tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test cross sanitize bench lint format docs clean
@@ -35,12 +35,12 @@ sanitize: $(VENV)/.test
 	tools/sanitize.sh $(BUILD) $(BIN)/python
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m multihead bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict src benchmarks tests/typed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.lint

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import multihead as mh
-from multihead import _native
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -81,7 +80,3 @@ def test_a_forked_child_computes() -> None:
         right = all((mix.layer(x, x, x)[0] == mix.expected).all() for _ in range(20))
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_a_region_is_measured() -> None:
-    assert 0 < _native.region_seconds(100) < 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -35,9 +34,7 @@ def test_config_says_version_isa_and_threads() -> None:
     [
         ([], "COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
-        (["bench", "--threads", "0"], "expected a number of at least 1, got 0"),
-        (["bench", "--threads", "two"], "invalid"),
-        (["bench", "--face", "jax"], "invalid choice: 'jax'"),
+        (["bench"], "invalid choice: 'bench'"),
     ],
 )
 def test_a_wrong_command_line_is_explained(
@@ -47,10 +44,3 @@ def test_a_wrong_command_line_is_explained(
         main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_file_that_cannot_be_written_stops_the_bench_before_it_starts(tmp_path: Path) -> None:
-    done = run("bench", "--json", str(tmp_path / "missing" / "bench.json"))
-    assert done.returncode == 2
-    assert "bench.json" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,265 @@
+"""Write the documents' figures from the results in ``benchmarks/results``.
+
+``python -m benchmarks.tables`` rewrites what stands between ``<!-- benchmark: NAME -->`` and
+``<!-- /benchmark -->``; with ``--check`` it changes nothing and fails if something would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from benchmarks.cases import SHAPES
+from benchmarks.measure import FULL
+from benchmarks.targets import FACES
+from benchmarks.targets.target import QUIET
+from benchmarks.workloads import WORKLOADS, Workload
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/torch.md", "docs/performance.md")
+REGION = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
+
+# the README's columns: a heading and the mode of the grid
+COLUMNS = {
+    "infer": "infer",
+    "infer, padded": "infer + padding",
+    "train": "train",
+    "train, dropout 0.1": "train + dropout",
+    "train, weights": "train + weights",
+}
+MODELS = {
+    "encoder": "encoder, padded",
+    "transformer": "`torch.nn.Transformer`",
+    "vit": "ViT-B's layers",
+}
+NOTHING, BUSY = "–", "busy"  # noqa: RUF001
+UNTOLD = (NOTHING, BUSY)
+
+Results = Mapping[str, Any]
+
+
+def origin(found: Results) -> str:
+    """Say in a sentence what the figures were measured on, and how far they can be trusted."""
+    machine, granted = found["machine"], found["granted_processor_time"]
+    versions = machine["versions"]
+    text = (
+        f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads each; "
+        f"PyTorch {versions['torch']}, NumPy {versions['numpy']}; {machine['date'][:10]}"
+    )
+    budget = found["settings"]["seconds_for_a_cell"]
+    if found["settings"]["quick"]:
+        text += "; a quick run, a sample of the whole"
+    elif budget < FULL.budget:
+        text += f"; a shorter run, {budget:g} s for a cell"
+    if granted < QUIET:
+        text += f"; **the machine was busy ({granted:.0%} of it was ours)**"
+    return _wrapped(text + ".")
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown.
+
+    Examples
+    --------
+    >>> print(table(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [heading, *rows]
+    written = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([written[0], "|" + "---|" * len(heading), *written[1:]])
+
+
+def grid(results: Mapping[str, Results]) -> str:
+    """Tell the ratios of the grid, their mean, and shares and memory if they were measured."""
+    found = results["numpy"]
+    ratios = {(tuple(cell["shape"].values()), cell["mode"]): _cell(cell) for cell in found["cells"]}
+    rows = []
+    for shape in SHAPES:
+        size = (shape.batch, shape.length, shape.embed_dim, shape.num_heads)
+        row = [ratios.get((size, mode), NOTHING) for mode in COLUMNS.values()]
+        if set(row) != {NOTHING}:
+            rows.append([str(shape), *row])
+    told = []
+    raced = [cell["torch_over_ours"] for cell in found["cells"] if _cell(cell) not in UNTOLD]
+    if raced and len(raced) == len(ratios):
+        told.append(
+            f"The geometric mean over {len(raced)} cells is {geometric_mean(raced):.2f}, "
+            f"the lowest {min(raced):.2f}."
+        )
+    values = _values(found)
+    shares = [value for name, value in values.items() if re.fullmatch(r"share-\d+", name)]
+    if shares:
+        span = _span(shares, "{:.0%}")
+        told.append(f"Plain training at L ≥ 512 reaches {span} of the limit of the FMA units.")
+    memory = values.get("memory")
+    if memory is not None:
+        told.append(
+            "A training step with dropout at L = S = 8192, E = 512, H = 8 needs "
+            f"{memory:.1f} times the memory of its input, where score matrices would need several "
+            "gigabytes."
+        )
+    closing = [_wrapped(" ".join(told))] if told else []
+    return "\n\n".join([origin(found), table(["(N, L, E, H)", *COLUMNS], rows), *closing])
+
+
+def models(results: Mapping[str, Results]) -> str:
+    """Tell the ratios of whole models, and how far results are apart."""
+    found = results["torch"]
+    values, written = _values(found), _written(found)
+    rows = []
+    for work in WORKLOADS:
+        name = f"torch-{work.model}-{work.length}"
+        row = [written.get(f"{name}-{part}", NOTHING) for part in ("eval", "train", "attention")]
+        if set(row) != {NOTHING}:
+            rows.append([_model(work), *row])
+    heading = ["model", "eval", "step of AdamW", "attention in that step"]
+    apart = {
+        word: max((v for name, v in values.items() if name.endswith(word)), default=None)
+        for word in ("outputs", "gradients", "losses")
+    }
+    told = {
+        "outputs": "outputs by at most {:.0e} of the largest entry",
+        "gradients": "gradients by {:.0e}",
+        "losses": "the losses of 50 steps without dropout by {:.0e}",
+    }
+    parts = [told[word].format(value) for word, value in apart.items() if value is not None]
+    closing = [_wrapped(f"The two differ: {', '.join(parts)}.")] if parts else []
+    return "\n\n".join([origin(found), table(heading, rows), *closing])
+
+
+def in_models(results: Mapping[str, Results]) -> str:
+    """Tell in a sentence the ratios with `accelerate`."""
+    values = _values(results["torch"])
+    told = {"-train": "whole steps of AdamW", "-attention": "attention in them, with dropout"}
+    parts = []
+    for word, what in told.items():
+        found = [value for name, value in values.items() if name.endswith(word)]
+        if found:
+            parts.append(f"{_span(found, '{:.1f}')} for {what}")
+    ratio = ", ".join(parts) or "not known from this run"
+    return _wrapped(
+        f"Inside PyTorch models, with `accelerate(model)`, the ratio is {ratio} (`docs/torch.md` "
+        f"has the table). {origin(results['torch'])}"
+    )
+
+
+def targets(results: Mapping[str, Results]) -> str:
+    """Tell every target of the NumPy face: wanted, reached, verdict."""
+    found = results["numpy"]
+    forms = {target.name: target.form for target in FACES["numpy"]}
+    rows = []
+    for each in found["targets"]:
+        form, bound, value = forms[each["name"]], each["bound"], each["value"]
+        sign = "≤" if each["at_most"] else "≥"
+        wanted = NOTHING if bound is None else f"{sign} {form.format(bound)}"
+        busy = each["granted_processor_time"] < QUIET
+        reached = NOTHING if value is None or busy else form.format(value)
+        rows.append([f"`{each['name']}`", each["what"], wanted, reached, each["verdict"]])
+    heading = ["target", "what", "wanted", "reached", "verdict"]
+    return f"{origin(found)}\n\n{table(heading, rows)}"
+
+
+REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
+    "grid": grid,
+    "models": models,
+    "in-models": in_models,
+    "targets": targets,
+}
+
+
+def rewritten(text: str, results: Mapping[str, Results]) -> str:
+    """Return a document with its regions made anew.
+
+    Raises
+    ------
+    ValueError
+        If a region has a name that is none of ours.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in REGIONS:
+            raise ValueError(f"no region is called {name!r}; there are {', '.join(REGIONS)}")
+        return f"{match[1]}{REGIONS[name](results)}\n{match[4]}"
+
+    return REGION.sub(write, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the documents, or check them; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    options = parser.parse_args(arguments)
+    results = {face: json.loads((RESULTS / f"{face}.json").read_text()) for face in FACES}
+    stale = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text()
+        new = rewritten(text, results)
+        if new != text:
+            stale.append(name)
+            if not options.check:
+                path.write_text(new)
+    if stale and options.check:
+        print(
+            f"{', '.join(stale)}: not what benchmarks/results says; python -m benchmarks.tables",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _values(found: Results) -> dict[str, float]:
+    """Values of the targets by name: those that were measured on a quiet machine."""
+    return {
+        each["name"]: each["value"]
+        for each in found["targets"]
+        if each["value"] is not None and each["granted_processor_time"] >= QUIET
+    }
+
+
+def _written(found: Results) -> dict[str, str]:
+    """Values of the targets by name, as a table has them."""
+    return {
+        each["name"]: _ratio(each["value"], each["granted_processor_time"])
+        for each in found["targets"]
+    }
+
+
+def _cell(cell: Results) -> str:
+    return _ratio(cell["torch_over_ours"], cell["granted_processor_time"])
+
+
+def _ratio(value: float | None, granted: float) -> str:
+    """Write a ratio; a busy machine's is not told, for it can be anything."""
+    if value is None:
+        return NOTHING
+    return BUSY if granted < QUIET else f"{value:.1f}"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    ends = dict.fromkeys(form.format(value) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def _model(work: Workload) -> str:
+    layers = f"{work.layers} + {work.layers}" if work.model == "transformer" else f"{work.layers}"
+    return f"{MODELS[work.model]}, {layers} × {work.embed_dim}, ({work.batch}, {work.length})"  # noqa: RUF001
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 108, break_long_words=False, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
