@@ -13,8 +13,10 @@ from torch.export import Dim, export
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
+from multihead.arguments import LayerOptions
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
-from multihead.torch.options import Offsets, Options
+from multihead.torch.calls import LayerCall, Offsets
+from multihead.torch.schema import flat_layer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*NestedTensor does not implement:UserWarning"),
@@ -188,12 +190,11 @@ def test_flops_of_ragged_batches_are_those_of_their_sequences() -> None:
 def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7
-    options = Options(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
+    options = LayerOptions(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
     x = torch.randn(n, length, embed, requires_grad=True)
     memory = torch.randn(n, source, embed, requires_grad=True)
     three: tuple[Any, ...] = (x, memory, memory)
-    padding = mask = seed = None
-    offsets: tuple[Any, Any] = (None, None)
+    padding = mask = offsets = None
     if case == "shared":
         three, options = (x, None, None), options._replace(average=True)
     if case == "masks":
@@ -202,7 +203,7 @@ def arguments(case: str) -> tuple[Any, ...]:
         mask = torch.randn(length, source, requires_grad=True)
         options = options._replace(average=False)
     if case == "dropout":
-        seed, options = torch.tensor(5), options._replace(probability=0.3)
+        options = options._replace(dropout_p=0.3, seed=torch.tensor(5))
     if case == "tokens first":
         three = tuple(y.detach().transpose(0, 1).requires_grad_() for y in (x, memory, memory))
         options = options._replace(tokens_first=True)
@@ -210,10 +211,13 @@ def arguments(case: str) -> tuple[Any, ...]:
         three = tuple(y.detach().flatten(0, 1).requires_grad_() for y in (x, memory, memory))
         offsets = Offsets(torch.tensor([0, 3, 10]), torch.tensor([0, 9, 14]))
     module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys")
-    params = [p if p is None else p.detach().requires_grad_() for p in module._params(False)]
-    called = [options.num_heads, options.zero_row, options.causal, options.average]
-    called += [options.tokens_first, options.probability, True]
-    return (*three, padding, mask, *params, seed, *offsets, *called)
+    tensors = module._tensors(three, (padding, mask), False)
+    leaves = {
+        name: x.detach().requires_grad_()
+        for name, x in tensors._asdict().items()
+        if isinstance(x, torch.nn.Parameter)
+    }
+    return (*flat_layer(LayerCall(tensors._replace(**leaves), options, offsets)), True)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from multihead.arguments import LayerTensors
 from multihead.torch.nested import longest, same_lengths
 from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
 
 
 def compute_dtype(
     module: torch.nn.MultiheadAttention,
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    masks: tuple[torch.Tensor | None, torch.Tensor | None],
-    params: Sequence[torch.Tensor | None],
+    inputs: tuple[Any, Any, Any],
+    tensors: LayerTensors,
     need_weights: bool,
 ) -> torch.dtype | None:
     """Return the dtype to compute in; None if the engine does not compute this call.
@@ -23,19 +22,19 @@ def compute_dtype(
     Parameters
     ----------
     module : torch.nn.MultiheadAttention
-    inputs : tuple of Tensor
-        Query, key, value.
-    masks : tuple of Tensor or None
-        Of padding, of the scores.
-    params : sequence of Tensor or None
+    inputs : tuple
+        Query, key and value as they are given, whatever they are.
+    tensors : LayerTensors
     need_weights : bool
     """
+    query, _, _, padding, mask, *params = tensors
+    masks = padding, mask
     for x in (*inputs, *masks):
         if x is not None and not isinstance(x, torch.Tensor):
             return None
     if any(x is None for x in inputs) or not isinstance(module.dropout, (int, float)):
         return None
-    dtype = inputs[0].dtype
+    dtype = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         accepted = NARROW
@@ -43,50 +42,47 @@ def compute_dtype(
         return None
     if not 0 <= module.dropout <= 1:
         return None
-    for x in inputs:
-        if x.dtype not in accepted or not readable(x):
-            return None
-    for p in params:
-        if p is not None and (p.dtype not in accepted or not readable(p)):
+    for x in (*inputs, *params):
+        if x is not None and (x.dtype not in accepted or not readable(x)):
             return None
     scores = _scores(module, *inputs)
-    if scores is None or not _params_fit(module, params):
+    if scores is None or not _params_fit(module, tensors):
         return None
     if dtype in HALF and not need_weights:
         accepted = (*accepted, torch.float32)
-    for mask in masks:
-        if mask is None:
+    for x in masks:
+        if x is None:
             continue
-        if mask.dtype != torch.bool and mask.dtype not in accepted:
+        if x.dtype != torch.bool and x.dtype not in accepted:
             return None
-        if not readable(mask):
+        if not readable(x):
             return None
-    padding, mask = masks
-    if padding is not None and not _padding_fits(padding, scores, inputs[0]):
+    if padding is not None and not _padding_fits(padding, scores, query):
         return None
     if mask is not None and not _mask_fits(mask, scores):
         return None
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _params_fit(module: Any, params: Sequence[torch.Tensor | None]) -> bool:
+def _params_fit(module: Any, t: LayerTensors) -> bool:
     """Whether the parameters have the shapes that the module was made with."""
     e, heads = module.embed_dim, module.num_heads
     if heads <= 0 or e % heads:
         return False
-    packed, *separate, in_bias, bias_k, bias_v, out_weight, out_bias = params
     if module._qkv_same_embed_dim:
-        if packed is None or packed.shape != (3 * e, e):
+        if t.in_weight is None or t.in_weight.shape != (3 * e, e):
             return False
-    elif packed is not None or not all(
+    elif t.in_weight is not None or not all(
         x is not None and x.shape == (e, width)
-        for x, width in zip(separate, (e, module.kdim, module.vdim), strict=True)
+        for x, width in zip(
+            (t.q_weight, t.k_weight, t.v_weight), (e, module.kdim, module.vdim), strict=True
+        )
     ):
         return False
-    if (bias_k is None) != (bias_v is None):
+    if (t.bias_k is None) != (t.bias_v is None):
         return False
-    shapes: Any = [(in_bias, (3 * e,)), (bias_k, (1, 1, e)), (bias_v, (1, 1, e))]
-    shapes += [(out_weight, (e, e)), (out_bias, (e,))]
+    shapes: Any = [(t.in_bias, (3 * e,)), (t.bias_k, (1, 1, e)), (t.bias_v, (1, 1, e))]
+    shapes += [(t.out_weight, (e, e)), (t.out_bias, (e,))]
     return all(x is None or x.shape == shape for x, shape in shapes)
 
 

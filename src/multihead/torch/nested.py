@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from multihead.torch.options import Offsets
+from multihead.arguments import LayerTensors
+from multihead.torch.calls import Offsets
 
 
-class Ragged:
+class NestedBatch:
     """The sequences of a NestedTensor (N, tokens, features), one after another."""
 
     def __init__(self, nested: torch.Tensor) -> None:
@@ -37,6 +38,18 @@ class Ragged:
         parts = values.split(self.offsets.diff().tolist())
         strided: torch.Tensor = torch.nested.as_nested_tensor(list(parts), layout=torch.strided)
         return strided
+
+
+def ragged_inputs(tensors: LayerTensors) -> tuple[LayerTensors, Offsets, NestedBatch]:
+    """Return inputs (total, features), where their sequences begin, and the query's batch."""
+    query = NestedBatch(tensors.query)
+    key, value = (None if x is None else NestedBatch(x) for x in (tensors.key, tensors.value))
+    values = tensors._replace(
+        query=query.values,
+        key=None if key is None else key.values,
+        value=None if value is None else value.values,
+    )
+    return values, Offsets(query.offsets, (query if key is None else key).offsets), query
 
 
 def _plain(jagged: Any) -> bool:
