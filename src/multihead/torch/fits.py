@@ -27,12 +27,14 @@ def compute_dtype(
     tensors : LayerTensors
     need_weights : bool
     """
-    query, _, _, padding, mask, *params = tensors
-    masks = padding, mask
-    for x in (*inputs, *masks):
+    query, key, value = inputs
+    _, own_key, own_value, padding, mask, *params = tensors
+    for x in (query, own_key, own_value, padding, mask):
         if x is not None and not isinstance(x, torch.Tensor):
             return None
-    if any(x is None for x in inputs) or not isinstance(module.dropout, (int, float)):
+    if query is None or key is None or value is None:
+        return None
+    if not isinstance(module.dropout, (int, float)) or not 0 <= module.dropout <= 1:
         return None
     dtype = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
@@ -40,17 +42,15 @@ def compute_dtype(
         accepted = NARROW
     elif dtype not in COMPUTED and dtype not in HALF:
         return None
-    if not 0 <= module.dropout <= 1:
-        return None
-    for x in (*inputs, *params):
+    for x in (query, own_key, own_value, *params):  # each once
         if x is not None and (x.dtype not in accepted or not readable(x)):
             return None
-    scores = _scores(module, *inputs)
+    scores = _scores(module, query, key, value)
     if scores is None or not _params_fit(module, tensors):
         return None
     if dtype in HALF and not need_weights:
         accepted = (*accepted, torch.float32)
-    for x in masks:
+    for x in (padding, mask):
         if x is None:
             continue
         if x.dtype != torch.bool and x.dtype not in accepted:

@@ -17,16 +17,15 @@ from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
 
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
-# the parameters of ours that the module itself holds, under PyTorch's names
-_PARAMETERS = {
-    "in_weight": "in_proj_weight",
-    "q_weight": "q_proj_weight",
-    "k_weight": "k_proj_weight",
-    "v_weight": "v_proj_weight",
-    "in_bias": "in_proj_bias",
-    "bias_k": "bias_k",
-    "bias_v": "bias_v",
-}
+_PARAMETERS = (
+    "in_proj_weight",
+    "q_proj_weight",
+    "k_proj_weight",
+    "v_proj_weight",
+    "in_proj_bias",
+    "bias_k",
+    "bias_v",
+)
 _WAYS = Ways(
     engine=lambda call: forward(call, False)[:2],
     function=attend,
@@ -193,16 +192,25 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if value is key:  # the engine projects one tensor once
             key, value = None if key is query else key, None
         padding, mask = masks
-        own = self._parameters
+        own, out_proj = self._parameters, self.out_proj
+        packed, q, k, v, biases, bias_k, bias_v = [
+            own[name] if name in own else getattr(self, name) for name in _PARAMETERS
+        ]
         return LayerTensors(
             query=query,
             key=key,
             value=value,
             padding=padding,
             mask=mask,
-            out_weight=None if custom else self.out_proj.weight,
-            out_bias=None if custom else self.out_proj.bias,
-            **{ours: own[x] if x in own else getattr(self, x) for ours, x in _PARAMETERS.items()},
+            in_weight=packed,
+            q_weight=q,
+            k_weight=k,
+            v_weight=v,
+            in_bias=biases,
+            bias_k=bias_k,
+            bias_v=bias_v,
+            out_weight=None if custom else out_proj.weight,
+            out_bias=None if custom else out_proj.bias,
         )
 
     def _extra_keys(self) -> int:
