@@ -8,6 +8,7 @@ import torch
 
 from multihead.arguments import LayerTensors
 from multihead.torch.nested import longest, same_lengths
+from multihead.torch.sizes import broadcasts, same, same_shape
 from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
 
 
@@ -92,16 +93,16 @@ def _scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | 
     if key.dim() != rank or value.dim() != rank or rank not in (2, 3):
         return None
     widths = module.embed_dim, module.kdim, module.vdim
-    if (query.size(-1), key.size(-1), value.size(-1)) != widths:
+    if not same_shape((query.size(-1), key.size(-1), value.size(-1)), widths):
         return None
     if query.is_nested or key.is_nested or value.is_nested:
         return _nested_scores(module, query, key, value)
-    if key.shape[:-1] != value.shape[:-1]:
+    if value is not key and not same_shape(key.shape[:-1], value.shape[:-1]):
         return None
     if rank == 2:
         return 1, module.num_heads, query.shape[0], key.shape[0]
     batch, tokens = (0, 1) if module.batch_first else (1, 0)
-    if key.shape[batch] != query.shape[batch]:
+    if key is not query and not same(key.shape[batch], query.shape[batch]):
         return None
     return query.shape[batch], module.num_heads, query.shape[tokens], key.shape[tokens]
 
@@ -123,12 +124,13 @@ def _padding_fits(padding: torch.Tensor, scores: tuple[int, ...], query: torch.T
     n, _, _, source = scores
     if query.is_nested:
         return False
-    return tuple(padding.shape) == ((source,) if query.dim() == 2 else (n, source))
+    return same_shape(padding.shape, (source,) if query.dim() == 2 else (n, source))
 
 
 def _mask_fits(mask: torch.Tensor, scores: tuple[int, ...]) -> bool:
     n, heads, length, source = scores
-    shape = tuple(mask.shape)
-    if len(shape) == 4:
-        return all(a in (1, b) for a, b in zip(shape, scores, strict=True))
-    return shape in ((length, source), (n * heads, length, source))
+    if mask.dim() == 4:
+        return broadcasts(mask.shape, scores)
+    return mask.dim() in (2, 3) and same_shape(
+        mask.shape, (length, source) if mask.dim() == 2 else (n * heads, length, source)
+    )

@@ -13,7 +13,12 @@ from multihead.torch.composed import composed_attention
 from multihead.torch.dispatch import Ways, compute
 from multihead.torch.sdpa import attend, forward
 from multihead.torch.sdpa_ops import attention
+from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
 from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
+
+# at import: our function may take the place of PyTorch's
+_theirs = torch.nn.functional.scaled_dot_product_attention
+_SCALES = (float, int, type(None), torch.SymFloat)
 
 
 def scaled_dot_product_attention(
@@ -69,9 +74,12 @@ def scaled_dot_product_attention(
     True
     """
     inputs = (query, key, value)
-    lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
+    lead = None
+    plain = type(is_causal) is bool and type(enable_gqa) is bool
+    if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
+        lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
     if lead is None:
-        theirs: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
+        theirs: torch.Tensor = _theirs(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         return theirs
@@ -89,8 +97,9 @@ def scaled_dot_product_attention(
         q, k, v = (_four_axes(x, lead) for x in inputs)
         mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
-    options = AttentionOptions(bool(is_causal), factor, float(dropout_p), None)
-    out: torch.Tensor = compute(AttentionCall(AttentionTensors(q, k, v, mask), options), _WAYS)
+    options = AttentionOptions(is_causal, factor, float(dropout_p), None)
+    tensors = AttentionTensors(q, k, v, mask)
+    out: torch.Tensor = compute(AttentionCall(tensors, options), _WAYS)
     return out.reshape(*lead, *out.shape[2:]).to(dtype)
 
 
@@ -108,18 +117,18 @@ def _lead(
     for x in inputs:
         if x.is_nested or x.dim() < 2 or x.dtype not in accepted or not readable(x):
             return None
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    if not same(query.shape[-1], key.shape[-1]) or not same(key.shape[-2], value.shape[-2]):
         return None
     if not 0 <= probability <= 1:
         return None
     leads = [x.shape[:-2] for x in inputs]
     if grouped:
-        if min(map(len, leads)) < 1 or leads[1][-1] != leads[2][-1] or leads[1][-1] == 0:
+        if min(map(len, leads)) < 1 or not same(leads[1][-1], leads[2][-1]) or leads[1][-1] == 0:
             return None
         if leads[0][-1] % leads[1][-1]:
             return None
         leads[1:] = [(*lead[:-1], leads[0][-1]) for lead in leads[1:]]
-    lead = _broadcast(leads)
+    lead = broadcast(leads)
     if lead is None or mask is None:
         return lead
     if dtype in HALF:
@@ -127,15 +136,7 @@ def _lead(
     if (mask.dtype != torch.bool and mask.dtype not in accepted) or not readable(mask):
         return None
     scores = (*lead, query.shape[-2], key.shape[-2])
-    fits = mask.dim() >= 2 and _broadcast([mask.shape, scores]) == scores
-    return lead if fits else None
-
-
-def _broadcast(shapes: Any) -> tuple[int, ...] | None:
-    try:
-        return tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
-        return None
+    return lead if mask.dim() >= 2 and broadcasts(mask.shape, scores) else None
 
 
 def _grouped(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None, lead: Any) -> Any:
@@ -146,7 +147,7 @@ def _grouped(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None, lead: 
     """
     q, k, v = inputs
     groups = lead[-1] // k.shape[-3]
-    if mask is not None and max(mask.shape[:-2], default=1) > 1:
+    if mask is not None and not all(map(is_one, mask.shape[:-2])):
         k, v = (x.repeat_interleave(groups, -3) for x in (k, v))
         return *(_four_axes(x, lead) for x in (q, k, v)), _mask_axes(mask, lead)
     q, k, v = (x.expand(*lead[:-1], *x.shape[-3:]) for x in (q, k, v))
@@ -157,7 +158,7 @@ def _grouped(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None, lead: 
 
 
 def _four_axes(x: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
-    if x.dim() == 4 and x.shape[:2] == lead:
+    if x.dim() == 4 and same_shape(x.shape[:2], lead):
         return x
     x = x.expand(*lead, *x.shape[-2:])
     while x.dim() < 4:
@@ -171,7 +172,7 @@ def _mask_axes(mask: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
     while mask.dim() < 4:
         mask = mask.unsqueeze(-3)
     if mask.dim() > 4:
-        outer = lead[:-1] if max(mask.shape[:-3]) > 1 else mask.shape[:-3]
+        outer = mask.shape[:-3] if all(map(is_one, mask.shape[:-3])) else lead[:-1]
         mask = mask.expand(*outer, *mask.shape[-3:]).flatten(0, -4)
     return mask
 

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from multihead import _native
 
 COMPUTED = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 NARROW = (torch.float32, *HALF)  # what autocast casts
+
+_STAND_INS = (FakeTensor, FunctionalTensor)
 
 
 def _exchange() -> bool:
@@ -42,11 +45,12 @@ def engine_reads(tensors: _Tensors) -> _Tensors:
 def readable(x: torch.Tensor) -> bool:
     """Whether a tensor is a usual one in CPU memory, or stands for one while PyTorch traces."""
     kind = type(x)
+    layout = x.layout
     if kind is not torch.Tensor and kind is not torch.nn.Parameter:
-        jagged = x.is_nested and x.layout == torch.jagged
-        if not jagged and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        jagged = x.is_nested and layout == torch.jagged
+        if not jagged and not isinstance(x, _STAND_INS):
             return False
-    if x.device.type != "cpu" or (x.layout != torch.strided and x.layout != torch.jagged):
+    if x.device.type != "cpu" or (layout != torch.strided and layout != torch.jagged):
         return False
     if torch.compiler.is_compiling():  # operations receive settled tensors
         return True
