@@ -203,7 +203,7 @@ def attend(
     q, k, v = inputs
     # a query that sees nothing has weights of 0 and gradients of 0
     nothing = hidden.all(-1, keepdim=True)
-    scores = q @ k.transpose(2, 3) * scale + added
+    scores = _scores(q, k) * scale + added
     p = scores.masked_fill(hidden & ~nothing, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
     probability, seed = dropout
     if seed is None:
@@ -213,7 +213,25 @@ def attend(
         at = (batch, np.arange(q.shape[1]), np.arange(q.shape[2]), keys)
         keep, factor = dropout_mask(seed, 0, *at, probability)
         p = p * torch.from_numpy(keep) * factor
-    return p @ v, p
+    return _weighted(p, v, hidden), p
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Multiply queries and keys; what is not finite in a key has no part in gradients."""
+    finite = k.isfinite()
+    clean = q @ k.where(finite, 0.0).transpose(2, 3)
+    whole = (q @ k.transpose(2, 3)).detach()
+    return torch.where(finite.all(-1)[..., None, :], clean, whole)
+
+
+def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Weigh values; what is not finite goes to the queries that see it, 0 times it to no other."""
+    out = p @ v.where(v.isfinite(), 0.0)
+    kinds = torch.cat([v == math.inf, v == -math.inf, v.isnan()], -1)
+    seen = ((~hidden).to(p.dtype) @ kinds.to(p.dtype) > 0).chunk(3, -1)
+    for there, value in zip(seen, (math.inf, -math.inf, math.nan), strict=True):
+        out = out + torch.where(there, value, 0.0).to(out.dtype)
+    return out
 
 
 def composed_attention(call: AttentionCall) -> torch.Tensor:
