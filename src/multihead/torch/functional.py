@@ -10,7 +10,7 @@ import torch
 from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.torch.calls import AttentionCall
 from multihead.torch.composed import composed_attention
-from multihead.torch.dispatch import Ways, compute
+from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.sdpa import attend, forward
 from multihead.torch.sdpa_ops import attention
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
@@ -18,6 +18,7 @@ from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
 
 # at import: our function may take the place of PyTorch's
 _theirs = torch.nn.functional.scaled_dot_product_attention
+_MATH = int(torch.nn.attention.SDPBackend.MATH.value)
 _SCALES = (float, int, type(None), torch.SymFloat)
 
 
@@ -100,6 +101,10 @@ def scaled_dot_product_attention(
     options = AttentionOptions(is_causal, factor, float(dropout_p), None)
     tensors = AttentionTensors(q, k, v, mask)
     out: torch.Tensor = compute(AttentionCall(tensors, options), _WAYS)
+    if needs_grad(tensors) and dtype == width and not torch.compiler.is_compiling():
+        given = query, key, value, attn_mask, dropout_p, is_causal
+        if torch._fused_sdp_choice(*given, scale=scale, enable_gqa=enable_gqa) == _MATH:
+            out = out.clone()  # which PyTorch lets be changed in place before backward
     return out.reshape(*lead, *out.shape[2:]).to(dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.torch.calls import LayerCall
 from multihead.torch.composed import composed
-from multihead.torch.dispatch import Ways, compute
+from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
 from multihead.torch.fits import compute_dtype
 from multihead.torch.function import attend
@@ -145,6 +145,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         # 1. Inputs: batched, dense or ragged, of the dtype that computes.
         offsets = None
+        if not ragged and needs_grad(tensors) and self._lets_inputs_change(tensors, unbatched):
+            tensors = tensors._replace(
+                query=query.clone(),
+                key=None if tensors.key is None else key.clone(),
+                value=None if tensors.value is None else value.clone(),
+            )
         if ragged:
             tensors, offsets, batch = ragged_inputs(tensors)
         elif unbatched:
@@ -212,6 +218,17 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             out_weight=None if custom else out_proj.weight,
             out_bias=None if custom else out_proj.bias,
         )
+
+    def _lets_inputs_change(self, tensors: LayerTensors, unbatched: bool) -> bool:
+        """Whether PyTorch lets inputs change in place before backward: it copies, or keeps none."""
+        if torch.compiler.is_compiling():  # there are no changes in place in its graphs
+            return False
+        t = tensors
+        frozen = not any(
+            x is not None and x.requires_grad
+            for x in (t.in_weight, t.q_weight, t.k_weight, t.v_weight)
+        )
+        return frozen or (self.batch_first and not unbatched) or torch.is_autocast_enabled("cpu")
 
     def _extra_keys(self) -> int:
         return int(self.bias_k is not None) + int(self.add_zero_attn)

@@ -21,10 +21,12 @@ def new_out(tensors: AttentionTensors) -> torch.Tensor:
     q = tensors.query
     n, heads, length, _ = q.shape
     width = tensors.value.shape[3]
-    if q.stride(1) < q.stride(2):
-        tokens_before_heads: torch.Tensor = q.new_empty((n, length, heads, width))
-        return tokens_before_heads.transpose(1, 2)
-    out: torch.Tensor = q.new_empty((n, heads, length, width))
+    out: torch.Tensor
+    if q.stride(1) < q.stride(2):  # not a view, which could not be changed in place
+        strides = length * heads * width, width, heads * width, 1
+        out = q.new_empty_strided((n, heads, length, width), strides)
+    else:
+        out = q.new_empty((n, heads, length, width))
     return out
 
 
