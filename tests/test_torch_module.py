@@ -509,3 +509,26 @@ def test_pytorch_s_own_samples(dtype: torch.dtype, gradients: bool, training: bo
             assert_close(found[name], x, bound, name, scale=scale)
         count += 1
     assert count >= 32
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "first", "way"),
+    [
+        (2, 2, r"pass attn_mask\[:, None\] of each sequence$"),
+        (2, 3, r"pass attn_mask\[None\] of each head$"),
+        (3, 3, r"of each sequence or attn_mask\[None\] of each head$"),
+    ],
+)
+def test_a_mask_for_each_sequence_or_head_says_the_way(
+    batch: int, first: int, way: str, batch_first: bool
+) -> None:
+    module = MultiheadAttention(12, 3, batch_first=batch_first)
+    q, k = torch.randn(batch, 5, 12), torch.randn(batch, 7, 12)
+    if not batch_first:
+        q, k = q.transpose(0, 1), k.transpose(0, 1)
+    mask = torch.randn(first, 5, 7)
+    with pytest.raises(RuntimeError, match=rf"got \({first}, 5, 7\).*" + way):
+        module(q, k, k, attn_mask=mask)
+    given = mask[:, None] if first == batch else mask[None]
+    assert module(q, k, k, attn_mask=given)[0].shape == q.shape

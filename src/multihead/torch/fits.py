@@ -134,3 +134,28 @@ def _mask_fits(mask: torch.Tensor, scores: tuple[int, ...]) -> bool:
     return mask.dim() in (2, 3) and same_shape(
         mask.shape, (length, source) if mask.dim() == 2 else (n * heads, length, source)
     )
+
+
+def explain_mask(module: Any, query: Any, key: Any, mask: Any) -> None:
+    """Say how a mask for each sequence, or for each head, is taken: PyTorch's error does not.
+
+    Raises
+    ------
+    RuntimeError
+        If `mask` is (N, L, S) or (H, L, S), and not what PyTorch takes.
+    """
+    tensors = all(isinstance(x, torch.Tensor) for x in (query, key, mask))
+    if not tensors or mask.dim() != 3 or query.dim() != 3 or key.dim() != 3 or query.is_nested:
+        return
+    batch, tokens = (0, 1) if module.batch_first else (1, 0)
+    n, heads = query.shape[batch], module.num_heads
+    rows = query.shape[tokens], key.shape[tokens]
+    of = {"attn_mask[:, None] of each sequence": n, "attn_mask[None] of each head": heads}
+    ways = [way for way, size in of.items() if mask.shape[0] == size]
+    if mask.shape[0] == n * heads or not ways or tuple(mask.shape[1:]) != rows:
+        return
+    raise RuntimeError(
+        f"attn_mask: expected (L, S) = {rows}, (N * H, L, S) = {(n * heads, *rows)}, or four axes "
+        f"broadcastable to (N, H, L, S) = {(n, heads, *rows)}, got {tuple(mask.shape)}: pass "
+        + " or ".join(ways)
+    )

@@ -11,7 +11,7 @@ from multihead.torch.calls import LayerCall
 from multihead.torch.composed import composed
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
-from multihead.torch.fits import compute_dtype
+from multihead.torch.fits import compute_dtype, explain_mask
 from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
@@ -125,6 +125,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
         width = compute_dtype(self, inputs, tensors, need_weights)
         if width is None:
+            explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
                 key,
