@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import pickle
 import resource
 import weakref
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -505,3 +507,15 @@ def test_what_a_mask_shows_is_as_it_is_on_any_path() -> None:
     assert torch.isfinite(out[0, 0, 0]).all()
     assert (out[0, 0, 1] == float("inf")).all()
     assert out[0, 0, 2].isnan().all()
+
+
+def test_an_older_pytorch_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multihead.torch import requires
+
+    for version, fits in (("2.4.1+cpu", False), ("2.10.0", True), (torch.__version__, True)):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        if fits:
+            importlib.reload(requires)
+        else:
+            with pytest.raises(ImportError, match=r"needs PyTorch 2.8 or later, got 2.4.1"):
+                importlib.reload(requires)
