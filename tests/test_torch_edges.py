@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import pickle
@@ -519,3 +520,36 @@ def test_an_older_pytorch_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) 
         else:
             with pytest.raises(ImportError, match=r"needs PyTorch 2.8 or later, got 2.4.1"):
                 importlib.reload(requires)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_denormal_numbers_are_flushed_where_pytorch_flushes_them(flush: bool) -> None:
+    theirs, ours = (
+        kind(32, 4, batch_first=True, add_bias_kv=True)
+        for kind in (torch.nn.MultiheadAttention, MultiheadAttention)
+    )
+    ours.load_state_dict(theirs.state_dict())
+    exact = copy.deepcopy(theirs).double()
+    x, d_out = torch.randn(2, 40, 32) * 1e-38, torch.randn(2, 40, 32)
+
+    def gradients(module: torch.nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaf = x.to(dtype).requires_grad_()
+        wanted = [leaf, module.in_proj_bias, module.bias_k]
+        return torch.autograd.grad(module(leaf, leaf, leaf)[0], wanted, d_out.to(dtype))
+
+    torch.set_flush_denormal(flush)
+    try:
+        found, expected = (gradients(m, torch.float32) for m in (ours, theirs))
+    finally:
+        torch.set_flush_denormal(False)
+    some = 0
+    for a, b, c in zip(found, expected, gradients(exact, torch.float64), strict=True):
+        denormal = (c.abs() > 1e-42) & (c.abs() < 1e-38)
+        some += int(denormal.sum())
+        if flush:
+            assert not a[denormal].any()
+            assert not b[denormal].any()
+        else:
+            assert (a - c).abs().max() < 1e-6 * c.abs().max() + 1e-43
+            assert (a[denormal] != 0).all()
+    assert some > 16
