@@ -11,10 +11,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim, export
 from torch.library import opcheck
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils.flop_counter import FlopCounterMode
 
+from multihead.arguments import LayerOptions
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
-from multihead.torch.options import Offsets, Options
+from multihead.torch.calls import LayerCall, Offsets
+from multihead.torch.schema import flat_layer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*NestedTensor does not implement:UserWarning"),
@@ -188,12 +191,11 @@ def test_flops_of_ragged_batches_are_those_of_their_sequences() -> None:
 def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7
-    options = Options(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
+    options = LayerOptions(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
     x = torch.randn(n, length, embed, requires_grad=True)
     memory = torch.randn(n, source, embed, requires_grad=True)
     three: tuple[Any, ...] = (x, memory, memory)
-    padding = mask = seed = None
-    offsets: tuple[Any, Any] = (None, None)
+    padding = mask = offsets = None
     if case == "shared":
         three, options = (x, None, None), options._replace(average=True)
     if case == "masks":
@@ -202,7 +204,7 @@ def arguments(case: str) -> tuple[Any, ...]:
         mask = torch.randn(length, source, requires_grad=True)
         options = options._replace(average=False)
     if case == "dropout":
-        seed, options = torch.tensor(5), options._replace(probability=0.3)
+        options = options._replace(dropout_p=0.3, seed=torch.tensor(5))
     if case == "tokens first":
         three = tuple(y.detach().transpose(0, 1).requires_grad_() for y in (x, memory, memory))
         options = options._replace(tokens_first=True)
@@ -210,10 +212,13 @@ def arguments(case: str) -> tuple[Any, ...]:
         three = tuple(y.detach().flatten(0, 1).requires_grad_() for y in (x, memory, memory))
         offsets = Offsets(torch.tensor([0, 3, 10]), torch.tensor([0, 9, 14]))
     module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys")
-    params = [p if p is None else p.detach().requires_grad_() for p in module._params(False)]
-    called = [options.num_heads, options.zero_row, options.causal, options.average]
-    called += [options.tokens_first, options.probability, True]
-    return (*three, padding, mask, *params, seed, *offsets, *called)
+    tensors = module._tensors(three, (padding, mask), False)
+    leaves = {
+        name: x.detach().requires_grad_()
+        for name, x in tensors._asdict().items()
+        if isinstance(x, torch.nn.Parameter)
+    }
+    return (*flat_layer(LayerCall(tensors._replace(**leaves), options, offsets)), True)
 
 
 @pytest.mark.parametrize(
@@ -246,3 +251,56 @@ def test_compiled_attention_computes_the_same_bits() -> None:
     for found, expected in zip(*pairs, strict=True):
         assert torch.equal(found, expected)
     assert torch.isfinite(compiled(q, k, v, dropout_p=0.4)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Lower right causal bias will produce NaNs:UserWarning")
+@pytest.mark.parametrize("where", ["given", "made within"])
+@pytest.mark.parametrize("sizes", [(5, 9), (9, 5), (7, 7), (1, 4)], ids=str)
+@pytest.mark.parametrize("make", [causal_lower_right, causal_upper_left])
+def test_a_mask_that_is_a_subclass_is_pytorch_s_compiled_too(
+    make: Any, sizes: tuple[int, int], where: str
+) -> None:
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (sizes[0], sizes[1], sizes[1]))
+    bias = make(*sizes)
+
+    def call(bias: Any) -> torch.Tensor:
+        return scaled_dot_product_attention(
+            q, k, v, make(*sizes) if where == "made within" else bias
+        )
+
+    compiled = torch.compile(call, backend="aot_eager")
+    torch.testing.assert_close(compiled(bias), call(bias), equal_nan=True)
+
+
+def shown(lengths: torch.Tensor) -> torch.Tensor:
+    """Which tokens there are, as many as the longest sequence has."""
+    return torch.arange(int(lengths.max().item())) < lengths[:, None]
+
+
+@pytest.mark.parametrize("kind", ["padding", "cut", "attn_mask", "attention", "grouped"])
+def test_lengths_that_only_the_run_knows_stay_in_one_graph(kind: str) -> None:
+    module = MultiheadAttention(12, 3, batch_first=True)
+
+    def call(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        there = shown(lengths)
+        if kind == "padding":
+            return module(x, x, x, ~there)[0]
+        cut = x[:, : there.shape[1]]
+        if kind == "cut":
+            return module(cut, cut, cut, ~there, need_weights=False)[0]
+        if kind == "attn_mask":
+            return module(cut, x, x, attn_mask=~there.T[:, :1].expand(-1, x.shape[1]))[0]
+        q = (x if kind == "attention" else cut).unflatten(2, (3, 4)).transpose(1, 2)
+        k = q if kind == "attention" else q[:, :1]
+        return scaled_dot_product_attention(q, k, k, there[:, None, None], enable_gqa=k is not q)
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        x, lengths = torch.randn(3, 6, 12, requires_grad=True), torch.tensor([2, 6, 4])
+        pairs = [(f(x, lengths), x) for f in (compiled, call)]
+        grads = [torch.autograd.grad(out.square().sum(), x)[0] for out, x in pairs]
+        assert torch.equal(pairs[0][0], pairs[1][0])
+        assert torch.equal(*grads)
+        if kind in ("padding", "attention"):
+            with pytest.raises(RuntimeError):  # the mask has other keys than there are
+                compiled(x, torch.tensor([2, 5, 4]))

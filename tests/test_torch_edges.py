@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import importlib
 import pickle
 import resource
 import weakref
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -460,3 +463,93 @@ def test_what_is_no_tensor_is_pytorch_s_error(given: dict[str, Any]) -> None:
             module(**({"query": x, "key": x, "value": x} | given))
         failures.append((failure.type, str(failure.value)))
     assert failures[0] == failures[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("mask", ["bool", "float", "causal"])
+def test_what_an_attn_mask_hides_stays_hidden_on_any_path(mask: str) -> None:
+    _, ours = pair(12, 3, batch_first=True)
+    x = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(2, 7, 12, dtype=torch.float64)
+    memory[0, 6], memory[1, 6, 3] = float("nan"), float("inf")
+    hidden = torch.rand(5, 7) < 0.2
+    hidden[:, 0], hidden[:, 6] = False, True
+    given = {
+        "bool": {"attn_mask": hidden},
+        "float": {"attn_mask": torch.zeros(5, 7).double().masked_fill(hidden, -float("inf"))},
+        "causal": {"is_causal": True},
+    }[mask]
+    memory.requires_grad_()
+    out, weights = ours(x, memory, memory, **given)
+    assert torch.isfinite(out).all()
+    bias = ours.in_proj_bias
+    loss = out.square().sum() + weights.square().sum()
+    first = torch.autograd.grad(loss, [x, memory, bias], retain_graph=True)
+    again = torch.autograd.grad(loss, [x, memory, bias], create_graph=True)
+    for found, expected in zip(again, first, strict=True):
+        assert torch.isfinite(expected).all()
+        close(found, expected)
+    mapped = torch.vmap(lambda q: ours(q, memory, memory, **given)[0])(x[None])[0]
+    close(mapped, out)
+    tangent = torch.ones_like(x)
+    _, pushed = torch.func.jvp(lambda q: ours(q, memory, memory, **given)[0], (x,), (tangent,))
+    assert torch.isfinite(pushed).all()
+
+
+def test_what_a_mask_shows_is_as_it_is_on_any_path() -> None:
+    q, k = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 6, 4)
+    k[0, 0, 4, 1] = float("nan")
+    v = torch.randn(1, 1, 6, 2)
+    v[0, 0, 1, 0], v[0, 0, 2, 0], v[0, 0, 3, 1] = float("inf"), -float("inf"), float("inf")
+    mask = torch.tensor([[1, 0, 0, 0, 0, 1], [1, 1, 0, 1, 0, 1], [1, 1, 1, 0, 1, 1]]).bool()
+    out = scaled_dot_product_attention(q, k, v, mask)
+    mapped = torch.vmap(lambda q: scaled_dot_product_attention(q, k, v, mask))(q[None])[0]
+    torch.testing.assert_close(mapped, out, equal_nan=True)
+    assert torch.isfinite(out[0, 0, 0]).all()
+    assert (out[0, 0, 1] == float("inf")).all()
+    assert out[0, 0, 2].isnan().all()
+
+
+def test_an_older_pytorch_is_refused_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multihead.torch import requires
+
+    for version, fits in (("2.4.1+cpu", False), ("2.10.0", True), (torch.__version__, True)):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        if fits:
+            importlib.reload(requires)
+        else:
+            with pytest.raises(ImportError, match=r"needs PyTorch 2.8 or later, got 2.4.1"):
+                importlib.reload(requires)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_denormal_numbers_are_flushed_where_pytorch_flushes_them(flush: bool) -> None:
+    theirs, ours = (
+        kind(32, 4, batch_first=True, add_bias_kv=True)
+        for kind in (torch.nn.MultiheadAttention, MultiheadAttention)
+    )
+    ours.load_state_dict(theirs.state_dict())
+    exact = copy.deepcopy(theirs).double()
+    x, d_out = torch.randn(2, 40, 32) * 1e-38, torch.randn(2, 40, 32)
+
+    def gradients(module: torch.nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaf = x.to(dtype).requires_grad_()
+        wanted = [leaf, module.in_proj_bias, module.bias_k]
+        return torch.autograd.grad(module(leaf, leaf, leaf)[0], wanted, d_out.to(dtype))
+
+    torch.set_flush_denormal(flush)
+    try:
+        found, expected = (gradients(m, torch.float32) for m in (ours, theirs))
+    finally:
+        torch.set_flush_denormal(False)
+    some = 0
+    for a, b, c in zip(found, expected, gradients(exact, torch.float64), strict=True):
+        denormal = (c.abs() > 1e-42) & (c.abs() < 1e-38)
+        some += int(denormal.sum())
+        if flush:
+            assert not a[denormal].any()
+            assert not b[denormal].any()
+        else:
+            assert (a - c).abs().max() < 1e-6 * c.abs().max() + 1e-43
+            assert (a[denormal] != 0).all()
+    assert some > 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -199,3 +200,73 @@ def test_autocast_returns_its_dtype() -> None:
     assert (out.float() - expected).abs().max() < 0.02
     out.float().sum().backward()
     assert q.grad.dtype == torch.float32
+
+
+def outcome(function: Any, *args: Any, **how: Any) -> torch.Tensor | type:
+    try:
+        return function(*args, **how)
+    except (RuntimeError, TypeError, IndexError) as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("batch", [0, 1, 2])
+@pytest.mark.parametrize("heads", [0, 1, 4])
+def test_masks_of_any_shape_that_pytorch_takes_are_taken(
+    batch: int, heads: int, grouped: bool
+) -> None:
+    q = torch.randn(batch, heads, 5, 8, dtype=torch.float64)
+    k = torch.randn(batch, min(heads, 2) if grouped else heads, 7, 8, dtype=torch.float64)
+    leads = itertools.product({1, batch, 3}, {1, heads, 3})
+    shapes = [(*lead[cut:], *rows) for lead in leads for cut in range(3) for rows in ROWS]
+    for shape in [*sorted(set(shapes)), (7,), (), (1, 1, 1, 5, 7), (2, 1, 1, 5, 7)]:
+        for mask in (torch.randn(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.bool)):
+            expected, found = (
+                outcome(f, q, k, k, mask, enable_gqa=grouped)
+                for f in (pytorch_s, scaled_dot_product_attention)
+            )
+            if isinstance(expected, torch.Tensor):
+                assert isinstance(found, torch.Tensor), (shape, found)
+                assert found.shape == expected.shape
+                if found.numel():
+                    assert_close(found.numpy(), expected.numpy(), BOUND[torch.float64])
+            else:
+                assert found is expected, shape
+
+
+ROWS = [(5, 7), (1, 7), (5, 1), (1, 1), (5, 0)]
+
+
+def test_it_may_take_the_place_of_pytorch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what it does not compute itself goes to PyTorch's own, not to what has its name
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", scaled_dot_product_attention
+    )
+    q = torch.randn(2, 3, 5, 8, device="meta")
+    assert torch.nn.functional.scaled_dot_product_attention(q, q, q).is_meta
+    wrong = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 8)
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.scaled_dot_product_attention(*wrong)
+    integers = torch.ones(2, 3, 5, 8, dtype=torch.int64)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.nn.functional.scaled_dot_product_attention(integers, integers, integers)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scale": torch.tensor(0.5, requires_grad=True)},
+        {"dropout_p": torch.tensor(0.5, requires_grad=True)},
+        {"is_causal": torch.tensor(1.0, requires_grad=True)},
+        {"scale": "0.5"},
+        {"is_causal": "no"},
+        {"is_causal": 1},
+        {"dropout_p": "0.1"},
+    ],
+    ids=str,
+)
+def test_options_that_pytorch_refuses_are_refused(how: dict[str, Any]) -> None:
+    q = torch.randn(2, 3, 5, 8)
+    for function in (pytorch_s, scaled_dot_product_attention):
+        with pytest.raises(TypeError):
+            function(q, q, q, **how)

@@ -208,13 +208,14 @@ def test_without_gradients_nothing_is_kept(mode: Any) -> None:
         assert_close(a.numpy(), b.detach().numpy(), BOUND[torch.float64])
 
 
-def test_changing_an_input_before_backward_is_an_error() -> None:
-    ours = MultiheadAttention(12, 3, batch_first=True)
-    x = torch.randn(2, 7, 12)
-    out, _ = ours(x, x, x)
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+def test_changing_an_input_that_pytorch_keeps_is_an_error() -> None:
+    for kind in (torch.nn.MultiheadAttention, MultiheadAttention):
+        module = kind(12, 3)  # batch-first it keeps a copy
+        x = torch.randn(7, 2, 12)
+        out, _ = module(x, x, x)
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
 
 
 def test_is_causal_alone_is_a_causal_mask() -> None:
@@ -509,3 +510,26 @@ def test_pytorch_s_own_samples(dtype: torch.dtype, gradients: bool, training: bo
             assert_close(found[name], x, bound, name, scale=scale)
         count += 1
     assert count >= 32
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "first", "way"),
+    [
+        (2, 2, r"pass attn_mask\[:, None\] of each sequence$"),
+        (2, 3, r"pass attn_mask\[None\] of each head$"),
+        (3, 3, r"of each sequence or attn_mask\[None\] of each head$"),
+    ],
+)
+def test_a_mask_for_each_sequence_or_head_says_the_way(
+    batch: int, first: int, way: str, batch_first: bool
+) -> None:
+    module = MultiheadAttention(12, 3, batch_first=batch_first)
+    q, k = torch.randn(batch, 5, 12), torch.randn(batch, 7, 12)
+    if not batch_first:
+        q, k = q.transpose(0, 1), k.transpose(0, 1)
+    mask = torch.randn(first, 5, 7)
+    with pytest.raises(RuntimeError, match=rf"got \({first}, 5, 7\).*" + way):
+        module(q, k, k, attn_mask=mask)
+    given = mask[:, None] if first == batch else mask[None]
+    assert module(q, k, k, attn_mask=given)[0].shape == q.shape

@@ -138,6 +138,46 @@ def test_first_and_second_derivatives(layout: Any) -> None:
         assert torch.autograd.gradgradcheck(call, parts)
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_second_derivatives_of_a_leaf(layout: Any, weights: bool) -> None:
+    module = MultiheadAttention(4, 2, batch_first=True).double()
+    parts = leaves((2, 3), 4)
+
+    def tokens(x: Any) -> torch.Tensor:
+        return x.values() if x.layout == torch.jagged else torch.cat(x.unbind())
+
+    def twice(x: Any) -> list[torch.Tensor]:
+        out, p = module(x, x, x, need_weights=weights)
+        loss = tokens(out).square().sum() + (0 if p is None else p.pow(3).sum())
+        inputs = [x, *module.parameters()]
+        grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+        rows = [tokens(g) if g.is_nested else g for g in grads]
+        return torch.autograd.grad(sum(g.pow(2).sum() for g in rows), inputs, allow_unused=True)
+
+    detached = [x.detach() for x in parts]
+    found, expected = (
+        twice(torch.nested.nested_tensor(detached, layout=kind, requires_grad=True))
+        for kind in (layout, torch.strided)
+    )
+    assert (expected[0].is_nested, found[0].layout) == (True, layout)
+    close(tokens(found[0]), tokens(expected[0]))
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            close(a, b)
+
+
+def test_another_default_device_changes_nothing(layout: Any) -> None:
+    module = MultiheadAttention(12, 3, batch_first=True).double()
+    parts = leaves(LENGTHS, 12)
+    x = nested(parts, layout)
+    expected = module(x, x, x)[0].unbind()
+    with torch.device("meta"):
+        found = module(x, x, x)[0].unbind()
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_an_encoder_takes_them(layout: Any, training: bool) -> None:
     layer = torch.nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True).double()

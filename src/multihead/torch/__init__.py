@@ -16,6 +16,7 @@ Examples
 
 from __future__ import annotations
 
+from multihead.torch import requires  # noqa: F401 (first: it checks PyTorch's version)
 from multihead.torch.accelerate import accelerate, restore
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import linear, pad
 
+from multihead.arguments import AttentionTensors, LayerTensors
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
-from multihead.torch.options import Offsets, Options, three
+from multihead.torch.calls import AttentionCall, LayerCall
+
+_Tensors = TypeVar("_Tensors", LayerTensors, AttentionTensors)
 
 
-def composed(
-    options: Options,
-    tensors: Sequence[torch.Tensor | None],
-    offsets: Offsets | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def composed(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute what the engine computes, dropout's mask included; every score is in memory.
 
     Parameters
     ----------
-    options : Options
-    tensors : sequence of Tensor or None
-        As `options.TENSORS` names them.
-    offsets : Offsets or None
-        Of a ragged batch.
+    call : LayerCall
 
     Returns
     -------
@@ -36,21 +33,27 @@ def composed(
     weights : Tensor or None
         In that of `engine.new_weights`.
     """
+    tensors, options, offsets = call
     with torch.autocast("cpu", enabled=False):
         if offsets is None:
-            return _dense(options, tensors, 0)
+            return _dense(call, 0)
         outs, weights = [], []
+        query, key, value = tensors.three
         steps = zip(offsets.query.tolist(), offsets.key.tolist(), strict=True)
         for n, ((q, k), (q_end, k_end)) in enumerate(pairwise(steps)):
-            query, key, value = three(tensors)
-            mask, *rest = tensors[4:]
+            mask = tensors.mask
             cut = None if mask is None else mask[..., : q_end - q, : k_end - k]
             if cut is not None and cut.dim() == 3:
                 cut = cut[n * options.num_heads : (n + 1) * options.num_heads]
             elif cut is not None and cut.dim() == 4 and cut.shape[0] > 1:
                 cut = cut[n : n + 1]
-            inputs = query[None, q:q_end], key[None, k:k_end], value[None, k:k_end]
-            out, w = _dense(options, [*inputs, None, cut, *rest], n)
+            one = tensors._replace(
+                query=query[None, q:q_end],
+                key=key[None, k:k_end],
+                value=value[None, k:k_end],
+                mask=cut,
+            )
+            out, w = _dense(LayerCall(one, options, None), n)
             outs.append(out[0])
             if w is not None:
                 weights.append(w.flatten())
@@ -58,66 +61,60 @@ def composed(
 
 
 def derivatives(
-    function: Callable[[list[torch.Tensor | None]], Sequence[torch.Tensor | None]],
-    tensors: Sequence[torch.Tensor | None],
+    function: Callable[[_Tensors], Sequence[torch.Tensor | None]],
+    tensors: _Tensors,
     grads: Sequence[torch.Tensor | None],
-    needed: Sequence[bool],
-) -> list[torch.Tensor | None]:
+    needed: AbstractSet[str],
+) -> _Tensors:
     """Return the gradients of a function of tensors, where wanted with a graph of their own.
 
     Parameters
     ----------
     function : callable
         Takes the tensors.
-    tensors : sequence of Tensor or None
+    tensors : LayerTensors or AttentionTensors
     grads : sequence of Tensor or None
         Of the function's results.
-    needed : sequence of bool
-        For each tensor, whether to compute its gradient.
+    needed : set of str
+        The tensors whose gradients to compute.
     """
     with torch.enable_grad():
         # apart from each other where one tensor was given several times
-        copies = [x if x is None else x.view_as(x) for x in tensors]
+        copies = type(tensors)(*[x if x is None else x.view_as(x) for x in tensors])
         pairs = [
             (result, grad)
             for result, grad in zip(function(copies), grads, strict=True)
             if result is not None and grad is not None and result.requires_grad
         ]
-    wanted = [i for i, x in enumerate(copies) if needed[i] and x is not None]
-    found: list[torch.Tensor | None] = [None] * len(copies)
+    given = copies._asdict()
+    wanted = [name for name, x in given.items() if name in needed and x is not None]
+    found: dict[str, Any] = dict.fromkeys(given)
     if pairs and wanted:
         results = torch.autograd.grad(
             [result for result, _ in pairs],
-            [copies[i] for i in wanted],
+            [given[name] for name in wanted],
             [grad for _, grad in pairs],
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
-        for i, grad in zip(wanted, results, strict=True):
-            found[i] = grad
-    return found
+        found.update(zip(wanted, results, strict=True))
+    return type(tensors)(**found)
 
 
-def _dense(
-    options: Options, tensors: Sequence[torch.Tensor | None], first: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _dense(call: LayerCall, first: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute a batch whose sequences are number `first` and on, as dropout counts them."""
-    in_weight, *separate, in_bias, bias_k, bias_v, out_weight, out_bias = tensors[5:]
-    padding, mask = tensors[3:5]
-    query, key, value = three(tensors)
+    t, options, _ = call
+    query, key, value = t.three
     batch, tokens = (1, 0) if options.tokens_first else (0, 1)
-    n, length, s, heads = (
-        query.shape[batch],
-        query.shape[tokens],
-        key.shape[tokens],
-        options.num_heads,
-    )
+    n, length, s = query.shape[batch], query.shape[tokens], key.shape[tokens]
+    heads, padding, mask = options.num_heads, t.padding, t.mask
     if padding is not None:  # what it hides is not read
         unread = padding if padding.dtype == torch.bool else padding == -math.inf
         unread = (unread.mT if options.tokens_first else unread)[..., None]
         key, value = key.masked_fill(unread, 0.0), value.masked_fill(unread, 0.0)
-    weights = in_weight.chunk(3) if in_weight is not None else separate
-    biases = in_bias.chunk(3) if in_bias is not None else (None,) * 3
+    weights = (t.q_weight, t.k_weight, t.v_weight)
+    weights = weights if t.in_weight is None else t.in_weight.chunk(3)
+    biases = (None,) * 3 if t.in_bias is None else t.in_bias.chunk(3)
 
     def projected(x: torch.Tensor, i: int, extra: torch.Tensor | None) -> torch.Tensor:
         y = linear(x, weights[i], biases[i])
@@ -128,7 +125,7 @@ def _dense(
             y = pad(y, (0, 0, 0, 1))
         return y.unflatten(2, (heads, -1)).transpose(1, 2)
 
-    q, k, v = projected(query, 0, None), projected(key, 1, bias_k), projected(value, 2, bias_v)
+    q, k, v = projected(query, 0, None), projected(key, 1, t.bias_k), projected(value, 2, t.bias_v)
     if mask is not None:
         mask = _four_axes(mask, n, heads)
     parts = [mask, None if padding is None else padding[:, None, None]]
@@ -137,17 +134,16 @@ def _dense(
     if more:
         hidden = pad(hidden, (0, more))
         added = pad(added.expand(*added.shape[:-1], s), (0, more)) if added.dim() else added
-    positions = [*range(s), *[BIAS_KEY] * (bias_k is not None), *[ZERO_KEY] * options.zero_row]
+    positions = [*range(s), *[BIAS_KEY] * (t.bias_k is not None), *[ZERO_KEY] * options.zero_row]
     attended, p = attend(
         (q, k, v),
         hidden,
         added,
         1 / math.sqrt(q.shape[3]),
-        (options.probability, options.seed),
+        (options.dropout_p, options.seed),
         (range(first, first + n), positions),
     )
-    assert out_weight is not None
-    out = linear(attended.transpose(1, 2).flatten(2), out_weight, out_bias)
+    out = linear(attended.transpose(1, 2).flatten(2), t.out_weight, t.out_bias)
     if options.tokens_first:
         out = out.transpose(0, 1)
     if options.average is None:
@@ -184,7 +180,7 @@ def attend(
     hidden: torch.Tensor,
     added: torch.Tensor,
     scale: float,
-    dropout: tuple[float, int | None],
+    dropout: tuple[float, Any],
     where: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend with q, k, v (N, H, tokens, features).
@@ -207,7 +203,7 @@ def attend(
     q, k, v = inputs
     # a query that sees nothing has weights of 0 and gradients of 0
     nothing = hidden.all(-1, keepdim=True)
-    scores = q @ k.transpose(2, 3) * scale + added
+    scores = _scores(q, k) * scale + added
     p = scores.masked_fill(hidden & ~nothing, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
     probability, seed = dropout
     if seed is None:
@@ -217,21 +213,33 @@ def attend(
         at = (batch, np.arange(q.shape[1]), np.arange(q.shape[2]), keys)
         keep, factor = dropout_mask(seed, 0, *at, probability)
         p = p * torch.from_numpy(keep) * factor
-    return p @ v, p
+    return _weighted(p, v, hidden), p
 
 
-def composed_attention(
-    inputs: Sequence[torch.Tensor],
-    mask: torch.Tensor | None,
-    causal: bool,
-    scale: float,
-    dropout: tuple[float, int | None],
-) -> torch.Tensor:
-    """Compute scaled dot-product attention; the mask has four axes, true attends."""
-    q, k, _ = inputs
-    if mask is not None and mask.dtype == torch.bool:
+def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Multiply queries and keys; what is not finite in a key has no part in gradients."""
+    finite = k.isfinite()
+    clean = q @ k.where(finite, 0.0).transpose(2, 3)
+    whole = (q @ k.transpose(2, 3)).detach()
+    return torch.where(finite.all(-1)[..., None, :], clean, whole)
+
+
+def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Weigh values; what is not finite goes to the queries that see it, 0 times it to no other."""
+    out = p @ v.where(v.isfinite(), 0.0)
+    kinds = torch.cat([v == math.inf, v == -math.inf, v.isnan()], -1)
+    seen = ((~hidden).to(p.dtype) @ kinds.to(p.dtype) > 0).chunk(3, -1)
+    for there, value in zip(seen, (math.inf, -math.inf, math.nan), strict=True):
+        out = out + torch.where(there, value, 0.0).to(out.dtype)
+    return out
+
+
+def composed_attention(call: AttentionCall) -> torch.Tensor:
+    """Compute scaled dot-product attention."""
+    (q, k, v, mask), options = call
+    if mask is not None and mask.dtype == torch.bool and not options.true_hides:
         mask = ~mask
     with torch.autocast("cpu", enabled=False):
-        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), causal, q.dtype)
-        where = (range(q.shape[0]), range(k.shape[2]))
-        return attend(inputs, hidden, added, scale, dropout, where)[0]
+        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), options.causal, q.dtype)
+        dropout, where = (options.dropout_p, options.seed), (range(q.shape[0]), range(k.shape[2]))
+        return attend((q, k, v), hidden, added, options.scale, dropout, where)[0]

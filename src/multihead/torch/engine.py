@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 
 from multihead import _native
-from multihead.torch.options import PARAMETERS, Offsets, Options, three
+from multihead.arguments import LayerTensors
+from multihead.torch.calls import LayerCall
 from multihead.torch.tensors import engine_reads
 
+# of what is not a parameter the engine writes the gradient, to that of a parameter it adds
+_WRITTEN = frozenset({"query", "key", "value", "padding", "mask"})
 
-def new_weights(
-    options: Options,
-    tensors: Sequence[torch.Tensor | None],
-    offsets: Offsets | None,
-) -> torch.Tensor | None:
+
+def new_weights(call: LayerCall) -> torch.Tensor | None:
     """Make memory for the weights: (N, H or 1, L, S'), ragged: one after another."""
+    tensors, options, offsets = call
     if options.average is None:
         return None
-    query, key, _ = three(tensors)
+    query, key, _ = tensors.three
     heads = 1 if options.average else options.num_heads
-    extra = (tensors[10] is not None) + options.zero_row
+    extra = (tensors.bias_k is not None) + options.zero_row
     if offsets is not None:
         pairs = offsets.query.diff() * (offsets.key.diff() + extra)
         return torch.empty(heads * int(pairs.sum()), dtype=query.dtype, device="cpu")
@@ -31,19 +32,13 @@ def new_weights(
 
 
 def forward(
-    options: Options,
-    tensors: Sequence[torch.Tensor | None],
-    offsets: Offsets | None,
-    keep: bool | torch.Tensor,
+    call: LayerCall, keep: bool | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Run the engine; the tensors are those of `options.TENSORS`.
+    """Run the engine.
 
     Parameters
     ----------
-    options : Options
-    tensors : sequence of Tensor or None
-    offsets : Offsets or None
-        Of a ragged batch, whose inputs are (total, features).
+    call : LayerCall
     keep : bool or Tensor
         Whether to keep what backward needs, or memory for it.
 
@@ -56,10 +51,10 @@ def forward(
     cache : Tensor or None
         What backward needs, in new memory if `keep` is True.
     """
-    query = tensors[0]
-    assert query is not None
+    tensors, options, offsets = call
+    query = tensors.query
     out = torch.empty(query.shape, dtype=query.dtype, device="cpu")
-    weights = new_weights(options, tensors, offsets)
+    weights = new_weights(call)
     to_out, to_weights = engine_reads((out, weights))
     steps = None if offsets is None else engine_reads(offsets)
     if isinstance(keep, torch.Tensor):
@@ -69,41 +64,41 @@ def forward(
 
 
 def backward(
-    options: Options,
-    tensors: Sequence[torch.Tensor | None],
-    offsets: Offsets | None,
+    call: LayerCall,
     cache: torch.Tensor,
-    d_out: torch.Tensor | None,
-    d_weights: torch.Tensor | None,
-    needed: Sequence[bool],
-) -> list[torch.Tensor | None]:
+    grads: tuple[torch.Tensor | None, torch.Tensor | None],
+    needed: AbstractSet[str],
+) -> LayerTensors:
     """Return the gradients of the tensors.
 
     Parameters
     ----------
-    options, tensors, offsets
-        Those of the forward call.
+    call : LayerCall
+        That of forward.
     cache : Tensor
         What that kept.
-    d_out, d_weights : Tensor or None
+    grads : tuple of Tensor or None
         Gradients of its results.
-    needed : sequence of bool
-        For each tensor, whether to compute its gradient.
+    needed : set of str
+        The tensors whose gradients to compute.
     """
-    grads: list[torch.Tensor | None] = [None] * len(tensors)
-    for i, x in enumerate(tensors):
-        if x is None or not needed[i]:
-            continue
-        added_to = i >= PARAMETERS.start
-        grads[i] = torch.zeros_like(x) if added_to else torch.empty_like(x)
-    query = tensors[0]
-    assert query is not None
-    if d_out is None:
-        d_out = query.new_zeros(query.shape)
-    (kept,) = engine_reads((cache,))
-    steps = None if offsets is None else engine_reads(offsets)
-    of_out, of_weights = engine_reads((d_out, d_weights))
-    _native.tensor_backward(
-        options, engine_reads(tensors), steps, kept, of_out, of_weights, engine_reads(grads)
+    tensors, options, offsets = call
+    made = LayerTensors(
+        *[
+            None
+            if x is None or name not in needed
+            else torch.empty_like(x)
+            if name in _WRITTEN
+            else torch.zeros_like(x)
+            for name, x in zip(tensors._fields, tensors, strict=True)
+        ]
     )
-    return grads
+    d_out, d_weights = grads
+    if d_out is None:
+        d_out = tensors.query.new_zeros(tensors.query.shape)
+    steps = None if offsets is None else engine_reads(offsets)
+    kept, d_out, d_weights = engine_reads((cache, d_out, d_weights))
+    _native.tensor_backward(
+        options, engine_reads(tensors), steps, kept, d_out, d_weights, engine_reads(made)
+    )
+    return made

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from multihead.arguments import LayerTensors
 from multihead.torch.nested import longest, same_lengths
+from multihead.torch.sizes import broadcasts, same, same_shape
 from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
 
 
 def compute_dtype(
     module: torch.nn.MultiheadAttention,
-    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    masks: tuple[torch.Tensor | None, torch.Tensor | None],
-    params: Sequence[torch.Tensor | None],
+    inputs: tuple[Any, Any, Any],
+    tensors: LayerTensors,
     need_weights: bool,
 ) -> torch.dtype | None:
     """Return the dtype to compute in; None if the engine does not compute this call.
@@ -23,70 +23,67 @@ def compute_dtype(
     Parameters
     ----------
     module : torch.nn.MultiheadAttention
-    inputs : tuple of Tensor
-        Query, key, value.
-    masks : tuple of Tensor or None
-        Of padding, of the scores.
-    params : sequence of Tensor or None
+    inputs : tuple
+        Query, key and value as they are given, whatever they are.
+    tensors : LayerTensors
     need_weights : bool
     """
-    for x in (*inputs, *masks):
+    query, key, value = inputs
+    _, own_key, own_value, padding, mask, *params = tensors
+    for x in (query, own_key, own_value, padding, mask):
         if x is not None and not isinstance(x, torch.Tensor):
             return None
-    if any(x is None for x in inputs) or not isinstance(module.dropout, (int, float)):
+    if query is None or key is None or value is None:
         return None
-    dtype = inputs[0].dtype
+    if not isinstance(module.dropout, (int, float)) or not 0 <= module.dropout <= 1:
+        return None
+    dtype = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         accepted = NARROW
     elif dtype not in COMPUTED and dtype not in HALF:
         return None
-    if not 0 <= module.dropout <= 1:
-        return None
-    for x in inputs:
-        if x.dtype not in accepted or not readable(x):
+    for x in (query, own_key, own_value, *params):  # each once
+        if x is not None and (x.dtype not in accepted or not readable(x)):
             return None
-    for p in params:
-        if p is not None and (p.dtype not in accepted or not readable(p)):
-            return None
-    scores = _scores(module, *inputs)
-    if scores is None or not _params_fit(module, params):
+    scores = _scores(module, query, key, value)
+    if scores is None or not _params_fit(module, tensors):
         return None
     if dtype in HALF and not need_weights:
         accepted = (*accepted, torch.float32)
-    for mask in masks:
-        if mask is None:
+    for x in (padding, mask):
+        if x is None:
             continue
-        if mask.dtype != torch.bool and mask.dtype not in accepted:
+        if x.dtype != torch.bool and x.dtype not in accepted:
             return None
-        if not readable(mask):
+        if not readable(x):
             return None
-    padding, mask = masks
-    if padding is not None and not _padding_fits(padding, scores, inputs[0]):
+    if padding is not None and not _padding_fits(padding, scores, query):
         return None
     if mask is not None and not _mask_fits(mask, scores):
         return None
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _params_fit(module: Any, params: Sequence[torch.Tensor | None]) -> bool:
+def _params_fit(module: Any, t: LayerTensors) -> bool:
     """Whether the parameters have the shapes that the module was made with."""
     e, heads = module.embed_dim, module.num_heads
     if heads <= 0 or e % heads:
         return False
-    packed, *separate, in_bias, bias_k, bias_v, out_weight, out_bias = params
     if module._qkv_same_embed_dim:
-        if packed is None or packed.shape != (3 * e, e):
+        if t.in_weight is None or t.in_weight.shape != (3 * e, e):
             return False
-    elif packed is not None or not all(
+    elif t.in_weight is not None or not all(
         x is not None and x.shape == (e, width)
-        for x, width in zip(separate, (e, module.kdim, module.vdim), strict=True)
+        for x, width in zip(
+            (t.q_weight, t.k_weight, t.v_weight), (e, module.kdim, module.vdim), strict=True
+        )
     ):
         return False
-    if (bias_k is None) != (bias_v is None):
+    if (t.bias_k is None) != (t.bias_v is None):
         return False
-    shapes: Any = [(in_bias, (3 * e,)), (bias_k, (1, 1, e)), (bias_v, (1, 1, e))]
-    shapes += [(out_weight, (e, e)), (out_bias, (e,))]
+    shapes: Any = [(t.in_bias, (3 * e,)), (t.bias_k, (1, 1, e)), (t.bias_v, (1, 1, e))]
+    shapes += [(t.out_weight, (e, e)), (t.out_bias, (e,))]
     return all(x is None or x.shape == shape for x, shape in shapes)
 
 
@@ -96,16 +93,16 @@ def _scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | 
     if key.dim() != rank or value.dim() != rank or rank not in (2, 3):
         return None
     widths = module.embed_dim, module.kdim, module.vdim
-    if (query.size(-1), key.size(-1), value.size(-1)) != widths:
+    if not same_shape((query.size(-1), key.size(-1), value.size(-1)), widths):
         return None
     if query.is_nested or key.is_nested or value.is_nested:
         return _nested_scores(module, query, key, value)
-    if key.shape[:-1] != value.shape[:-1]:
+    if value is not key and not same_shape(key.shape[:-1], value.shape[:-1]):
         return None
     if rank == 2:
         return 1, module.num_heads, query.shape[0], key.shape[0]
     batch, tokens = (0, 1) if module.batch_first else (1, 0)
-    if key.shape[batch] != query.shape[batch]:
+    if key is not query and not same(key.shape[batch], query.shape[batch]):
         return None
     return query.shape[batch], module.num_heads, query.shape[tokens], key.shape[tokens]
 
@@ -127,12 +124,38 @@ def _padding_fits(padding: torch.Tensor, scores: tuple[int, ...], query: torch.T
     n, _, _, source = scores
     if query.is_nested:
         return False
-    return tuple(padding.shape) == ((source,) if query.dim() == 2 else (n, source))
+    return same_shape(padding.shape, (source,) if query.dim() == 2 else (n, source))
 
 
 def _mask_fits(mask: torch.Tensor, scores: tuple[int, ...]) -> bool:
     n, heads, length, source = scores
-    shape = tuple(mask.shape)
-    if len(shape) == 4:
-        return all(a in (1, b) for a, b in zip(shape, scores, strict=True))
-    return shape in ((length, source), (n * heads, length, source))
+    if mask.dim() == 4:
+        return broadcasts(mask.shape, scores)
+    return mask.dim() in (2, 3) and same_shape(
+        mask.shape, (length, source) if mask.dim() == 2 else (n * heads, length, source)
+    )
+
+
+def explain_mask(module: Any, query: Any, key: Any, mask: Any) -> None:
+    """Say how a mask for each sequence, or for each head, is taken: PyTorch's error does not.
+
+    Raises
+    ------
+    RuntimeError
+        If `mask` is (N, L, S) or (H, L, S), and not what PyTorch takes.
+    """
+    tensors = all(isinstance(x, torch.Tensor) for x in (query, key, mask))
+    if not tensors or mask.dim() != 3 or query.dim() != 3 or key.dim() != 3 or query.is_nested:
+        return
+    batch, tokens = (0, 1) if module.batch_first else (1, 0)
+    n, heads = query.shape[batch], module.num_heads
+    rows = query.shape[tokens], key.shape[tokens]
+    of = {"attn_mask[:, None] of each sequence": n, "attn_mask[None] of each head": heads}
+    ways = [way for way, size in of.items() if mask.shape[0] == size]
+    if mask.shape[0] == n * heads or not ways or tuple(mask.shape[1:]) != rows:
+        return
+    raise RuntimeError(
+        f"attn_mask: expected (L, S) = {rows}, (N * H, L, S) = {(n * heads, *rows)}, or four axes "
+        f"broadcastable to (N, H, L, S) = {(n, heads, *rows)}, got {tuple(mask.shape)}: pass "
+        + " or ".join(ways)
+    )

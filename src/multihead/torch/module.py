@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
+from multihead.arguments import LayerOptions, LayerTensors
+from multihead.torch.calls import LayerCall
 from multihead.torch.composed import composed
+from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
-from multihead.torch.fits import compute_dtype
-from multihead.torch.function import Attention
-from multihead.torch.nested import Ragged, padded_weights
+from multihead.torch.fits import compute_dtype, explain_mask
+from multihead.torch.function import attend
+from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
-from multihead.torch.options import Offsets, Options
-from multihead.torch.tensors import draw_seed, traced, transformed
 
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
 _PARAMETERS = (
@@ -24,6 +25,12 @@ _PARAMETERS = (
     "in_proj_bias",
     "bias_k",
     "bias_v",
+)
+_WAYS = Ways(
+    engine=lambda call: forward(call, False)[:2],
+    function=attend,
+    operation=attention,
+    composed=composed,
 )
 
 # PyTorch's fused layers read an attention module's parameters and never call it, unless a module
@@ -114,10 +121,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             (N, L, S'), or (N, H, L, S') for each head, after dropout.
         """
         custom = self._out_proj_is_custom()
-        params = self._params(custom)
-        masks = key_padding_mask, attn_mask
-        width = compute_dtype(self, (query, key, value), masks, params, need_weights)
+        inputs = query, key, value
+        tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
+        width = compute_dtype(self, inputs, tensors, need_weights)
         if width is None:
+            explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
                 key,
@@ -137,37 +145,38 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             dtype = torch.get_autocast_dtype("cpu")
 
         # 1. Inputs: batched, dense or ragged, of the dtype that computes.
-        inputs: list[Any] = [query, key, value]
-        if value is key:  # the engine projects one tensor once
-            inputs[2] = None
-            inputs[1] = None if key is query else key
         offsets = None
+        if not ragged and needs_grad(tensors) and self._lets_inputs_change(tensors, unbatched):
+            tensors = tensors._replace(
+                query=query.clone(),
+                key=None if tensors.key is None else key.clone(),
+                value=None if tensors.value is None else value.clone(),
+            )
         if ragged:
-            nested: list[Any] = [None if x is None else Ragged(x) for x in inputs]
-            steps = [x.offsets for x in nested[:2] if x is not None]
-            offsets = Offsets(steps[0], steps[-1])
-            inputs = [None if x is None else x.values for x in nested]
+            tensors, offsets, batch = ragged_inputs(tensors)
         elif unbatched:
-            inputs = [None if x is None else x[None] for x in inputs]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        tensors = [*inputs, key_padding_mask, attn_mask, *params]
+            four = ("query", "key", "value", "padding")
+            given = {name: getattr(tensors, name) for name in four}
+            tensors = tensors._replace(
+                **{name: None if x is None else x[None] for name, x in given.items()}
+            )
         if custom:  # heads side by side, then the module
-            tensors[12] = torch.eye(self.embed_dim, dtype=width, device="cpu")
+            eye = torch.eye(self.embed_dim, dtype=width, device="cpu")
+            tensors = tensors._replace(out_weight=eye, out_bias=None)
         if dtype != width or query.dtype != width:
-            tensors = [_widened(x, width) for x in tensors]
+            tensors = LayerTensors(*[_widened(x, width) for x in tensors])
 
         # 2. The layer.
-        probability = self.dropout if self.training else 0.0
-        options = Options(
-            self.num_heads,
-            self.add_zero_attn,
-            bool(is_causal),
-            average,
-            not (self.batch_first or unbatched or ragged),
-            probability,
-            None,
+        options = LayerOptions(
+            num_heads=self.num_heads,
+            zero_row=self.add_zero_attn,
+            causal=bool(is_causal),
+            average=average,
+            tokens_first=not (self.batch_first or unbatched or ragged),
+            dropout_p=self.dropout if self.training else 0.0,
+            seed=None,
         )
-        out, weights = self._attend(options, tensors, offsets)
+        out, weights = compute(LayerCall(tensors, options, offsets), _WAYS)
 
         # 3. Results in the caller's form.
         if weights is not None:
@@ -181,31 +190,46 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if custom:
             out = self.out_proj(out)
         if ragged:
-            out = nested[0].like(out)
+            out = batch.like(out)
         return out[0] if unbatched else out, weights
 
-    def _attend(
-        self, options: Options, tensors: list[Any], offsets: Offsets | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Choose who computes: the engine at once, an operation that PyTorch traces, or PyTorch."""
-        if transformed():
-            return composed(options, tensors, offsets)
-        if traced():
-            seed = draw_seed() if options.probability else None
-            return attention(options, tensors, offsets, seed)
-        if options.probability:
-            options = options._replace(seed=int(draw_seed()))
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-            results: tuple[torch.Tensor, torch.Tensor | None]
-            results = Attention.apply(options, offsets, *tensors)
-            return results
-        return forward(options, tensors, offsets, False)[:2]
+    def _tensors(self, inputs: Any, masks: Any, custom: bool) -> LayerTensors:
+        """Name what a call is given; the parameters of a custom `out_proj` are its own."""
+        query, key, value = inputs
+        if value is key:  # the engine projects one tensor once
+            key, value = None if key is query else key, None
+        padding, mask = masks
+        own, out_proj = self._parameters, self.out_proj
+        packed, q, k, v, biases, bias_k, bias_v = [
+            own[name] if name in own else getattr(self, name) for name in _PARAMETERS
+        ]
+        return LayerTensors(
+            query=query,
+            key=key,
+            value=value,
+            padding=padding,
+            mask=mask,
+            in_weight=packed,
+            q_weight=q,
+            k_weight=k,
+            v_weight=v,
+            in_bias=biases,
+            bias_k=bias_k,
+            bias_v=bias_v,
+            out_weight=None if custom else out_proj.weight,
+            out_bias=None if custom else out_proj.bias,
+        )
 
-    def _params(self, custom: bool) -> list[Any]:
-        own = self._parameters
-        params = [own[name] if name in own else getattr(self, name) for name in _PARAMETERS]
-        out_proj = self.out_proj
-        return [*params, None, None] if custom else [*params, out_proj.weight, out_proj.bias]
+    def _lets_inputs_change(self, tensors: LayerTensors, unbatched: bool) -> bool:
+        """Whether PyTorch lets inputs change in place before backward: it copies, or keeps none."""
+        if torch.compiler.is_compiling():  # there are no changes in place in its graphs
+            return False
+        t = tensors
+        frozen = not any(
+            x is not None and x.requires_grad
+            for x in (t.in_weight, t.q_weight, t.k_weight, t.v_weight)
+        )
+        return frozen or (self.batch_first and not unbatched) or torch.is_autocast_enabled("cpu")
 
     def _extra_keys(self) -> int:
         return int(self.bias_k is not None) + int(self.add_zero_attn)

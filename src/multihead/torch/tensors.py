@@ -1,20 +1,22 @@
-"""What tensors are, who follows them, and how the engine reads them."""
+"""What tensors are, and how the engine reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch._subclasses import FakeTensor
-from torch.autograd import forward_ad
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from multihead import _native
 
 COMPUTED = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 NARROW = (torch.float32, *HALF)  # what autocast casts
+
+_STAND_INS = (FakeTensor, FunctionalTensor)
 
 
 def _exchange() -> bool:
@@ -26,22 +28,29 @@ def _exchange() -> bool:
 _DIRECT = _exchange()
 
 
-def engine_reads(tensors: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
+_Tensors = TypeVar("_Tensors", bound=tuple[Any, ...])
+
+
+def engine_reads(tensors: _Tensors) -> _Tensors:
     """Return the tensors, or arrays of the same memory, as the engine can read them."""
     if _DIRECT:
-        return tuple(tensors)
+        return tensors
     # not by way of numpy(): the memory could not be freed any more
-    return tuple(None if x is None else np.from_dlpack(x.detach()) for x in tensors)
+    arrays = [None if x is None else np.from_dlpack(x.detach()) for x in tensors]
+    kind: Any = type(tensors)
+    read: _Tensors = kind._make(arrays) if hasattr(kind, "_make") else kind(arrays)
+    return read
 
 
 def readable(x: torch.Tensor) -> bool:
     """Whether a tensor is a usual one in CPU memory, or stands for one while PyTorch traces."""
     kind = type(x)
+    layout = x.layout
     if kind is not torch.Tensor and kind is not torch.nn.Parameter:
-        jagged = x.is_nested and x.layout == torch.jagged
-        if not jagged and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        jagged = x.is_nested and layout == torch.jagged
+        if not jagged and not isinstance(x, _STAND_INS):
             return False
-    if x.device.type != "cpu" or (x.layout != torch.strided and x.layout != torch.jagged):
+    if x.device.type != "cpu" or (layout != torch.strided and layout != torch.jagged):
         return False
     if torch.compiler.is_compiling():  # operations receive settled tensors
         return True
@@ -100,22 +109,3 @@ def settled(x: torch.Tensor | None) -> torch.Tensor | None:
         if x._is_zerotensor()
         else x.resolve_neg()
     )
-
-
-def traced() -> bool:
-    """Whether PyTorch's compiler, exporter or a dispatch mode follows the operations."""
-    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
-
-
-def transformed() -> bool:
-    """Whether PyTorch transforms a function through its own operations."""
-    return bool(
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
-    )
-
-
-def draw_seed() -> torch.Tensor:
-    """Draw dropout's seed from PyTorch's generator: int64, no axes."""
-    return torch.randint(2**63 - 1, (), device="cpu")

@@ -1,0 +1,130 @@
+"""What a call of the engine is given: tensors or arrays, and options, by name."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, SupportsInt
+
+
+class LayerTensors(NamedTuple):
+    """Inputs, masks and parameters of a layer's call; also their gradients.
+
+    Attributes
+    ----------
+    query, key, value
+        (N, L, E), (N, S, kdim), (N, S, vdim), tokens first (L, N, E) and so on; of a ragged batch
+        (total, features). A value that is the key is None, a key that is the query too.
+    padding
+        (N, S): bool, true hides, or floats, which are added.
+    mask
+        (L, S), (N * H, L, S), or four axes broadcastable to (N, H, L, S); as `padding`.
+    in_weight
+        (3 * E, E), or None with one weight for each:
+    q_weight, k_weight, v_weight
+        (E, E), (E, kdim), (E, vdim).
+    in_bias
+        (3 * E,).
+    bias_k, bias_v
+        (1, 1, E): a key and a value more.
+    out_weight, out_bias
+        (E, E) and (E,).
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    padding: Any
+    mask: Any
+    in_weight: Any
+    q_weight: Any
+    k_weight: Any
+    v_weight: Any
+    in_bias: Any
+    bias_k: Any
+    bias_v: Any
+    out_weight: Any
+    out_bias: Any
+
+    @property
+    def three(self) -> tuple[Any, Any, Any]:
+        """Query, key and value, given or not."""
+        key = self.query if self.key is None else self.key
+        return self.query, key, key if self.value is None else self.value
+
+
+class LayerOptions(NamedTuple):
+    """What a layer's call says beside its tensors.
+
+    Attributes
+    ----------
+    num_heads : int
+    zero_row : bool
+        A key and a value of zeros more.
+    causal : bool
+    average : bool or None
+        Weights averaged over the heads, or for each; None: no weights.
+    tokens_first : bool
+        Inputs are (tokens, N, features).
+    dropout_p : float
+        Probability of dropout.
+    seed : int or None
+        Of dropout; None: not drawn. A tensor where PyTorch traces the call.
+    counter : int
+        Which of the calls that share a seed.
+    """
+
+    num_heads: int
+    zero_row: bool
+    causal: bool
+    average: bool | None
+    tokens_first: bool
+    dropout_p: float
+    seed: SupportsInt | None
+    counter: int = 0
+
+
+class AttentionTensors(NamedTuple):
+    """Inputs and mask of scaled dot-product attention; also their gradients.
+
+    Attributes
+    ----------
+    query, key, value
+        (N, H, L, D), (N, H, S, D), (N, H, S, Dv).
+    mask
+        Four axes, broadcastable to (N, H, L, S): bool, or floats, which are added.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
+
+
+class AttentionOptions(NamedTuple):
+    """What a call of scaled dot-product attention says beside its tensors.
+
+    Attributes
+    ----------
+    causal : bool
+    scale : float
+    dropout_p : float
+        Probability of dropout.
+    seed : int or None
+        Of dropout; None: not drawn. A tensor where PyTorch traces the call.
+    counter : int
+        Which of the calls that share a seed.
+    true_hides : bool
+        What a boolean mask's true says: hidden, or to be attended to.
+    batch_offset, head_offset, query_offset, key_offset : int
+        Where the call's tensors begin in the whole, for dropout and causality.
+    """
+
+    causal: bool
+    scale: float
+    dropout_p: float
+    seed: SupportsInt | None
+    counter: int = 0
+    true_hides: bool = False
+    batch_offset: int = 0
+    head_offset: int = 0
+    query_offset: int = 0
+    key_offset: int = 0

@@ -1,0 +1,173 @@
+"""Scaled dot-product attention on the engine, and as an autograd function."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import torch
+
+from multihead import _native
+from multihead.arguments import AttentionOptions, AttentionTensors
+from multihead.torch.calls import AttentionCall
+from multihead.torch.composed import composed_attention, derivatives
+from multihead.torch.dispatch import traced, transformed
+from multihead.torch.schema import flat_attention
+from multihead.torch.tensors import batched, engine_reads, kept_masks, settled, unpacked
+
+
+def new_out(tensors: AttentionTensors) -> torch.Tensor:
+    """Make memory for (N, H, L, Dv), tokens before heads if they lie so in query."""
+    q = tensors.query
+    n, heads, length, _ = q.shape
+    width = tensors.value.shape[3]
+    out: torch.Tensor
+    if q.stride(1) < q.stride(2):  # not a view, which could not be changed in place
+        strides = length * heads * width, width, heads * width, 1
+        out = q.new_empty_strided((n, heads, length, width), strides)
+    else:
+        out = q.new_empty((n, heads, length, width))
+    return out
+
+
+def new_stats(tensors: AttentionTensors) -> torch.Tensor:
+    """Make memory for the statistics of the rows: (2, N, H, L)."""
+    q = tensors.query
+    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]))
+    return stats
+
+
+def forward(call: AttentionCall, stats: torch.Tensor | None = None) -> torch.Tensor:
+    """Run the engine; the rows' statistics are written where there is memory for them."""
+    out = new_out(call.tensors)
+    if out.numel() == 0:
+        return out
+    written, kept = engine_reads((out, stats))
+    _native.attention_forward(*_arguments(call), out=written, stats=kept, weights=None)
+    return out
+
+
+def backward(
+    call: AttentionCall,
+    kept: tuple[torch.Tensor, torch.Tensor],
+    d_out: torch.Tensor,
+    needed: AbstractSet[str],
+) -> AttentionTensors:
+    """Return the gradients, of the mask only if that is needed.
+
+    Parameters
+    ----------
+    call : AttentionCall
+        That of forward.
+    kept : tuple of Tensor
+        Its result and its rows' statistics.
+    d_out : Tensor
+    needed : set of str
+    """
+    tensors, _ = call
+    wanted = tensors._replace(mask=tensors.mask if "mask" in needed else None)
+    grads = AttentionTensors(*[None if x is None else torch.empty_like(x) for x in wanted])
+    out, stats = kept
+    if out.numel() == 0:
+        return AttentionTensors(*[None if x is None else x.zero_() for x in grads])
+    delta = tensors.query.new_empty(tensors.query.shape[:3])
+    d_out, out, stats, delta = engine_reads((d_out, out, stats, delta))
+    _native.delta(d_out, out, delta)
+    d_q, d_k, d_v, d_mask = engine_reads(grads)
+    _native.attention_backward(
+        *_arguments(call),
+        stats=stats,
+        delta=delta,
+        d_out=d_out,
+        d_q=d_q,
+        d_k=d_k,
+        d_v=d_v,
+        d_attn_mask=d_mask,
+    )
+    return grads
+
+
+def _arguments(
+    call: AttentionCall,
+) -> tuple[Any, Any, Any, Any, bool, bool, float, Any, tuple[int, int, int, int]]:
+    """Return what the engine takes; its mask has every axis of the scores."""
+    tensors, o = call
+    q, k, _, mask = tensors
+    if mask is not None:
+        tensors = tensors._replace(mask=mask.expand(*q.shape[:3], k.shape[2]))
+    q, k, v, mask = engine_reads(tensors)
+    return (
+        q,
+        k,
+        v,
+        mask,
+        o.true_hides,
+        o.causal,
+        o.scale,
+        (o.dropout_p, o.seed or 0, o.counter),
+        (o.batch_offset, o.head_offset, o.query_offset, o.key_offset),
+    )
+
+
+def attend(call: AttentionCall) -> torch.Tensor:
+    """Compute attention at once, with gradients."""
+    out: torch.Tensor = _Attention.apply(call.options, *call.tensors)
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, options: AttentionOptions, *tensors: torch.Tensor | None) -> torch.Tensor:
+        call = AttentionCall(AttentionTensors(*tensors), options)
+        stats = new_stats(call.tensors)
+        out = forward(call, stats)
+        ctx.options = options
+        kept = [*kept_masks(tensors), out, stats]
+        ctx.save_for_backward(*kept)
+        ctx.shapes = [None if x is None else x.shape for x in kept]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: torch.Tensor) -> Any:
+        *saved, out, stats = unpacked(ctx.saved_tensors, ctx.shapes)
+        assert out is not None
+        assert stats is not None
+        call = AttentionCall(AttentionTensors(*saved), ctx.options)
+        needed = needed_gradients(ctx.needs_input_grad[1:])
+        if torch.is_grad_enabled() or transformed() or batched(d_out):
+            return None, *attention_derivatives(call, d_out, needed)
+        d_out = settled(d_out)
+        if not traced():
+            return None, *backward(call, (out, stats), d_out, needed)
+        options = call.options
+        if options.seed is not None:
+            options = options._replace(seed=torch.tensor(options.seed, device="cpu"))
+        call = call._replace(options=options)
+        return None, *traced_gradients(call, (out, stats), d_out, needed)
+
+
+def needed_gradients(flags: Any) -> frozenset[str]:
+    """Name the tensors whose gradients are needed."""
+    return frozenset(x for x, flag in zip(AttentionTensors._fields, flags, strict=True) if flag)
+
+
+def traced_gradients(
+    call: AttentionCall, kept: tuple[Any, Any], d_out: torch.Tensor, needed: AbstractSet[str]
+) -> AttentionTensors:
+    """Return the gradients through the operation, as `backward` does."""
+    found = torch.ops.multihead.scaled_dot_product_attention_backward(
+        d_out, *kept, *flat_attention(call), "mask" in needed
+    )
+    return AttentionTensors(*found, *[None] * (len(call.tensors) - len(found)))
+
+
+def attention_derivatives(
+    call: AttentionCall, d_out: torch.Tensor, needed: AbstractSet[str]
+) -> AttentionTensors:
+    """Return the gradients with a graph of their own."""
+    return derivatives(
+        lambda copies: (composed_attention(call._replace(tensors=copies)),),
+        call.tensors,
+        (d_out,),
+        needed,
+    )
