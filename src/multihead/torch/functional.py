@@ -11,6 +11,7 @@ from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.torch.calls import AttentionCall
 from multihead.torch.composed import composed_attention
 from multihead.torch.dispatch import Ways, compute, needs_grad
+from multihead.torch.exported import exported_attention
 from multihead.torch.sdpa import attend, forward
 from multihead.torch.sdpa_ops import attention
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
@@ -182,4 +183,10 @@ def _mask_axes(mask: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
     return mask
 
 
-_WAYS = Ways(engine=forward, function=attend, operation=attention, composed=composed_attention)
+_WAYS = Ways(
+    engine=forward,
+    function=attend,
+    operation=attention,
+    composed=composed_attention,
+    exported=exported_attention,
+)

@@ -11,6 +11,7 @@ from multihead.torch.calls import LayerCall
 from multihead.torch.composed import composed
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
+from multihead.torch.exported import exported_layer
 from multihead.torch.fits import compute_dtype, explain_mask
 from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
@@ -31,6 +32,7 @@ _WAYS = Ways(
     function=attend,
     operation=attention,
     composed=composed,
+    exported=exported_layer,
 )
 
 # PyTorch's fused layers read an attention module's parameters and never call it, unless a module
