@@ -96,8 +96,17 @@ def _parsed(x: Any) -> frozenset[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(x.__init__ if _is_model(x) else x)))
     except (OSError, TypeError, SyntaxError):  # there is no source
         return frozenset()
-    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return frozenset(
+        names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    )
 
 
 def _names(x: Any) -> frozenset[str]:
     return frozenset() if isinstance(x, dict) else _parsed(x)
+
+
+def is_attention(kind: Any) -> bool:
+    """Whether a class attends in methods of its own, through transformers' interface or not."""
+    known = {_INTERFACE, "softmax", "scaled_dot_product_attention"}
+    return "Attention" in kind.__name__ and _of_models(kind) and bool(known & _names(kind))
