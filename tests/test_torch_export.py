@@ -155,6 +155,14 @@ def test_attention_alone(causal: bool, mask: str, kv_heads: int) -> None:
     close(program.module()(q, k, v, given), model(q, k, v, given))
 
 
+def test_ours_may_take_the_place_of_pytorch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", scaled_dot_product_attention
+    )
+    q = torch.randn(2, 3, 5, 4)
+    assert is_portable(export(Attend({}), (q, q, q)))
+
+
 def test_dropout_stays_in_a_program() -> None:
     layer = MultiheadAttention(12, 3, dropout=0.4, batch_first=True)
     x = torch.randn(3, 9, 12)

@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from multihead.torch.calls import AttentionCall, LayerCall
 
+# at import: our function may take the place of PyTorch's
+_theirs = functional.scaled_dot_product_attention
+
 
 def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute a dense call of the layer; sizes may be symbols."""
@@ -121,9 +124,7 @@ def _attended(
     nothing = None
     if seen is not None:
         seen, nothing = _open(seen)
-    out: torch.Tensor = functional.scaled_dot_product_attention(
-        q, k, v, seen, probability, causal, scale=scale
-    )
+    out: torch.Tensor = _theirs(q, k, v, seen, probability, causal, scale=scale)
     return out if nothing is None else out.masked_fill(nothing, 0.0)
 
 

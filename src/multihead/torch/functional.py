@@ -78,8 +78,8 @@ def scaled_dot_product_attention(
     """
     inputs = (query, key, value)
     if is_symbolic(inputs):
-        options: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *options))
+        rest: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *rest))
         return leaf
     lead = None
     plain = type(is_causal) is bool and type(enable_gqa) is bool
