@@ -45,3 +45,21 @@ def test_public_names_are_there() -> None:
     names = {"MultiheadAttention", "Ragged", "functional", "set_num_threads", "get_num_threads"}
     assert (names | {"show_config"}) <= set(mh.__all__) | {"functional"}
     assert hasattr(mh.functional, "scaled_dot_product_attention")
+
+
+@pytest.mark.timeout(240)
+def test_importing_the_torch_face_takes_little_beyond_torch() -> None:
+    code = """
+import sys, time, numpy, torch, multihead
+start = time.perf_counter()
+import multihead.torch
+seconds = time.perf_counter() - start
+heavy = ("torch._dynamo", "torch._inductor", "torch.onnx", "transformers")
+print([name for name in heavy if name in sys.modules], seconds)
+"""
+    seconds = []
+    for _ in range(3):
+        heavy, found = run(code).rsplit(" ", 1)
+        assert heavy == "[]"
+        seconds.append(float(found))
+    assert min(seconds) < 0.2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from multihead.torch import MultiheadAttention, accelerate, restore
 from tolerance import CANCELLED, assert_close
@@ -40,8 +41,8 @@ def calls_of(model: torch.nn.Module) -> list[int]:
     calls: list[int] = []
     for module in model.modules():
         if isinstance(module, MultiheadAttention):
-            attend = module._attend
-            module._attend = lambda *a, attend=attend: (calls.append(1), attend(*a))[1]
+            inner = module.forward
+            module.forward = lambda *a, inner=inner, **k: (calls.append(1), inner(*a, **k))[1]
     return calls
 
 
@@ -130,13 +131,6 @@ def test_everything_stays_the_same_object() -> None:
     assert all(type(x.self_attn) is torch.nn.MultiheadAttention for x in model.layers)
     assert not any(m._forward_hooks for m in model.modules())
     assert "_multihead" not in " ".join(model.layers[0].self_attn.__dict__)
-
-
-def test_what_was_ours_from_the_beginning_stays_ours() -> None:
-    model = torch.nn.Sequential(MultiheadAttention(8, 2), torch.nn.MultiheadAttention(8, 2))
-    assert accelerate(model) == 1
-    assert restore(model) == 1
-    assert [type(m) for m in model] == [MultiheadAttention, torch.nn.MultiheadAttention]
 
 
 def test_layers_with_a_forward_of_their_own_are_left_alone() -> None:
@@ -326,3 +320,150 @@ def test_pytorch_s_own_samples(kind: str, training: bool) -> None:
             assert_close(a, b, 1e-11, scale=CANCELLED)
         count += 1
     assert count > 0
+
+
+def test_layers_that_were_made_as_ours_become_pytorch_s() -> None:
+    model = torch.nn.Sequential(MultiheadAttention(8, 2), torch.nn.MultiheadAttention(8, 2))
+    x = torch.randn(5, 3, 8)
+    expected = model[0](x, x, x)[0].detach()
+    assert accelerate(model) == 1
+    assert restore(model) == 2
+    assert [type(m) for m in model] == [torch.nn.MultiheadAttention] * 2
+    assert_close(model[0](x, x, x)[0].detach().numpy(), expected.numpy(), 1e-6)
+    assert not model[0].out_proj._forward_hooks
+
+
+def test_a_forward_put_on_a_layer_is_called_and_not_counted() -> None:
+    model = torch.nn.ModuleList([torch.nn.MultiheadAttention(8, 2) for _ in range(2)])
+    inner = model[0].forward
+    model[0].forward = lambda *args, **options: (inner(*args, **options)[0] + 1, None)
+    x = torch.randn(5, 3, 8)
+    expected = model[0](x, x, x)[0]
+    assert accelerate(model) == 1
+    assert type(model[0]) is torch.nn.MultiheadAttention
+    assert torch.equal(model[0](x, x, x)[0], expected)
+
+
+class Reader(torch.nn.Module):
+    """Holds a layer for its parameters, as speech models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        torch.nn.init.ones_(self.attention.in_proj_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
+        q, k, v = torch.nn.functional.linear(x, weight, bias).chunk(3, -1)
+        return self.attention.out_proj(
+            torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+        )
+
+
+class Caller(Reader):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x)[0] * self.attention.in_proj_bias.sum()
+
+
+def test_layers_that_are_never_called_are_not_counted() -> None:
+    model = torch.nn.ModuleDict({"reads": Reader(), "calls": Caller()})
+    with pytest.warns(UserWarning, match=r"Reader reads .* never calls it.*: reads\.attention$"):
+        assert accelerate(model) == 1
+    assert type(model["reads"].attention) is torch.nn.MultiheadAttention
+    assert type(model["calls"].attention) is MultiheadAttention
+
+
+def test_changing_nothing_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"changed nothing: .* in Linear; .*explain\(model\)"):
+        assert accelerate(torch.nn.Linear(3, 3)) == 0
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.5
+
+    def right_inverse(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 1.5
+
+
+class Derived(torch.nn.MultiheadAttention):
+    pass
+
+
+def changes(where: str) -> dict[str, tuple[Any, Any]]:
+    """What may be done to a weight, and undone."""
+    module, name = ("", "in_proj_weight") if where == "inner" else ("out_proj", "weight")
+
+    def at(change: Any, *rest: Any) -> Any:
+        return lambda m: change(m.get_submodule(module), name, *rest)
+
+    return {
+        "parametrize": (
+            lambda m: parametrize.register_parametrization(m.get_submodule(module), name, Scaled()),
+            at(parametrize.remove_parametrizations),
+        ),
+        "weight_norm": (
+            at(parametrizations.weight_norm),
+            at(parametrize.remove_parametrizations),
+        ),
+        "spectral_norm": (
+            at(parametrizations.spectral_norm),
+            at(parametrize.remove_parametrizations),
+        ),
+        "prune": (
+            lambda m: prune.l1_unstructured(m.get_submodule(module), name, 0.3),
+            at(prune.remove),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", [torch.nn.MultiheadAttention, Derived])
+@pytest.mark.parametrize("where", ["inner", "outer"])
+@pytest.mark.parametrize("change", ["parametrize", "weight_norm", "spectral_norm", "prune"])
+def test_any_order_of_changes(change: str, where: str, kind: type[Any]) -> None:
+    apply, remove = changes(where)[change]
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    made = kind(8, 2, batch_first=True, dtype=torch.float64)
+    for order in set(itertools.permutations(["apply", "remove", "accelerate", "restore"])):
+        if order.index("remove") < order.index("apply"):
+            continue
+        theirs, module = copy.deepcopy(made), copy.deepcopy(made)
+        ours = False
+        for step in order:
+            for state in (theirs, module):
+                torch.manual_seed(3)
+                if step == "apply":
+                    apply(state)
+                elif step == "remove":
+                    remove(state)
+            if step == "accelerate":
+                assert accelerate(module) == 1
+                ours = True
+            elif step == "restore":
+                assert restore(module) == ours
+                ours = False
+            for state in (theirs, module):
+                state.eval()  # spectral_norm's vectors stay as they are
+            assert isinstance(module, MultiheadAttention) == ours
+            assert module.state_dict().keys() == theirs.state_dict().keys()
+            # PyTorch cannot copy what is pruned
+            for call in (module, *([] if change == "prune" else [copy.deepcopy(module)])):
+                close(call(x, x, x)[0], theirs(x, x, x)[0], f"{order} at {step}")
+        if ours:
+            assert restore(module) == 1
+        assert type(module) is kind
+
+
+def test_parametrizations_of_both_at_once_are_removed_one_by_one() -> None:
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    parametrizations.weight_norm(module, "in_proj_weight")
+    accelerate(module)
+    parametrize.register_parametrization(module, "in_proj_bias", Scaled())
+    x = torch.randn(2, 5, 8)
+    expected = module(x, x, x)[0]
+    parametrize.remove_parametrizations(module, "in_proj_weight")
+    assert_close(module(x, x, x)[0].detach().numpy(), expected.detach().numpy(), 1e-6)
+    assert restore(module) == 1
+    parametrize.remove_parametrizations(module, "in_proj_bias")
+    assert type(module) is torch.nn.MultiheadAttention
+    assert_close(module(x, x, x)[0].detach().numpy(), expected.detach().numpy(), 1e-6)

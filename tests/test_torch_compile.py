@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
-from torch.export import Dim, export
 from torch.library import opcheck
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils.flop_counter import FlopCounterMode
@@ -128,21 +127,6 @@ def test_jagged_batches_compile() -> None:
         module.zero_grad()
     for found, expected in zip(*grads, strict=True):
         assert torch.equal(found, expected)
-
-
-def test_it_is_exported_with_dynamic_sizes() -> None:
-    module = MultiheadAttention(12, 3, batch_first=True).eval()
-    x, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-    n, length, source = Dim("n"), Dim("length"), Dim("source")
-    shapes = ({0: n, 1: length}, {0: n, 1: source}, {0: n, 1: source})
-    with torch.no_grad():
-        program = export(module, (x, memory, memory), dynamic_shapes=shapes)
-    x, memory = torch.randn(4, 21, 12), torch.randn(4, 3, 12)
-    found, expected = program.module()(x, memory, memory), module(x, memory, memory)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
-    names = {str(node.target) for node in program.graph.nodes}
-    assert "multihead.attention.default" in names
 
 
 @pytest.mark.parametrize("weights", [True, False])

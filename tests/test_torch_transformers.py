@@ -21,8 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-import multihead.torch.transformers as ours
-from multihead.torch import register_transformers
+import multihead.torch.hugging_face as ours
+from multihead.torch import register_transformers, support
 from tolerance import CANCELLED, TORCH, assert_close, tolerance
 
 OUTPUT = {torch.float32: tolerance(TORCH, "float32"), torch.float64: tolerance(TORCH, "float64")}
@@ -469,14 +469,64 @@ def test_what_no_mask_shows_is_refused() -> None:
         attend(Layer(1, True), x, x, x, None, **options)
 
 
-@pytest.mark.parametrize("kind", ["Gemma2", "XGLM"])
-def test_models_without_sdpa_are_refused(kind: str) -> None:
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "head_dim": 8}
-    if kind == "XGLM":
-        sizes = {"d_model": 24, "num_layers": 1, "attention_heads": 3, "ffn_dim": 31}
-    config = getattr(transformers, f"{kind}Config")(vocab_size=37, pad_token_id=0, **sizes)
-    model = transformers.AutoModel.from_config(config, attn_implementation="multihead")
-    with pytest.raises(ValueError, match=f'{kind}Config models do not support "sdpa"'):
+SMALL: dict[str, dict[str, Any]] = {
+    "Gemma2": {"head_dim": 8, "attn_logit_softcapping": None},
+    "GptOss": {"head_dim": 8, "num_local_experts": 2},
+    "LongT5": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
+    "SwitchTransformers": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
+    "XGLM": {"d_model": 24, "num_layers": 1, "attention_heads": 3, "ffn_dim": 31},
+    "DebertaV2": {},
+    "XLNet": {"d_model": 24, "n_layer": 1, "n_head": 3},
+    "Funnel": {"d_model": 24, "n_head": 3, "block_sizes": [1]},
+    "WavLM": {},
+    "BlipVision": {},
+    "Swinv2": {},
+    "Falcon": {},
+    "GPTNeo": {"num_layers": 1, "num_heads": 3, "attention_types": [[["global"], 1]]},
+    "SamVision": {},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_models_that_would_not_call_it_say_so_when_it_is_set(kind: str) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
+    sizes = SMALL[kind] if "d_model" in SMALL[kind] else sizes | SMALL[kind]
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    why = f'{kind}Config models (do not support "sdpa"|know "eager", "sdpa".* and not)'
+    with pytest.raises(ValueError, match=why):
+        getattr(transformers, f"{kind}Model")._from_config(config, attn_implementation="multihead")
+
+
+def test_a_part_of_a_model_may_have_another() -> None:
+    vision = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
+    vision |= {"output_channels": 16, "image_size": 32, "patch_size": 16, "mlp_dim": 31}
+    prompts = {"hidden_size": 16, "image_size": 32, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 31, "num_attention_heads": 2, "iou_head_hidden_dim": 9}
+    config = transformers.SamConfig(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
+    )
+    model = transformers.SamModel(config).eval()
+    before = model.vision_encoder.config._attn_implementation
+    with pytest.raises(ValueError, match=r'SamVisionConfig models know .* "vision_config": "sdpa"'):
+        model.set_attn_implementation("multihead")
+    assert model.vision_encoder.config._attn_implementation == before
+    model.set_attn_implementation({"": "multihead", "vision_config": "sdpa"})
+    assert model.config._attn_implementation == "multihead"
+    assert model.vision_encoder.config._attn_implementation == "sdpa"
+
+
+def test_what_was_set_behind_transformers_back_is_refused_in_the_call() -> None:
+    config = transformers.Gemma2Config(
+        vocab_size=37,
+        pad_token_id=0,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        head_dim=8,
+    )
+    model = transformers.AutoModel.from_config(config)
+    model.config._attn_implementation_internal = "multihead"
+    with pytest.raises(ValueError, match='Gemma2Config models do not support "sdpa"'):
         model(words(), attention_mask=padded("left"))
 
 
@@ -545,7 +595,7 @@ def test_other_devices_have_transformers_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_it_is_compiled_without_breaks() -> None:
     torch._dynamo.reset()
-    ours._known.clear()
+    support.refusal.cache_clear()
     model, ids, mask = lively(llama()), words(), padded("left")
     model.set_attn_implementation("multihead")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from multihead.torch import requires  # noqa: F401 (first: it checks PyTorch's version)
 from multihead.torch.accelerate import accelerate, restore
+from multihead.torch.explain import explain
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
 from multihead.torch.transformers import register_transformers
@@ -25,6 +26,7 @@ from multihead.torch.transformers import register_transformers
 __all__ = [
     "MultiheadAttention",
     "accelerate",
+    "explain",
     "register_transformers",
     "restore",
     "scaled_dot_product_attention",

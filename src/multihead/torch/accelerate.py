@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
 
 import torch
 
+from multihead.torch import kinds
+from multihead.torch.holders import Held, attention_layers
 from multihead.torch.module import MultiheadAttention, around_fused_layers
-
-_BEFORE = "_multihead_class_before"  # where an accelerated module remembers its class
 
 
 def accelerate(model: torch.nn.Module) -> int:
@@ -22,12 +22,19 @@ def accelerate(model: torch.nn.Module) -> int:
     ----------
     model : torch.nn.Module
         Anything that contains attention layers, or one itself. Layers with a `forward` of their
-        own are left alone.
+        own are left alone, their class's or put on the instance, and so are those that the module
+        around them never calls.
 
     Returns
     -------
     int
         How many layers changed.
+
+    Warns
+    -----
+    UserWarning
+        If none changed and none is ours, or if a module reads a layer's parameters and never
+        calls it.
 
     Raises
     ------
@@ -37,6 +44,7 @@ def accelerate(model: torch.nn.Module) -> int:
     See Also
     --------
     restore : The way back.
+    explain : What computes each layer, and why.
 
     Examples
     --------
@@ -46,28 +54,43 @@ def accelerate(model: torch.nn.Module) -> int:
     >>> accelerate(model), accelerate(model), restore(model)
     (5, 0, 5)
     """
+    layers = attention_layers(model)
+    unread = [x for x in layers if x.reader is not None and not _is_ours(x)]
+    if unread:
+        names = ", ".join(x.name for x in unread)
+        warnings.warn(
+            f"{unread[0].reader} reads the parameters of its attention layer and never calls it; "
+            f"left as they are: {names}",
+            stacklevel=2,
+        )
     changed = 0
-    for module in _modules(model):
-        kind = type(module)
-        if not issubclass(kind, torch.nn.MultiheadAttention) or (
-            kind.forward is not torch.nn.MultiheadAttention.forward
-        ):
+    for layer in layers:
+        if layer.reader is not None or layer.has_own_forward or _is_ours(layer):
             continue
-        module.__dict__[_BEFORE] = kind
-        module.__class__ = _ours(kind)
-        around_fused_layers(module.out_proj)
+        layer.module.__class__ = kinds.ours(layer.module)
+        around_fused_layers(layer.module.out_proj)
         changed += 1
+    if not changed and not any(map(_is_ours, layers)):
+        warnings.warn(
+            f"accelerate() changed nothing: no torch.nn.MultiheadAttention is called in "
+            f"{type(model).__name__}; multihead.torch.explain(model) says what computes attention",
+            stacklevel=2,
+        )
     return changed
 
 
+def _is_ours(layer: Held) -> bool:
+    return isinstance(layer.module, MultiheadAttention)
+
+
 def restore(model: torch.nn.Module) -> int:
-    """Undo `accelerate`.
+    """Make every layer of ours in a model PyTorch's, in place: undo `accelerate`.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Layers that were ours from the beginning stay as they are, and so do those that were
-        wrapped or parametrized since `accelerate`.
+        Layers that were made as ours become `torch.nn.MultiheadAttention` too. Those of a class
+        that was derived from ours, or wrapped since `accelerate`, stay as they are.
 
     Returns
     -------
@@ -81,50 +104,17 @@ def restore(model: torch.nn.Module) -> int:
 
     Examples
     --------
-    >>> import torch
-    >>> from multihead.torch import accelerate, restore
-    >>> layer = torch.nn.MultiheadAttention(8, 2)
-    >>> accelerate(layer), restore(layer), restore(layer), type(layer).__module__
-    (1, 1, 0, 'torch.nn.modules.activation')
+    >>> from multihead.torch import MultiheadAttention, restore
+    >>> layer = MultiheadAttention(8, 2)
+    >>> restore(layer), restore(layer), type(layer).__module__
+    (1, 0, 'torch.nn.modules.activation')
     """
     changed = 0
-    for module in _modules(model):
-        before: Any = module.__dict__.get(_BEFORE)
-        if before is None or type(module) is not _ours(before):  # or wrapped since then
+    for layer in attention_layers(model):
+        before = kinds.theirs(layer.module)
+        if before is None:
             continue
-        del module.__dict__[_BEFORE]
-        module.__class__ = before
-        around_fused_layers(module.out_proj, no_more=True)
+        layer.module.__class__ = before
+        around_fused_layers(layer.module.out_proj, no_more=True)
         changed += 1
     return changed
-
-
-def _modules(model: torch.nn.Module) -> list[torch.nn.Module]:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    return list(model.modules())
-
-
-def _ours(kind: Any) -> Any:
-    """Return our class, or one beside it for a derived class, the same each time."""
-    if kind is torch.nn.MultiheadAttention:
-        return MultiheadAttention
-    if _DERIVED not in kind.__dict__:
-        names = {"__module__": kind.__module__, "__reduce_ex__": _reduce}
-        setattr(kind, _DERIVED, type(kind.__name__, (MultiheadAttention, kind), names))
-    return kind.__dict__[_DERIVED]
-
-
-_DERIVED = "_multihead_derived_class"
-
-
-def _reduce(module: torch.nn.Module, protocol: int) -> tuple[Any, ...]:
-    """Pickle a module of a derived class by the class that it had before."""
-    state: Any = module
-    state = state.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
-    return _made_again, (module.__dict__[_BEFORE],), state
-
-
-def _made_again(kind: type) -> Any:
-    derived: Any = _ours(kind)
-    return derived.__new__(derived)

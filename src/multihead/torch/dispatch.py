@@ -22,16 +22,21 @@ class Ways(NamedTuple):
         As an operation of PyTorch's, whose seed is a tensor.
     composed : callable
         In PyTorch's own operations, with dropout of PyTorch's own.
+    exported : callable
+        As a program that runs where there is no operation of ours; not for ragged batches.
     """
 
     engine: Callable[[Any], Any]
     function: Callable[[Any], Any]
     operation: Callable[[Any], Any]
     composed: Callable[[Any], Any]
+    exported: Callable[[Any], Any]
 
 
 def compute(call: Any, ways: Ways) -> Any:
     """Compute a call in the way that fits what PyTorch does at the moment."""
+    if torch.compiler.is_exporting() and getattr(call, "offsets", None) is None:
+        return ways.exported(call)
     if transformed():
         return ways.composed(call)
     options = call.options

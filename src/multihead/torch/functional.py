@@ -11,9 +11,11 @@ from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.torch.calls import AttentionCall
 from multihead.torch.composed import composed_attention
 from multihead.torch.dispatch import Ways, compute, needs_grad
+from multihead.torch.exported import exported_attention
 from multihead.torch.sdpa import attend, forward
 from multihead.torch.sdpa_ops import attention
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
+from multihead.torch.symbolic import as_leaf, is_symbolic
 from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
 
 # at import: our function may take the place of PyTorch's
@@ -75,6 +77,10 @@ def scaled_dot_product_attention(
     True
     """
     inputs = (query, key, value)
+    if is_symbolic(inputs):
+        rest: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *rest))
+        return leaf
     lead = None
     plain = type(is_causal) is bool and type(enable_gqa) is bool
     if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
@@ -182,4 +188,10 @@ def _mask_axes(mask: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
     return mask
 
 
-_WAYS = Ways(engine=forward, function=attend, operation=attention, composed=composed_attention)
+_WAYS = Ways(
+    engine=forward,
+    function=attend,
+    operation=attention,
+    composed=composed_attention,
+    exported=exported_attention,
+)

@@ -11,10 +11,13 @@ from multihead.torch.calls import LayerCall
 from multihead.torch.composed import composed
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
+from multihead.torch.exported import exported_layer
 from multihead.torch.fits import compute_dtype, explain_mask
 from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
+from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_script
+from multihead.torch.symbolic import as_leaf, is_symbolic
 
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
 _PARAMETERS = (
@@ -31,6 +34,7 @@ _WAYS = Ways(
     function=attend,
     operation=attention,
     composed=composed,
+    exported=exported_layer,
 )
 
 # PyTorch's fused layers read an attention module's parameters and never call it, unless a module
@@ -85,6 +89,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if name == "out_proj":
             around_fused_layers(value)
 
+    def register_forward_hook(self, hook: Any, **options: Any) -> Any:
+        """Register a hook, as every module does; those of libraries that need PyTorch's raise."""
+        refuse_hook(hook)
+        return super().register_forward_hook(hook, **options)
+
+    def __prepare_scriptable__(self) -> Any:
+        refuse_script()
+
     def forward(
         self,
         query: torch.Tensor,
@@ -120,11 +132,16 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         weights : Tensor or None
             (N, L, S'), or (N, H, L, S') for each head, after dropout.
         """
-        custom = self._out_proj_is_custom()
         inputs = query, key, value
+        if is_symbolic(inputs):
+            rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            leaf: tuple[torch.Tensor, torch.Tensor | None] = as_leaf(self, (*inputs, *rest))
+            return leaf
+        custom = self._out_proj_is_custom()
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
         width = compute_dtype(self, inputs, tensors, need_weights)
         if width is None:
+            refuse_quantized(query)
             explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
@@ -237,7 +254,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     def _out_proj_is_custom(self) -> bool:
         m = self.out_proj
         return type(m) is not _PLAIN or bool(
-            m._forward_hooks.keys() - {_HOOK}
+            "forward" in m.__dict__
+            or m._forward_hooks.keys() - {_HOOK}
             or m._forward_pre_hooks
             or m._backward_hooks
             or m._backward_pre_hooks

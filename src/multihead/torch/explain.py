@@ -1,0 +1,127 @@
+"""What computes the attention layers of a model, and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from multihead.torch.fits import compute_dtype
+from multihead.torch.holders import Held, attention_layers
+from multihead.torch.module import MultiheadAttention
+from multihead.torch.tensors import COMPUTED, HALF
+
+
+def explain(model: torch.nn.Module) -> str:
+    """Say layer by layer which way a usual call takes, and why.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        PyTorch's attention layers, ours, and those of Hugging Face's models are found.
+
+    Returns
+    -------
+    str
+        A line for each layer: its name, its class, who computes it, and the reason.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+
+    See Also
+    --------
+    accelerate : Puts PyTorch's layers on the engine.
+    register_transformers : Puts Hugging Face's models on the engine.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from multihead.torch import accelerate, explain
+    >>> model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2))
+    >>> print(explain(model))
+    0  MultiheadAttention  PyTorch: accelerate(model) puts it on the engine
+    >>> accelerate(model)
+    1
+    >>> print(explain(model))
+    0  MultiheadAttention  engine
+    """
+    rows = [
+        (x.name or "(itself)", type(x.module).__name__, _way(x)) for x in attention_layers(model)
+    ]
+    rows += _of_transformers(model)
+    if not rows:
+        return (
+            f"{type(model).__name__}: no attention layer of PyTorch's, ours or Hugging Face's. "
+            "Where its own code calls torch.nn.functional.scaled_dot_product_attention, "
+            "multihead.torch.scaled_dot_product_attention takes its place"
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {way}" for a, b, way in rows)
+
+
+def _way(layer: Held) -> str:
+    module = layer.module
+    if "forward" in vars(module):
+        return "its own: a forward was put on the instance"
+    if layer.has_own_forward:
+        return f"its own: {type(module).__name__} has a forward of its own"
+    if layer.reader is not None:
+        return f"not called: {layer.reader} reads its parameters and computes by itself"
+    if not isinstance(module, MultiheadAttention):
+        return "PyTorch: accelerate(model) puts it on the engine"
+    why = _refused(module)
+    if why is not None:
+        return f"PyTorch: {why}"
+    after = ", then out_proj as a module (replaced, hooked or parametrized)"
+    return "engine" + after * module._out_proj_is_custom()
+
+
+def _refused(module: MultiheadAttention) -> str | None:
+    """Say why a usual call would be PyTorch's; None if it would not."""
+    for name, x in module.named_parameters():
+        if x.device.type != "cpu":
+            return f"{name} is on {x.device}, and the engine is for the CPU"
+        if x.dtype not in (*COMPUTED, *HALF):
+            return f"{name} is of {x.dtype}"
+    dtype = module.out_proj.weight.dtype
+    widths = module.embed_dim, module.kdim, module.vdim
+    query, key, value = inputs = tuple(torch.zeros(1, 1, x, dtype=dtype) for x in widths)
+    custom = module._out_proj_is_custom()
+    tensors = module._tensors(inputs, (None, None), custom)
+    if compute_dtype(module, (query, key, value), tensors, False) is None:
+        return "its parameters are of other shapes, dtypes or classes than it was made with"
+    return None
+
+
+def _of_transformers(model: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
+    if "transformers.modeling_utils" not in sys.modules:
+        return
+    from multihead.torch.hugging_face import NAME
+    from multihead.torch.support import is_attention, refusal
+
+    configs: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if not hasattr(config, "_attn_implementation"):  # that of the module around it
+            config = configs.get(name.rpartition(".")[0])
+        configs[name] = config
+        chosen = getattr(config, "_attn_implementation", None)
+        kind: Any = type(module)
+        if chosen is None or not is_attention(kind):
+            continue
+        of_config: Any = type(config)
+        why = refusal(of_config, NAME)
+        if chosen == NAME:
+            way = f"engine: {NAME}"
+        elif why is not None:
+            way = f"transformers: {chosen}; {why}"
+        else:
+            way = (
+                f"transformers: {chosen}; register_transformers() and "
+                f'model.set_attn_implementation("{NAME}") put it on the engine'
+            )
+        yield name or "(itself)", kind.__name__, way
