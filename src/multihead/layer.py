@@ -10,7 +10,7 @@ import numpy as np
 from multihead import _native
 from multihead.arrays import Array
 from multihead.cache import LayerCache, usable
-from multihead.checks import wrong
+from multihead.checks import boolean, wrong
 from multihead.layouts import Dense, RaggedBatch
 from multihead.masks import merge
 from multihead.ragged import Ragged
@@ -203,18 +203,21 @@ class MultiheadAttention(LayerState):
         >>> out.shape, weights.shape
         ((5, 3, 8), (3, 2, 5, 7))
         """
-        # 1. Inputs and masks: shapes and dtypes are checked, nothing is copied.
+        # 1. Arguments: types, shapes and dtypes are checked, nothing is copied.
+        if not type(need_weights) is type(average_attn_weights) is type(is_causal) is bool:
+            need_weights = boolean("need_weights", need_weights)
+            average_attn_weights = boolean("average_attn_weights", average_attn_weights)
+            is_causal = boolean("is_causal", is_causal)
         batch: Dense | RaggedBatch
         if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
             batch = RaggedBatch(self._element, self._sizes, query, key, value)
         else:
             batch = Dense(self._element, self._sizes, self.batch_first, query, key, value)
         padding, attn = batch.masks(key_padding_mask, attn_mask)
-        causal = bool(is_causal)
 
         # 2. Outputs, in the caller's layout and as the engine writes them.
         out, out_view = batch.new_out()
-        average = bool(average_attn_weights) if need_weights else None
+        average = average_attn_weights if need_weights else None
         weights: Any = None
         weights_view: Array | None = None
         if average is not None:
@@ -231,7 +234,7 @@ class MultiheadAttention(LayerState):
             batch.inputs,
             batch.offsets,
             (padding and padding.view, attn and attn.view),
-            causal,
+            is_causal,
             dropout,
             out_view,
             weights_view,
@@ -245,7 +248,7 @@ class MultiheadAttention(LayerState):
         self.cache = None
         if native is not None:
             masks = (padding, attn)
-            self.cache = LayerCache(self._token, batch, masks, causal, dropout, average, native)
+            self.cache = LayerCache(self._token, batch, masks, is_causal, dropout, average, native)
         return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
     def backward(
@@ -305,6 +308,8 @@ class MultiheadAttention(LayerState):
         (5, 5)
         """
         # 1. Everything that comes in is checked before anything is written.
+        if need_mask_grad is not True and need_mask_grad is not False:
+            need_mask_grad = boolean("need_mask_grad", need_mask_grad)
         call = usable(self.cache if cache is None else cache, self._token)
         batch = call.batch
         d_out_view, d_out_raw = batch.read_d_out(d_out)

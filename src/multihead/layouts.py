@@ -21,13 +21,21 @@ Inputs = tuple[Array, Array, Array]
 
 
 class Sizes(NamedTuple):
-    """What a layer fixes of its inputs' shapes."""
+    """What a layer is made with and cannot change: every size that a call uses comes from here."""
 
     embed: int
+    heads: int
+    head: int
     kdim: int
     vdim: int
-    heads: int
-    extra_keys: int
+    bias: bool
+    bias_key: bool
+    zero_row: bool
+
+    @property
+    def extra_keys(self) -> int:
+        """How many keys every query sees besides those of the caller."""
+        return self.bias_key + self.zero_row
 
 
 class _Three(NamedTuple):

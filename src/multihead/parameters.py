@@ -47,7 +47,11 @@ def parameter_shapes(
 
 
 class Block:
-    """Named arrays that lie one after the other in one block of memory."""
+    """Named arrays that lie one after the other in one block of memory.
+
+    `shown` holds what callers get, the same objects each time; its arrays may be given other
+    shapes in place, which those of `arrays` must not.
+    """
 
     def __init__(self, shapes: Mapping[str, Shape], memory: Array) -> None:
         self.memory = memory
@@ -57,6 +61,7 @@ class Block:
             end = start + math.prod(shape)
             self.arrays[name] = self.memory[start:end].reshape(shape)
             start = end
+        self.shown = {name: array[...] for name, array in self.arrays.items()}
 
     @classmethod
     def zeros(cls, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Block:
@@ -106,7 +111,7 @@ class OutProjection:
     @property
     def weight(self) -> Array:
         """The weight, (E, E); assigning copies into it."""
-        return self._owner._block.arrays["out_proj.weight"]
+        return self._owner._block.shown["out_proj.weight"]
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -115,20 +120,20 @@ class OutProjection:
     @property
     def bias(self) -> Array | None:
         """The bias, (E,), or None; assigning copies into it."""
-        return self._owner._block.arrays.get("out_proj.bias")
+        return self._owner._block.shown.get("out_proj.bias")
 
     @bias.setter
     def bias(self, value: Any) -> None:
         self._owner._assign("out_proj.bias", value)
 
     def __repr__(self) -> str:
-        embed = self.weight.shape[0]
+        embed = self._owner._shapes["out_proj.weight"][0]
         return f"OutProjection(embed_dim={embed}, bias={self.bias is not None})"
 
 
 def _parameter(name: str, shape: str) -> property:
     def fetch(self: AttentionParameters) -> Array | None:
-        return self._block.arrays.get(name)
+        return self._block.shown.get(name)
 
     def assign(self: AttentionParameters, value: Any) -> None:
         self._assign(name, value)
@@ -160,7 +165,7 @@ class AttentionParameters:
         self._engine_params = engine_arrays(self._block.arrays)
         if self._grads is not None:
             self._engine_grads = engine_arrays(self._grads.arrays)
-            self._grads_dict = dict(self._grads.arrays)
+            self._grads_dict = dict(self._grads.shown)
 
     def _adopt(self, memory: Array) -> None:
         """Take the memory of another layer's parameters, of the same shapes and dtype."""
@@ -205,7 +210,7 @@ class AttentionParameters:
             Writing into an array changes the layer. bfloat16 parameters have the dtype
             ``ml_dtypes.bfloat16``; where that package is missing, they are their bits as uint16.
         """
-        return dict(self._block.arrays)
+        return dict(self._block.shown)
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters, in torch's order and under torch's names."""
@@ -281,7 +286,7 @@ class AttentionParameters:
         """Return the gradients for the engine, and the memory that they take."""
         grads = self.grads
         assert self._grads is not None
-        own = self._grads.arrays
+        own = self._grads.shown
         if len(grads) == len(own) and all(map(is_, grads.values(), own.values())):
             return self._engine_grads, [self._grads.memory]
         compute = element_of(self._element.compute)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
 from multihead.arrays import element_of
-from multihead.checks import integer, probability, wrong, wrong_type
+from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
 from multihead.parameters import AttentionParameters, parameter_shapes
 
 _Layer = TypeVar("_Layer", bound="LayerState")
 _WORD = 2**64
+
+
+def _fixed(name: str, size: str, doc: str) -> Any:
+    def refuse(self: LayerState, value: Any) -> None:
+        message = f"{name}: cannot be changed, as the parameters follow from it; make a new layer"
+        raise AttributeError(message)
+
+    return property(attrgetter(f"_sizes.{size}"), refuse, doc=doc)
+
+
+def _flag(name: str, doc: str) -> Any:
+    def assign(self: LayerState, value: Any) -> None:
+        setattr(self, f"_{name}", boolean(name, value))
+
+    return property(attrgetter(f"_{name}"), assign, doc=doc)
 
 
 class LayerState(AttentionParameters):
@@ -29,24 +45,41 @@ class LayerState(AttentionParameters):
         batch_first: bool = False,
         dtype: Any = None,
     ) -> None:
-        self.embed_dim = embed = integer("embed_dim", embed_dim, 1)
-        self.num_heads = heads = integer("num_heads", num_heads, 1)
+        embed, heads = integer("embed_dim", embed_dim, 1), integer("num_heads", num_heads, 1)
         if embed % heads:
             raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
-        self.head_dim = embed // heads
-        self.dropout = dropout
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
-        self.add_bias_kv, self.add_zero_attn = bool(add_bias_kv), bool(add_zero_attn)
-        self.kdim = embed if kdim is None else integer("kdim", kdim, 1)
-        self.vdim = embed if vdim is None else integer("vdim", vdim, 1)
-        extra_keys = self.add_bias_kv + self.add_zero_attn
-        self._sizes = Sizes(embed, self.kdim, self.vdim, heads, extra_keys)
-        shapes = parameter_shapes(embed, self.kdim, self.vdim, self.bias, self.add_bias_kv)
+        self._sizes = sizes = Sizes(
+            embed=embed,
+            heads=heads,
+            head=embed // heads,
+            kdim=embed if kdim is None else integer("kdim", kdim, 1),
+            vdim=embed if vdim is None else integer("vdim", vdim, 1),
+            bias=boolean("bias", bias),
+            bias_key=boolean("add_bias_kv", add_bias_kv),
+            zero_row=boolean("add_zero_attn", add_zero_attn),
+        )
+        self.dropout, self.batch_first, self.training = dropout, batch_first, True
+        shapes = parameter_shapes(embed, sizes.kdim, sizes.vdim, sizes.bias, sizes.bias_key)
         super().__init__(shapes, element_of(dtype))
-        self.training = True
         self.cache: Any = None
         self._rng_state = (0, 0)
         self._token = object()
+
+    embed_dim: Final[int] = _fixed("embed_dim", "embed", "E, the width of query and output.")
+    num_heads: Final[int] = _fixed("num_heads", "heads", "H, the number of heads.")
+    head_dim: Final[int] = _fixed("head_dim", "head", "D = E / H, the width of a head.")
+    kdim: Final[int] = _fixed("kdim", "kdim", "Width of key.")
+    vdim: Final[int] = _fixed("vdim", "vdim", "Width of value.")
+    bias: Final[bool] = _fixed("bias", "bias", "Whether the projections have biases.")
+    add_bias_kv: Final[bool] = _fixed(
+        "add_bias_kv", "bias_key", "Whether there are `bias_k` and `bias_v`."
+    )
+    add_zero_attn: Final[bool] = _fixed(
+        "add_zero_attn", "zero_row", "Whether a zero key is appended."
+    )
+
+    training: bool = _flag("training", "Set by `train` and `eval`.")
+    batch_first: bool = _flag("batch_first", "Whether batched arrays are (N, L, E), not (L, N, E).")
 
     @property
     def dropout(self) -> float:
@@ -75,7 +108,7 @@ class LayerState(AttentionParameters):
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Switch to training mode, or to eval mode with False, and return the layer."""
-        self.training = bool(mode)
+        self.training = boolean("mode", mode)
         return self
 
     def eval(self: _Layer) -> _Layer:
@@ -126,6 +159,6 @@ class LayerState(AttentionParameters):
         self._adopt(state["memory"])
         if state["grads"] is not None:
             for name, grad in state["grads"].items():
-                self.grads[name][...] = grad
+                self.grads[name][...] = grad.reshape(self._shapes[name])
         self._rng_state = state["rng_state"]
         self.training = state["training"]
