@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -198,30 +199,48 @@ def test_d_weights_without_weights(layer: mh.MultiheadAttention) -> None:
         layer.backward(zeros(L, N, E), zeros(N, L, S))
 
 
-def test_backward_without_a_call() -> None:
-    layer = mh.MultiheadAttention(4, 2)
-    with pytest.raises((ValueError, TypeError), match="cache"):
-        layer.backward(zeros(3, 4, dtype=np.float32))
-
-
-def test_backward_twice(layer: mh.MultiheadAttention) -> None:
+def used_up(layer: mh.MultiheadAttention) -> None:
+    call(layer)
     layer.backward(zeros(L, N, E))
-    with Untouched(layer), pytest.raises((ValueError, TypeError), match="cache"):
-        layer.backward(zeros(L, N, E))
 
 
-def test_backward_after_eval(layer: mh.MultiheadAttention) -> None:
+def in_eval(layer: mh.MultiheadAttention) -> None:
     layer.eval()
     call(layer)
-    with pytest.raises((ValueError, TypeError), match="cache"):
+
+
+def set_to_none(layer: mh.MultiheadAttention) -> None:
+    call(layer)
+    layer.cache = None
+
+
+NO_CACHE: dict[str, tuple[Any, str]] = {
+    "no call": (lambda layer: None, "this thread has not called the layer"),
+    "used up": (used_up, "backward has used it up; to use one again, keep layer.cache"),
+    "eval": (in_eval, "the last call was in eval mode; call layer.train() before it"),
+    "set to None": (set_to_none, "layer.cache was set to None"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CACHE)
+def test_backward_without_a_cache(case: str, rng: np.random.Generator) -> None:
+    prepare, reason = NO_CACHE[case]
+    layer = make_layer(Construction(E, H, layout="sequence first"), rng)
+    prepare(layer)
+    assert layer.cache is None
+    message = f"cache: expected one of a call in training mode, got none: {reason}"
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         layer.backward(zeros(L, N, E))
 
 
 def test_backward_with_the_cache_of_another_layer(layer: mh.MultiheadAttention) -> None:
-    other = mh.MultiheadAttention(E, H, dtype=float)
+    other = copy.copy(layer)
     call(other)
-    with Untouched(layer), pytest.raises((ValueError, TypeError), match="cache"):
+    message = "cache: expected one that a call of this layer left, got one of another layer"
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{message}"):
         layer.backward(zeros(L, N, E), cache=other.cache)
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{message}"):
+        layer.cache = other.cache
 
 
 def overlaps(layer: mh.MultiheadAttention) -> dict[str, tuple[Any, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from multihead import _native
 from multihead.arrays import Array
-from multihead.cache import LayerCache, usable
+from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
 from multihead.checks import boolean, wrong
 from multihead.layouts import Dense, RaggedBatch
 from multihead.masks import merge
@@ -64,7 +64,7 @@ class MultiheadAttention(LayerState):
     training : bool
         Set by `train` and `eval`. Dropout acts, and a cache is kept, in training only.
     cache : object or None
-        What the last call left for `backward`.
+        What the last call of this thread left for `backward`.
     rng_state : tuple of int
         (seed, counter) of dropout.
 
@@ -81,6 +81,10 @@ class MultiheadAttention(LayerState):
     A query that every key is hidden from has attention output 0 (the layer's output is then
     ``out_proj.bias``), weights 0 and gradients 0. Boolean masks say **True = ignore**, which is the
     opposite of `multihead.functional.scaled_dot_product_attention`.
+
+    Threads may call one layer at the same time, in training too. Each call draws a dropout mask of
+    its own, `cache` is each thread's own, and `backward` calls take turns, so that `grads` holds
+    the sum of them all. Parameters, options and the mode are not to be changed meanwhile.
 
     References
     ----------
@@ -212,7 +216,7 @@ class MultiheadAttention(LayerState):
         if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
             batch = RaggedBatch(self._element, self._sizes, query, key, value)
         else:
-            batch = Dense(self._element, self._sizes, self.batch_first, query, key, value)
+            batch = Dense(self._element, self._sizes, self._batch_first, query, key, value)
         padding, attn = batch.masks(key_padding_mask, attn_mask)
 
         # 2. Outputs, in the caller's layout and as the engine writes them.
@@ -224,31 +228,35 @@ class MultiheadAttention(LayerState):
             weights, weights_view = batch.new_weights(average)
 
         # 3. The engine.
-        dropout = _NO_DROPOUT
-        if self.training and self._dropout:
-            dropout = (self._dropout, *self._rng_state)
-        native = _native.layer_forward(
-            self.num_heads,
-            self.add_zero_attn,
-            self._params_now(),
-            batch.inputs,
-            batch.offsets,
-            (padding and padding.view, attn and attn.view),
-            is_causal,
-            dropout,
-            out_view,
-            weights_view,
-            bool(average),
-            self.training,
-        )
+        training = self._training
+        dropout = self._draw() if training and self._dropout else _NO_DROPOUT
+        try:
+            native = _native.layer_forward(
+                self._sizes.heads,
+                self._sizes.zero_row,
+                self._params_now(),
+                batch.inputs,
+                batch.offsets,
+                (padding and padding.view, attn and attn.view),
+                is_causal,
+                dropout,
+                out_view,
+                weights_view,
+                bool(average),
+                training,
+            )
+        except BaseException:
+            if dropout is not _NO_DROPOUT:
+                self._undraw(dropout)
+            raise
 
         # 4. What backward needs, and the results as the caller's kind of arrays.
-        if dropout is not _NO_DROPOUT:
-            self._rng_state = (dropout[1], (dropout[2] + 1) % 2**64)
-        self.cache = None
-        if native is not None:
+        if native is None:
+            self._slot.held = IN_EVAL
+        else:
             masks = (padding, attn)
-            self.cache = LayerCache(self._token, batch, masks, is_causal, dropout, average, native)
+            cache = LayerCache(self._token, batch, masks, is_causal, dropout, average, native)
+            self._slot.held = cache
         return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
     def backward(
@@ -310,7 +318,7 @@ class MultiheadAttention(LayerState):
         # 1. Everything that comes in is checked before anything is written.
         if need_mask_grad is not True and need_mask_grad is not False:
             need_mask_grad = boolean("need_mask_grad", need_mask_grad)
-        call = usable(self.cache if cache is None else cache, self._token)
+        call = usable(self._slot.held if cache is None else cache, self._token)
         batch = call.batch
         d_out_view, d_out_raw = batch.read_d_out(d_out)
         d_weights_view: Array | None = None
@@ -338,28 +346,29 @@ class MultiheadAttention(LayerState):
             views = tuple(once.get(id(array)) for array in arrays)
         d_masks = call.new_mask_gradients(need_mask_grad)
 
-        # 3. The engine.
-        _native.layer_backward(
-            self.num_heads,
-            self.add_zero_attn,
-            self._params_now(),
-            batch.inputs,
-            batch.offsets,
-            call.mask_views,
-            call.is_causal,
-            call.dropout,
-            call.native,
-            d_out_view,
-            d_weights_view,
-            bool(call.average),
-            views,
-            grads,
-            d_masks,
-        )
+        # 3. The engine; threads take turns to add to the gradients of the parameters.
+        with self._lock:
+            _native.layer_backward(
+                self._sizes.heads,
+                self._sizes.zero_row,
+                self._params_now(),
+                batch.inputs,
+                batch.offsets,
+                call.mask_views,
+                call.is_causal,
+                call.dropout,
+                call.native,
+                d_out_view,
+                d_weights_view,
+                bool(call.average),
+                views,
+                grads,
+                d_masks,
+            )
 
         # 4. The cache is used up, and the results become the caller's kinds of arrays.
         if cache is None:
-            self.cache = None
+            self._slot.held = USED_UP
         results: tuple[Any, ...]
         if outputs is None:
             results = batch.finish_gradients(fresh)

@@ -38,19 +38,18 @@ class Sizes(NamedTuple):
         return self.bias_key + self.zero_row
 
 
-class _Three(NamedTuple):
-    """query, key and value; arguments that are one object stay one object."""
-
-    arrays: Inputs
-    raw: Inputs
-    kinds: tuple[Kind, Kind, Kind]
-
-
-def _read_three(element: Element, query: Any, key: Any, value: Any) -> _Three:
-    q = read("query", query, element)
-    k = q if key is query else read("key", key, element)
-    v = k if value is key else q if value is query else read("value", value, element)
-    return _Three((q[0], k[0], v[0]), (q[1], k[1], v[1]), (q[2], k[2], v[2]))
+def _read_three(
+    element: Element, query: Any, key: Any, value: Any
+) -> tuple[Inputs, Inputs, tuple[Kind, Kind, Kind]]:
+    """Read the inputs: arrays, as they lie in memory, kinds; what is one object stays one."""
+    q, q_raw, q_kind = read("query", query, element)
+    if key is query and value is query:
+        return (q, q, q), (q_raw, q_raw, q_raw), (q_kind, q_kind, q_kind)
+    k, k_raw, k_kind = (q, q_raw, q_kind) if key is query else read("key", key, element)
+    if value is key:
+        return (q, k, k), (q_raw, k_raw, k_raw), (q_kind, k_kind, k_kind)
+    v, v_raw, v_kind = (q, q_raw, q_kind) if value is query else read("value", value, element)
+    return (q, k, v), (q_raw, k_raw, v_raw), (q_kind, k_kind, v_kind)
 
 
 class Dense:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Mapping
 from operator import is_
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
@@ -154,23 +157,23 @@ class AttentionParameters:
     bias_v = _parameter("bias_v", "(1, 1, E)")
 
     def __init__(self, shapes: dict[str, Shape], element: Element) -> None:
+        self._lock = threading.Lock()  # held while gradients are added and a mask is drawn
+        _layers.add(self)
         self._shapes = shapes
         self._element = element
-        self._block = Block.zeros(shapes, storage_dtype(element))
+        self._adopt(Block.zeros(shapes, storage_dtype(element)))
         self._grads: Block | None = None
-        self._link()
 
-    def _link(self) -> None:
-        """Set what follows from the memory of the parameters and their gradients."""
-        self._engine_params = engine_arrays(self._block.arrays)
-        if self._grads is not None:
-            self._engine_grads = engine_arrays(self._grads.arrays)
-            self._grads_dict = dict(self._grads.shown)
+    def _adopt(self, block: Block) -> None:
+        """Take a block of memory for the parameters."""
+        self._block = block
+        self._engine_params = engine_arrays(block.arrays)
 
-    def _adopt(self, memory: Array) -> None:
-        """Take the memory of another layer's parameters, of the same shapes and dtype."""
-        self._block = Block(self._shapes, memory)
-        self._link()
+    def _adopt_grads(self, block: Block) -> None:
+        """Take a block of memory for the gradients; it is seen once all of it is in place."""
+        self._engine_grads = engine_arrays(block.arrays)
+        self._grads_dict = dict(block.shown)
+        self._grads = block
 
     @property
     def out_proj(self) -> OutProjection:
@@ -191,15 +194,17 @@ class AttentionParameters:
         array of the same shape and dtype.
         """
         if self._grads is None:
-            self._grads = Block.zeros(self._shapes, self._element.compute)
-            self._link()
+            with self._lock:
+                if self._grads is None:
+                    self._adopt_grads(Block.zeros(self._shapes, self._element.compute))
         return self._grads_dict
 
     def zero_grad(self) -> None:
         """Set all of `grads` to zero, in place."""
         if self._grads is not None:
-            for grad in self._grads_dict.values():
-                grad.fill(0)
+            with self._lock:
+                for grad in self._grads_dict.values():
+                    grad.fill(0)
 
     def parameters(self) -> dict[str, Array]:
         """Return the parameters themselves under their state-dict names.
@@ -296,3 +301,16 @@ class AttentionParameters:
                 raise wrong_type(label, "a NumPy array", type(grads.get(name)).__name__)
             writable(label, grads[name], compute, shape)
         return engine_arrays(grads), list(grads.values())
+
+
+_layers: WeakSet[AttentionParameters] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """Give a forked child locks that no thread holds which it does not have."""
+    for layer in list(_layers):
+        layer._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -6,9 +6,10 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from multihead.arrays import element_of
+from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
-from multihead.parameters import AttentionParameters, parameter_shapes
+from multihead.parameters import AttentionParameters, Block, parameter_shapes
 
 _Layer = TypeVar("_Layer", bound="LayerState")
 _WORD = 2**64
@@ -61,7 +62,9 @@ class LayerState(AttentionParameters):
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
         shapes = parameter_shapes(embed, sizes.kdim, sizes.vdim, sizes.bias, sizes.bias_key)
         super().__init__(shapes, element_of(dtype))
-        self.cache: Any = None
+        self._training: bool
+        self._batch_first: bool
+        self._slot = CacheSlot()
         self._rng_state = (0, 0)
         self._token = object()
 
@@ -91,6 +94,16 @@ class LayerState(AttentionParameters):
         self._dropout = probability("dropout", value)
 
     @property
+    def cache(self) -> Any:
+        """What the calling thread's last call left for `backward`, or None."""
+        held = self._slot.held
+        return None if isinstance(held, str) else held
+
+    @cache.setter
+    def cache(self, value: Any) -> None:
+        self._slot.held = SET_TO_NONE if value is None else usable(value, self._token)
+
+    @property
     def rng_state(self) -> tuple[int, int]:
         """(seed, counter) of dropout, each from 0 to 2**64 - 1.
 
@@ -104,7 +117,23 @@ class LayerState(AttentionParameters):
         if not isinstance(state, tuple | list) or len(state) != 2:
             raise wrong_type("rng_state", "a tuple (seed, counter)", repr(state))
         seed, counter = state
-        self._rng_state = (integer("seed", seed, 0, _WORD), integer("counter", counter, 0, _WORD))
+        numbers = (integer("seed", seed, 0, _WORD), integer("counter", counter, 0, _WORD))
+        with self._lock:
+            self._rng_state = numbers
+
+    def _draw(self) -> tuple[float, int, int]:
+        """Take the next mask of dropout: (p, seed, counter), which no other call gets."""
+        with self._lock:
+            seed, counter = self._rng_state
+            self._rng_state = (seed, (counter + 1) % _WORD)
+        return self._dropout, seed, counter
+
+    def _undraw(self, dropout: tuple[float, int, int]) -> None:
+        """Give a mask back, unless another call has taken the one after it."""
+        _, seed, counter = dropout
+        with self._lock:
+            if self._rng_state == (seed, (counter + 1) % _WORD):
+                self._rng_state = (seed, counter)
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Switch to training mode, or to eval mode with False, and return the layer."""
@@ -156,7 +185,7 @@ class LayerState(AttentionParameters):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         LayerState.__init__(self, **state["options"])
-        self._adopt(state["memory"])
+        self._adopt(Block(self._shapes, state["memory"]))
         if state["grads"] is not None:
             for name, grad in state["grads"].items():
                 self.grads[name][...] = grad.reshape(self._shapes[name])
