@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -177,22 +179,57 @@ def test_dropout_without_a_seed_differs_from_call_to_call(rng: np.random.Generat
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"k": np.zeros((2, 3, 7, 5))}, "k"),
-        ({"v": np.zeros((2, 3, 6, 6))}, "v"),
-        ({"k": np.zeros((2, 2, 7, 6))}, "k"),
-        ({"q": np.zeros(6)}, "q"),
-        ({"v": np.zeros((2, 3, 7, 6), np.float32)}, "v"),
-        ({"q": np.zeros((2, 3, 5, 6), int)}, "q"),
+        ({"key": np.zeros((2, 3, 7, 5))}, "key"),
+        ({"value": np.zeros((2, 3, 6, 6))}, "value"),
+        ({"key": np.zeros((2, 2, 7, 6))}, "key"),
+        ({"query": np.zeros(6)}, "query"),
+        ({"value": np.zeros((2, 3, 7, 6), np.float32)}, "value"),
+        ({"query": np.zeros((2, 3, 5, 6), int)}, "query"),
         ({"attn_mask": np.zeros((4, 7))}, "attn_mask"),
         ({"attn_mask": np.zeros((5, 7), int)}, "attn_mask"),
         ({"dropout_p": 1.5}, "dropout_p"),
         ({"dropout_p": -0.1}, "dropout_p"),
+        ({"dropout_p": "0.1"}, "dropout_p"),
+        ({"scale": "0.1"}, "scale"),
+        ({"scale": True}, "scale"),
+        ({"is_causal": "no"}, "is_causal"),
+        ({"return_lse": "no"}, "return_lse"),
+        ({"return_cache": 2}, "return_cache"),
+        ({"enable_gqa": True}, "enable_gqa"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], name: str, rng: np.random.Generator) -> None:
     q, k, v, _ = tensors(rng, "float64")
-    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b|query|key|value"):
-        scaled_dot_product_attention(**({"q": q, "k": k, "v": v} | change))
+    with pytest.raises((ValueError, TypeError, NotImplementedError), match=f"^{name}: expected"):
+        scaled_dot_product_attention(**({"query": q, "key": k, "value": v} | change))
+
+
+def test_names_and_order_are_those_of_torch(rng: np.random.Generator) -> None:
+    # the documented signature; the function is a builtin without one
+    doc = torch.nn.functional.scaled_dot_product_attention.__doc__ or ""
+    theirs = re.sub(r"=[^,)]*", "", doc[doc.index("(") + 1 : doc.index(")")])
+    ours = inspect.signature(scaled_dot_product_attention).parameters.values()
+    positional = [x.name for x in ours if x.kind is x.POSITIONAL_OR_KEYWORD]
+    assert positional == re.split(r",\s*", theirs)
+    q, k, v, _ = tensors(rng, "float64")
+    options = {"query": q, "key": k, "value": v, "scale": 0.2, "enable_gqa": False}
+    tensor_options = {
+        n: torch.from_numpy(x) if n in ("query", "key", "value") else x for n, x in options.items()
+    }
+    expected = torch.nn.functional.scaled_dot_product_attention(**tensor_options).numpy()
+    assert_close(scaled_dot_product_attention(**options), expected, tolerance(TORCH, "float64"))
+
+
+@pytest.mark.parametrize(
+    ("given", "suggested"),
+    [("mask", "attn_mask"), ("causal", "is_causal"), ("dropout", "dropout_p")],
+)
+def test_an_argument_of_another_name_is_suggested(given: str, suggested: str) -> None:
+    q = np.ones((2, 3))
+    with pytest.raises(TypeError, match=rf"argument '{given}'; did you mean '{suggested}'\?$"):
+        scaled_dot_product_attention(q, q, q, **{given: None})
 
 
 def test_d_out_of_another_shape_is_named(rng: np.random.Generator) -> None:

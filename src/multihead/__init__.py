@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from multihead.layer import MultiheadAttention
 from multihead.ragged import Ragged
+from multihead.suggestions import meant
 from multihead.threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
@@ -38,4 +39,5 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("multihead")
-    raise AttributeError(f"module 'multihead' has no attribute {name!r}")
+    message = f"module 'multihead' has no attribute {name!r}"
+    raise AttributeError(message + ("" if name.startswith("_") else meant(name, __all__)))

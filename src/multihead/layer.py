@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ from multihead.checks import boolean, wrong
 from multihead.layouts import Dense, RaggedBatch
 from multihead.masks import merge
 from multihead.ragged import Ragged
+from multihead.seeds import Seed, seed_from
 from multihead.state import LayerState
+from multihead.suggestions import unknown
 
 _NO_DROPOUT = (0.0, 0, 0)
 
@@ -48,9 +49,9 @@ class MultiheadAttention(LayerState):
     dtype : dtype or str, optional
         float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. float16
         and bfloat16 are computed in float32.
-    seed : int, optional
-        From 0 to 2**64 - 1, of the initial parameters and of dropout. Drawn from the system when
-        not given.
+    seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
+        From 0 to 2**64 - 1, or where to take it from, of the initial parameters and of dropout.
+        Drawn from the system when not given.
 
     Attributes
     ----------
@@ -118,8 +119,11 @@ class MultiheadAttention(LayerState):
         device: Any = None,
         dtype: Any = None,
         *,
-        seed: int | None = None,
+        seed: Seed = None,
+        **unknown_options: Any,
     ) -> None:
+        if unknown_options:
+            raise unknown(MultiheadAttention.__init__, unknown_options)
         if device is not None and str(device) != "cpu":
             raise wrong("device", 'None or "cpu"', repr(device))
         super().__init__(
@@ -134,10 +138,8 @@ class MultiheadAttention(LayerState):
             batch_first,
             dtype,
         )
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
-        self.rng_state = (seed, 0)
-        self._initialise(np.random.default_rng(seed))
+        self.rng_state = (seed_from(seed), 0)
+        self._initialise(np.random.default_rng(self.rng_state[0]))
 
     def __call__(
         self,
@@ -149,6 +151,7 @@ class MultiheadAttention(LayerState):
         attn_mask: Any = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        **unknown_options: Any,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
 
@@ -208,6 +211,8 @@ class MultiheadAttention(LayerState):
         ((5, 3, 8), (3, 2, 5, 7))
         """
         # 1. Arguments: types, shapes and dtypes are checked, nothing is copied.
+        if unknown_options:
+            raise unknown(MultiheadAttention.__call__, unknown_options)
         if not type(need_weights) is type(average_attn_weights) is type(is_causal) is bool:
             need_weights = boolean("need_weights", need_weights)
             average_attn_weights = boolean("average_attn_weights", average_attn_weights)

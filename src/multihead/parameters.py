@@ -218,7 +218,11 @@ class AttentionParameters:
         return dict(self._block.shown)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters, in torch's order and under torch's names."""
+        """Return copies of the parameters, in torch's order and under torch's names.
+
+        They are NumPy arrays: a torch layer takes ``{name: torch.from_numpy(x) for name, x in
+        layer.state_dict().items()}``.
+        """
         return {name: array.copy() for name, array in self._block.arrays.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -10,9 +10,10 @@ from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
 from multihead.parameters import AttentionParameters, Block, parameter_shapes
+from multihead.seeds import WORD
+from multihead.suggestions import meant
 
 _Layer = TypeVar("_Layer", bound="LayerState")
-_WORD = 2**64
 
 
 def _fixed(name: str, size: str, doc: str) -> Any:
@@ -84,6 +85,14 @@ class LayerState(AttentionParameters):
     training: bool = _flag("training", "Set by `train` and `eval`.")
     batch_first: bool = _flag("batch_first", "Whether batched arrays are (N, L, E), not (L, N, E).")
 
+    def __getattr__(self, name: str) -> Any:
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "forward":
+            message += "; call the layer itself: layer(query, key, value)"
+        elif not name.startswith("_"):
+            message += meant(name, dir(type(self)))
+        raise AttributeError(message)
+
     @property
     def dropout(self) -> float:
         """Probability of dropping an attention weight in training, from 0 to 1."""
@@ -117,7 +126,7 @@ class LayerState(AttentionParameters):
         if not isinstance(state, tuple | list) or len(state) != 2:
             raise wrong_type("rng_state", "a tuple (seed, counter)", repr(state))
         seed, counter = state
-        numbers = (integer("seed", seed, 0, _WORD), integer("counter", counter, 0, _WORD))
+        numbers = (integer("seed", seed, 0, WORD), integer("counter", counter, 0, WORD))
         with self._lock:
             self._rng_state = numbers
 
@@ -125,14 +134,14 @@ class LayerState(AttentionParameters):
         """Take the next mask of dropout: (p, seed, counter), which no other call gets."""
         with self._lock:
             seed, counter = self._rng_state
-            self._rng_state = (seed, (counter + 1) % _WORD)
+            self._rng_state = (seed, (counter + 1) % WORD)
         return self._dropout, seed, counter
 
     def _undraw(self, dropout: tuple[float, int, int]) -> None:
         """Give a mask back, unless another call has taken the one after it."""
         _, seed, counter = dropout
         with self._lock:
-            if self._rng_state == (seed, (counter + 1) % _WORD):
+            if self._rng_state == (seed, (counter + 1) % WORD):
                 self._rng_state = (seed, counter)
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
