@@ -24,14 +24,14 @@ from multihead.arrays import (
     writable,
 )
 from multihead.checks import wrong_type
+from multihead.layouts import Sizes
 
 EngineArrays: TypeAlias = tuple[Array | None, ...]
 
 
-def parameter_shapes(
-    embed: int, kdim: int, vdim: int, bias: bool, add_bias_kv: bool
-) -> dict[str, Shape]:
+def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
     """Return the shape of every parameter, in the order of torch's state dict."""
+    embed, kdim, vdim = sizes.embed, sizes.kdim, sizes.vdim
     shapes: dict[str, Shape] = {}
     if kdim == embed == vdim:
         shapes["in_proj_weight"] = (3 * embed, embed)
@@ -39,12 +39,12 @@ def parameter_shapes(
         shapes["q_proj_weight"] = (embed, embed)
         shapes["k_proj_weight"] = (embed, kdim)
         shapes["v_proj_weight"] = (embed, vdim)
-    if bias:
+    if sizes.bias:
         shapes["in_proj_bias"] = (3 * embed,)
-    if add_bias_kv:
+    if sizes.bias_key:
         shapes["bias_k"] = shapes["bias_v"] = (1, 1, embed)
     shapes["out_proj.weight"] = (embed, embed)
-    if bias:
+    if sizes.bias:
         shapes["out_proj.bias"] = (embed,)
     return shapes
 
@@ -239,8 +239,11 @@ class AttentionParameters:
         ValueError
             If names are missing or unexpected or shapes differ. All are named, nothing is changed.
         TypeError
-            If a value is not a floating array.
+            If it is no mapping, or a value is not a floating array.
         """
+        if not isinstance(state_dict, Mapping):
+            got = f"{type(state_dict).__name__} (read a file first, as with torch.load)"
+            raise wrong_type("state_dict", "a mapping of names to arrays", got)
         problems = [f"missing {name}" for name in self._shapes if name not in state_dict]
         problems += [f"unexpected {name}" for name in state_dict if name not in self._shapes]
         common = {name: state_dict[name] for name in self._shapes if name in state_dict}

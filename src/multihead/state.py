@@ -16,6 +16,42 @@ from multihead.suggestions import meant
 _Layer = TypeVar("_Layer", bound="LayerState")
 
 
+SIZE_OPTIONS = (
+    "embed_dim",
+    "num_heads",
+    "bias",
+    "add_bias_kv",
+    "add_zero_attn",
+    "kdim",
+    "vdim",
+)
+
+
+def checked_sizes(
+    embed_dim: int,
+    num_heads: int,
+    bias: bool,
+    add_bias_kv: bool,
+    add_zero_attn: bool,
+    kdim: int | None,
+    vdim: int | None,
+) -> Sizes:
+    """Return what a layer of these options cannot change, or raise."""
+    embed, heads = integer("embed_dim", embed_dim, 1), integer("num_heads", num_heads, 1)
+    if embed % heads:
+        raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
+    return Sizes(
+        embed=embed,
+        heads=heads,
+        head=embed // heads,
+        kdim=embed if kdim is None else integer("kdim", kdim, 1),
+        vdim=embed if vdim is None else integer("vdim", vdim, 1),
+        bias=boolean("bias", bias),
+        bias_key=boolean("add_bias_kv", add_bias_kv),
+        zero_row=boolean("add_zero_attn", add_zero_attn),
+    )
+
+
 def _fixed(name: str, size: str, doc: str) -> Any:
     def refuse(self: LayerState, value: Any) -> None:
         message = f"{name}: cannot be changed, as the parameters follow from it; make a new layer"
@@ -47,22 +83,11 @@ class LayerState(AttentionParameters):
         batch_first: bool = False,
         dtype: Any = None,
     ) -> None:
-        embed, heads = integer("embed_dim", embed_dim, 1), integer("num_heads", num_heads, 1)
-        if embed % heads:
-            raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
-        self._sizes = sizes = Sizes(
-            embed=embed,
-            heads=heads,
-            head=embed // heads,
-            kdim=embed if kdim is None else integer("kdim", kdim, 1),
-            vdim=embed if vdim is None else integer("vdim", vdim, 1),
-            bias=boolean("bias", bias),
-            bias_key=boolean("add_bias_kv", add_bias_kv),
-            zero_row=boolean("add_zero_attn", add_zero_attn),
+        self._sizes = sizes = checked_sizes(
+            embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim
         )
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
-        shapes = parameter_shapes(embed, sizes.kdim, sizes.vdim, sizes.bias, sizes.bias_key)
-        super().__init__(shapes, element_of(dtype))
+        super().__init__(parameter_shapes(sizes), element_of(dtype))
         self._training: bool
         self._batch_first: bool
         self._slot = CacheSlot()
