@@ -206,6 +206,21 @@ def test_bad_input_is_named(change: dict[str, Any], name: str, rng: np.random.Ge
         scaled_dot_product_attention(**({"query": q, "key": k, "value": v} | change))
 
 
+@pytest.mark.parametrize(
+    ("mask", "way"),
+    [
+        (np.zeros((2, 5, 7)), "(attn_mask[..., None, :, :] fits)"),
+        (np.zeros((5, 7), int), "(True means attend here: attn_mask != 0 if 1 means keep)"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_told_how(
+    mask: np.ndarray, way: str, rng: np.random.Generator
+) -> None:
+    q, k, v, _ = tensors(rng, "float64")
+    with pytest.raises((ValueError, TypeError), match=re.escape(way)):
+        scaled_dot_product_attention(q, k, v, mask)
+
+
 def test_names_and_order_are_those_of_torch(rng: np.random.Generator) -> None:
     # the documented signature; the function is a builtin without one
     doc = torch.nn.functional.scaled_dot_product_attention.__doc__ or ""

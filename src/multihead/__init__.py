@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from multihead.layer import MultiheadAttention
+from multihead.mask_warning import MaskWarning
 from multihead.ragged import Ragged
 from multihead.suggestions import meant
 from multihead.threads import get_num_threads, set_num_threads, show_config
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "MaskWarning",
     "MultiheadAttention",
     "Ragged",
     "checkpoint",

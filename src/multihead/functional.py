@@ -20,11 +20,13 @@ from multihead.arrays import (
     restore,
 )
 from multihead.checks import boolean, dims, number, probability, wrong
+from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, score_mask
 from multihead.seeds import Seed, seed_from
 from multihead.suggestions import unknown
 
 _NO_OFFSETS = (0, 0, 0, 0)
+_WATCH = MaskWatch(true_hides=False, left=64)
 _LN2 = math.log(2.0)
 
 
@@ -124,6 +126,11 @@ def scaled_dot_product_attention(
     NotImplementedError
         With `enable_gqa`.
 
+    Warns
+    -----
+    MaskWarning
+        If a mask, one of the first 64, seems to be one of the opposite meaning.
+
     Notes
     -----
     A query that sees no key has output 0 and gradients 0. No L x S array is made. Vaswani et al.,
@@ -152,12 +159,14 @@ def scaled_dot_product_attention(
         raise NotImplementedError(f"enable_gqa: expected False, got True ({way})")
     element = _element(query)
     q, _, q_kind = read("query", query, element)
-    k, _, k_kind = (q, None, q_kind) if key is query else read("key", key, element)
-    v, _, v_kind = (k, None, k_kind) if value is key else read("value", value, element)
+    k, _, k_kind = (q, None, q_kind) if key is query else read("key", key, element, "")
+    v, _, v_kind = (k, None, k_kind) if value is key else read("value", value, element, "")
     shapes = (q.shape, k.shape, v.shape)
     _check_shapes(*shapes)
     scores = (*shapes[0][:-1], shapes[1][-2])
     mask = score_mask(attn_mask, scores, element.compute)
+    if mask is not None and _WATCH.left:
+        _WATCH.look({"attn_mask": mask.view})
     width = shapes[0][-1]
     factor = (width**-0.5 if width else 1.0) if scale is None else number("scale", scale)
     dropout = (probability("dropout_p", dropout_p), 0, 0)
@@ -242,7 +251,7 @@ def scaled_dot_product_attention_backward(
     if not isinstance(cache, AttentionCache):
         raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
     (q_shape, _, v_shape), compute = cache.shapes, cache.element.compute
-    array, _, _ = read("d_out", d_out, cache.element)
+    array, _, _ = read("d_out", d_out, cache.element, "")
     if array.shape != (*q_shape[:-1], v_shape[-1]):
         raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
     d_out_view = _folded(array)

@@ -192,7 +192,12 @@ class MultiheadAttention(LayerState):
         ValueError
             If a shape does not fit or an array is not in CPU memory.
         TypeError
-            If an argument is no array, or of another dtype.
+            If an argument is no array, or of another dtype, or a flag is no bool.
+
+        Warns
+        -----
+        MaskWarning
+            If a mask, one of the first four, seems to be one of the opposite meaning.
 
         Notes
         -----
@@ -223,6 +228,10 @@ class MultiheadAttention(LayerState):
         else:
             batch = Dense(self._element, self._sizes, self._batch_first, query, key, value)
         padding, attn = batch.masks(key_padding_mask, attn_mask)
+        if (padding is not None or attn is not None) and self._watch.left:
+            given = {"key_padding_mask": padding, "attn_mask": attn}
+            views = {name: mask.view for name, mask in given.items() if mask is not None}
+            self._watch.look(views, self._sizes.extra_keys > 0)
 
         # 2. Outputs, in the caller's layout and as the engine writes them.
         out, out_view = batch.new_out()

@@ -17,6 +17,7 @@ from multihead.outputs import Outputs
 from multihead.ragged import Ragged
 
 _NAMES = ("query", "key", "value")
+_VALUES = ("query.values", "key.values", "value.values")
 Inputs = tuple[Array, Array, Array]
 
 
@@ -39,16 +40,17 @@ class Sizes(NamedTuple):
 
 
 def _read_three(
-    element: Element, query: Any, key: Any, value: Any
+    element: Element, query: Any, key: Any, value: Any, names: tuple[str, str, str] = _NAMES
 ) -> tuple[Inputs, Inputs, tuple[Kind, Kind, Kind]]:
     """Read the inputs: arrays, as they lie in memory, kinds; what is one object stays one."""
-    q, q_raw, q_kind = read("query", query, element)
+    q, q_raw, q_kind = read(names[0], query, element)
     if key is query and value is query:
         return (q, q, q), (q_raw, q_raw, q_raw), (q_kind, q_kind, q_kind)
-    k, k_raw, k_kind = (q, q_raw, q_kind) if key is query else read("key", key, element)
+    other = q, q_raw, q_kind
+    k, k_raw, k_kind = other if key is query else read(names[1], key, element)
     if value is key:
         return (q, k, k), (q_raw, k_raw, k_raw), (q_kind, k_kind, k_kind)
-    v, v_raw, v_kind = (q, q_raw, q_kind) if value is query else read("value", value, element)
+    v, v_raw, v_kind = other if value is query else read(names[2], value, element)
     return (q, k, v), (q_raw, k_raw, v_raw), (q_kind, k_kind, v_kind)
 
 
@@ -176,8 +178,8 @@ class RaggedBatch:
             if not isinstance(x, Ragged):
                 raise wrong_type(name, "a Ragged, as the others are", type(x).__name__)
         self.element, self.sizes = element, sizes
-        values = [x.values for x in (query, key, value)]
-        self.inputs, self.raw, self.kinds = _read_three(element, *values)
+        three = _read_three(element, query.values, key.values, value.values, _VALUES)
+        self.inputs, self.raw, self.kinds = three
         self.shapes = tuple(array.shape for array in self.inputs)
         self.offsets = (query.offsets, key.offsets)
         totals = (query.offsets[-1], key.offsets[-1], value.offsets[-1])

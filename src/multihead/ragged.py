@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -155,6 +156,39 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return sequence `index` as a view (L_n, E), or for a slice a `Ragged` of views.
+
+        Parameters
+        ----------
+        index : int or slice
+            From the end if negative. Slices have a step of 1.
+
+        Examples
+        --------
+        >>> batch = Ragged(np.arange(6.0)[:, None], [0, 1, 3, 6])
+        >>> batch[-1].ravel(), batch[1:]
+        (array([3., 4., 5.]), Ragged(N=2, total=5, E=1, lengths=2 to 3))
+        """
+        if isinstance(index, slice):
+            first, last, step = index.indices(len(self))
+            if step != 1:
+                raise wrong("index", "a slice with a step of 1", index)
+            ends = self.offsets[first : max(first, last) + 1]
+            return Ragged(self.values[ends[0] : ends[-1]], ends - ends[0])
+        try:
+            n = operator.index(index)
+        except TypeError:
+            raise wrong_type("index", "an integer or a slice", repr(index)) from None
+        if not -len(self) <= n < len(self):
+            raise IndexError(f"index: expected less than {len(self)} sequences, got {n}")
+        n %= len(self)
+        return self.values[int(self.offsets[n]) : int(self.offsets[n + 1])]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go through the sequences, as views (L_n, E)."""
+        return iter(self.to_list())
+
     def __repr__(self) -> str:
         total, width = self._view.shape
         lengths = self.lengths
@@ -163,7 +197,7 @@ class Ragged:
 
 
 def _offsets(offsets: Any, total: int) -> Array:
-    """Check offsets and return them as a read-only int64 array."""
+    """Check offsets and return them as an int64 array that cannot be made writable."""
     if hasattr(offsets, "__dlpack__") and not isinstance(offsets, np.ndarray):
         offsets = borrow("offsets", offsets)[0]
     steps = np.asarray(offsets)
@@ -171,9 +205,10 @@ def _offsets(offsets: Any, total: int) -> Array:
         raise wrong_type("offsets", "integers", steps.dtype)
     if steps.ndim != 1 or steps.size == 0:
         raise wrong("offsets", dims("N + 1"), steps.shape)
-    frozen = steps.flags.owndata and not steps.flags.writeable and steps.dtype == np.int64
-    steps = steps if frozen else np.array(steps, np.int64)
-    if steps[0] != 0 or steps[-1] != total or (np.diff(steps) < 0).any():
+    if type(steps.base) is bytes and steps.dtype == np.int64 and steps.flags.c_contiguous:
+        frozen = steps
+    else:
+        frozen = np.frombuffer(np.ascontiguousarray(steps, np.int64).tobytes(), np.int64)
+    if frozen[0] != 0 or frozen[-1] != total or (np.diff(frozen) < 0).any():
         raise wrong("offsets", f"a rising run from 0 to {total}", steps)
-    steps.flags.writeable = False
-    return steps
+    return frozen

@@ -9,6 +9,7 @@ from multihead.arrays import element_of
 from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
+from multihead.mask_warning import MaskWatch
 from multihead.parameters import AttentionParameters, Block, parameter_shapes
 from multihead.seeds import WORD
 from multihead.suggestions import meant
@@ -91,6 +92,7 @@ class LayerState(AttentionParameters):
         self._training: bool
         self._batch_first: bool
         self._slot = CacheSlot()
+        self._watch = MaskWatch(true_hides=True, left=4)
         self._rng_state = (0, 0)
         self._token = object()
 
