@@ -40,7 +40,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict src tests/typed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.lint

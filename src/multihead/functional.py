@@ -23,6 +23,7 @@ from multihead.checks import boolean, dims, number, probability, wrong
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, score_mask
 from multihead.seeds import Seed, seed_from
+from multihead.signatures import attention_backward, attention_call, typed_as
 from multihead.suggestions import unknown
 
 _NO_OFFSETS = (0, 0, 0, 0)
@@ -59,6 +60,7 @@ class AttentionCache(NamedTuple):
         return f"AttentionCache(query={query}, key={key}, value={value})"
 
 
+@typed_as(attention_call)
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -199,6 +201,7 @@ def scaled_dot_product_attention(
     return results[0] if len(results) == 1 else tuple(results)
 
 
+@typed_as(attention_backward)
 def scaled_dot_product_attention_backward(
     d_out: Any, cache: Any, *, need_mask_grad: bool = False
 ) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from multihead.layouts import Dense, RaggedBatch
 from multihead.masks import merge
 from multihead.ragged import Ragged
 from multihead.seeds import Seed, seed_from
+from multihead.signatures import layer_backward, layer_call, typed_as
 from multihead.state import LayerState
 from multihead.suggestions import unknown
 
@@ -141,6 +142,7 @@ class MultiheadAttention(LayerState):
         self.rng_state = (seed_from(seed), 0)
         self._initialise(np.random.default_rng(self.rng_state[0]))
 
+    @typed_as(layer_call)
     def __call__(
         self,
         query: Any,
@@ -273,6 +275,7 @@ class MultiheadAttention(LayerState):
             self._slot.held = cache
         return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
+    @typed_as(layer_backward)
     def backward(
         self,
         d_out: Any,

@@ -227,7 +227,7 @@ class RaggedBatch:
         runs = zip(ends[:-1], ends[1:], shapes, strict=True)
         return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
 
-    def finish_out(self, out: Array) -> Ragged:
+    def finish_out(self, out: Array) -> Ragged[Any]:
         """Return an output of the engine as a Ragged like query."""
         return Ragged(restore(out, self.kinds[0]), self.offsets[0])
 
@@ -285,5 +285,5 @@ class RaggedBatch:
         return a, b, c
 
 
-def _same_offsets(x: Ragged, offsets: Array) -> bool:
+def _same_offsets(x: Ragged[Any], offsets: Array) -> bool:
     return x.offsets is offsets or np.array_equal(x.offsets, offsets)
