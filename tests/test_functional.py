@@ -159,6 +159,39 @@ def test_lse_is_the_natural_logarithm(dtype: str, rng: np.random.Generator) -> N
     assert not out[:, :, 4].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_lse_where_masks_are_near_the_limits(
+    sign: int, is_causal: bool, dtype: str, rng: np.random.Generator
+) -> None:
+    q, k, v, _ = tensors(rng, dtype, length=9, s=67)
+    limit = np.finfo(dtype).max
+    for share in (0.6, 0.69, 0.7, 0.9, 1.0):
+        mask = np.where(rng.random((2, 1, 9, 67)) < 0.3, -np.inf, sign * share * limit)
+        mask[..., 0], mask[:, :, 4], mask[:, :, 5] = sign * share * limit, -np.inf, 0
+        mask = mask.astype(dtype)
+        options = {"is_causal": is_causal}
+        out, lse = scaled_dot_product_attention(q, k, v, mask, return_lse=True, **options)
+        expected = reference.attention(q, k, v, mask, **options)
+        for row in range(9):
+            bound = tolerance(FORWARD, dtype)
+            assert_close(lse[:, :, row], expected.lse[:, :, row], bound, f"lse {share}, {row}")
+        assert_close(out, expected.out, tolerance(FORWARD, dtype), f"out {share}")
+
+
+def test_lse_where_unlike_masks_are_beyond_the_limit_in_log2_units(
+    rng: np.random.Generator,
+) -> None:
+    q, k, v, _ = tensors(rng, "float32", length=3, s=5)
+    mask = np.array([-3e38, -2.5e38, -3.2e38, -3.3e38, -2.6e38], np.float32)
+    mask = np.stack([mask, -mask, np.zeros(5, np.float32)])
+    _, lse = scaled_dot_product_attention(q, k, v, mask, return_lse=True)
+    expected = reference.attention(q, k, v, mask).lse
+    for row in range(3):
+        assert_close(lse[:, :, row], expected[:, :, row], tolerance(FORWARD, "float32"), str(row))
+
+
 def test_lse_and_cache_together(rng: np.random.Generator) -> None:
     q, k, v, d_out = tensors(rng, "float64")
     out, lse, cache = scaled_dot_product_attention(q, k, v, return_lse=True, return_cache=True)

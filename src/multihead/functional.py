@@ -191,13 +191,14 @@ def scaled_dot_product_attention(
 
     # 4. Results as the caller's kind of array.
     results = [restore(out, q_kind)]
-    if return_lse and stats is not None:
-        results.append(_shown(_lse(stats).reshape(shapes[0][:-1]), q_kind))
-    if return_cache and stats is not None:
+    if stats is not None:
         kinds = (q_kind, k_kind, v_kind)
-        kept = out_view if element.half else out_view.copy()  # the caller may change `out`
-        rest = (mask, is_causal, factor, dropout, kept, stats)
-        results.append(AttentionCache(element, inputs, kinds, shapes, *rest))
+        rest = (mask, is_causal, factor, dropout, out_view, stats)
+        cache = AttentionCache(element, inputs, kinds, shapes, *rest)
+        if return_lse:
+            results.append(_shown(_lse(cache).reshape(shapes[0][:-1]), q_kind))
+        if return_cache:  # the caller may change `out`
+            results.append(cache if element.half else cache._replace(out=out_view.copy()))
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -316,12 +317,42 @@ def _folded(array: Array) -> Array:
     return array if array.ndim == 4 else array.reshape(fold(array.shape))
 
 
-def _lse(stats: Array) -> Array:
-    """Natural logarithm from the engine's row maximum in log2 units and inverse sum."""
-    top, inverse = stats
+def _lse(cache: AttentionCache) -> Array:
+    """Natural logarithm from the engine's row maximum in log2 units and inverse sum.
+
+    The engine clamps masks that are finite, but not in log2 units: such rows are computed here.
+    """
+    top, inverse = cache.stats
     with np.errstate(divide="ignore", invalid="ignore"):
         lse = top * _LN2 - np.log(inverse)
-    return np.where(inverse == 0, -np.inf, lse).astype(stats.dtype, copy=False)
+    lse = np.where(inverse == 0, -np.inf, lse).astype(top.dtype, copy=False)
+    clamped = (np.abs(top) == np.finfo(top.dtype).max) & (inverse != 0)
+    for n, h in np.argwhere(clamped.any(-1)) if clamped.any() else ():
+        rows = np.flatnonzero(clamped[n, h])
+        lse[n, h, rows] = _lse_of_rows(cache, n, h, rows)
+    return lse
+
+
+def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
+    """Compute the statistic of some queries of a head from all of their scores, in float64."""
+    q, k, _ = cache.inputs
+    with np.errstate(all="ignore"):
+        scores = q[n, h, rows].astype(np.float64) @ k[n, h].T.astype(np.float64) * cache.scale
+        hidden = np.zeros(scores.shape, bool)
+        if cache.is_causal:
+            hidden = np.arange(scores.shape[1]) > rows[:, None]
+        if cache.mask is not None:
+            mask = cache.mask.view[n, h, rows]
+            is_bool = mask.dtype == np.bool_
+            hidden |= ~mask if is_bool else mask == -np.inf
+            scores += 0 if is_bool else mask
+        scores[hidden] = -np.inf
+        top = scores.max(-1)
+        lse: Array = top + np.log(np.exp(scores - top[:, None]).sum(-1))
+    limit = float(np.finfo(cache.stats.dtype).max)
+    finite = np.isfinite(lse)
+    lse[finite] = lse[finite].clip(-limit, limit)
+    return lse
 
 
 def _shown(lse: Array, kind: Kind) -> Any:
