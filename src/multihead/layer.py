@@ -11,7 +11,6 @@ from multihead.arrays import Array
 from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
 from multihead.checks import boolean, wrong
 from multihead.layouts import Dense, RaggedBatch
-from multihead.masks import merge
 from multihead.ragged import Ragged
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import layer_backward, layer_call, typed_as
@@ -393,41 +392,3 @@ class MultiheadAttention(LayerState):
             outputs.finish()
             results = tuple(out)
         return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
-
-    def merge_masks(
-        self, attn_mask: Any, key_padding_mask: Any, query: Any
-    ) -> tuple[Any, int | None]:
-        """Combine two masks into one, and say of which type it is.
-
-        Parameters
-        ----------
-        attn_mask : array of shape (L, S), (N * H, L, S) or broadcastable to (N, H, L, S), or None
-        key_padding_mask : array of shape (N, S), or None
-        query : array of shape (N, L, E)
-            Only its shape counts.
-
-        Returns
-        -------
-        mask : array or None
-            `key_padding_mask` as it is if it is alone, otherwise (N, H, L, S): the logical or of
-            two boolean masks; else the sum, in the dtype computed in, where True counts as -inf.
-        mask_type : int or None
-            1 for a `key_padding_mask` alone, 2 with an `attn_mask`, None without any.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If a mask has another shape or is neither boolean nor floating.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import multihead as mh
-        >>> layer = mh.MultiheadAttention(8, 2)
-        >>> causal, padding = np.triu(np.ones((3, 3), bool), 1), np.zeros((4, 3), bool)
-        >>> mask, mask_type = layer.merge_masks(causal, padding, np.ones((4, 3, 8)))
-        >>> mask.shape, mask_type
-        ((4, 2, 3, 3), 2)
-        """
-        shape = tuple(query.shape)
-        return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)

@@ -1,4 +1,4 @@
-"""A layer's options and what changes between its calls: mode, random state, cache."""
+"""A layer's options, masks by them, and what changes between calls: mode, random state, cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
 from multihead.mask_warning import MaskWatch
+from multihead.masks import merge
 from multihead.parameters import AttentionParameters, Block, parameter_shapes
 from multihead.seeds import WORD
 from multihead.suggestions import meant
@@ -194,6 +195,44 @@ class LayerState(AttentionParameters):
             "batch_first": self.batch_first,
             "dtype": self.dtype,
         }
+
+    def merge_masks(
+        self, attn_mask: Any, key_padding_mask: Any, query: Any
+    ) -> tuple[Any, int | None]:
+        """Combine two masks into one, and say of which type it is.
+
+        Parameters
+        ----------
+        attn_mask : array of shape (L, S), (N * H, L, S) or broadcastable to (N, H, L, S), or None
+        key_padding_mask : array of shape (N, S), or None
+        query : array of shape (N, L, E)
+            Only its shape counts.
+
+        Returns
+        -------
+        mask : array or None
+            `key_padding_mask` as it is if it is alone, otherwise (N, H, L, S): the logical or of
+            two boolean masks; else the sum, in the dtype computed in, where True counts as -inf.
+        mask_type : int or None
+            1 for a `key_padding_mask` alone, 2 with an `attn_mask`, None without any.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a mask has another shape or is neither boolean nor floating.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 2)
+        >>> causal, padding = np.triu(np.ones((3, 3), bool), 1), np.zeros((4, 3), bool)
+        >>> mask, mask_type = layer.merge_masks(causal, padding, np.ones((4, 3, 8)))
+        >>> mask.shape, mask_type
+        ((4, 2, 3, 3), 2)
+        """
+        shape = tuple(query.shape)
+        return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)
 
     def __repr__(self) -> str:
         defaults = {
