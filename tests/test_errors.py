@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -94,6 +95,18 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "query a list": ({"query": [[0.0] * E] * L}, "query: list"),
     "query None": ({"query": None}, "query: NoneType"),
     "query integers": ({"query": zeros(L, N, E, dtype=int)}, "query: float64 int64"),
+    "query half": (
+        {"query": zeros(L, N, E, dtype=np.float16)},
+        'query: float64 float16 (query.astype(np.float64), or dtype="float16" for the layer)',
+    ),
+    "query masked": (
+        {"query": np.ma.masked_array(zeros(L, N, E))},
+        "query: (query.filled(0) and a mask argument) masked array",
+    ),
+    "mask masked": (
+        {"attn_mask": np.ma.masked_array(zeros(L, S, dtype=bool))},
+        "attn_mask: masked array",
+    ),
     "query float32": ({"query": zeros(L, N, E, dtype=np.float32)}, "query: float64 float32"),
     "key float32": ({"key": zeros(S, N, E, dtype=np.float32)}, "key: float64 float32"),
     "value complex": ({"value": zeros(S, N, E, dtype=complex)}, "value: float64 complex128"),
@@ -103,7 +116,18 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "mask 3-D": ({"attn_mask": zeros(N, L, S)}, "attn_mask: (6, 4, 7) (2, 4, 7)"),
     "mask 4-D": ({"attn_mask": zeros(N, 2, L, S)}, "attn_mask: (2, 3, 4, 7) (2, 2, 4, 7)"),
     "mask 5-D": ({"attn_mask": zeros(1, N, H, L, S)}, "attn_mask: (1, 2, 3, 4, 7)"),
-    "mask integers": ({"attn_mask": zeros(L, S, dtype=int)}, "attn_mask: bool int64"),
+    "mask 3-D of batch": (
+        {"attn_mask": zeros(N, L, S)},
+        "attn_mask: (6, 4, 7) (2, 4, 7) (attn_mask[:, None] fits)",
+    ),
+    "mask 3-D of heads": (
+        {"attn_mask": zeros(H, L, S)},
+        "attn_mask: (6, 4, 7) (3, 4, 7) (attn_mask[None] fits)",
+    ),
+    "mask integers": (
+        {"attn_mask": zeros(L, S, dtype=int)},
+        "attn_mask: bool int64 (True means ignore here: attn_mask == 0 if 1 means keep)",
+    ),
     "mask uint8": ({"attn_mask": zeros(L, S, dtype=np.uint8)}, "attn_mask: bool uint8"),
     "mask a list": ({"attn_mask": [[0.0] * S] * L}, "attn_mask: list"),
     "padding shape": ({"key_padding_mask": zeros(N, S + 1)}, "key_padding_mask: (2, 7) (2, 8)"),
@@ -111,7 +135,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "padding 1-D": ({"key_padding_mask": zeros(S)}, "key_padding_mask: (2, 7) (7,)"),
     "padding integers": (
         {"key_padding_mask": zeros(N, S, dtype=int)},
-        "key_padding_mask: bool int64",
+        "key_padding_mask: bool int64 "
+        "(True means ignore here: key_padding_mask == 0 if 1 means keep)",
     ),
 }
 
@@ -129,6 +154,29 @@ def test_call(case: str, layer: mh.MultiheadAttention) -> None:
     with Untouched(layer), pytest.raises((ValueError, TypeError)) as caught:
         call(layer, **change)
     assert_says(caught.value, expected)
+
+
+def test_the_first_mistake_of_all() -> None:
+    layer = mh.MultiheadAttention(E, H)
+    message = (
+        "query: expected float32, got float64 "
+        '(query.astype(np.float32), or dtype="float64" for the layer)'
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        call(layer)
+    x = mh.Ragged(zeros(5, E), [0, 2, 5])
+    with pytest.raises(
+        TypeError, match=r"^query\.values: .*\(query\.values\.astype\(np\.float32\)"
+    ):
+        layer(x, x, x)
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "out_proj.bias"])
+def test_masked_arrays_are_no_parameters(name: str, layer: mh.MultiheadAttention) -> None:
+    state = layer.state_dict()
+    state[name] = np.ma.masked_array(state[name])
+    with Untouched(layer), pytest.raises(TypeError, match=rf"^{name}: .*got a masked array$"):
+        layer.load_state_dict(state)
 
 
 def test_the_message_of_the_design() -> None:
@@ -198,30 +246,48 @@ def test_d_weights_without_weights(layer: mh.MultiheadAttention) -> None:
         layer.backward(zeros(L, N, E), zeros(N, L, S))
 
 
-def test_backward_without_a_call() -> None:
-    layer = mh.MultiheadAttention(4, 2)
-    with pytest.raises((ValueError, TypeError), match="cache"):
-        layer.backward(zeros(3, 4, dtype=np.float32))
-
-
-def test_backward_twice(layer: mh.MultiheadAttention) -> None:
+def used_up(layer: mh.MultiheadAttention) -> None:
+    call(layer)
     layer.backward(zeros(L, N, E))
-    with Untouched(layer), pytest.raises((ValueError, TypeError), match="cache"):
-        layer.backward(zeros(L, N, E))
 
 
-def test_backward_after_eval(layer: mh.MultiheadAttention) -> None:
+def in_eval(layer: mh.MultiheadAttention) -> None:
     layer.eval()
     call(layer)
-    with pytest.raises((ValueError, TypeError), match="cache"):
+
+
+def set_to_none(layer: mh.MultiheadAttention) -> None:
+    call(layer)
+    layer.cache = None
+
+
+NO_CACHE: dict[str, tuple[Any, str]] = {
+    "no call": (lambda layer: None, "this thread has not called the layer"),
+    "used up": (used_up, "backward has used it up; to use one again, keep layer.cache"),
+    "eval": (in_eval, "the last call was in eval mode; call layer.train() before it"),
+    "set to None": (set_to_none, "layer.cache was set to None"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CACHE)
+def test_backward_without_a_cache(case: str, rng: np.random.Generator) -> None:
+    prepare, reason = NO_CACHE[case]
+    layer = make_layer(Construction(E, H, layout="sequence first"), rng)
+    prepare(layer)
+    assert layer.cache is None
+    message = f"cache: expected one of a call in training mode, got none: {reason}"
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         layer.backward(zeros(L, N, E))
 
 
 def test_backward_with_the_cache_of_another_layer(layer: mh.MultiheadAttention) -> None:
-    other = mh.MultiheadAttention(E, H, dtype=float)
+    other = copy.copy(layer)
     call(other)
-    with Untouched(layer), pytest.raises((ValueError, TypeError), match="cache"):
+    message = "cache: expected one that a call of this layer left, got one of another layer"
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{message}"):
         layer.backward(zeros(L, N, E), cache=other.cache)
+    with Untouched(layer), pytest.raises(ValueError, match=f"^{message}"):
+        layer.cache = other.cache
 
 
 def overlaps(layer: mh.MultiheadAttention) -> dict[str, tuple[Any, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,39 @@ def test_lse_is_the_natural_logarithm(dtype: str, rng: np.random.Generator) -> N
     assert not out[:, :, 4].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_lse_where_masks_are_near_the_limits(
+    sign: int, is_causal: bool, dtype: str, rng: np.random.Generator
+) -> None:
+    q, k, v, _ = tensors(rng, dtype, length=9, s=67)
+    limit = np.finfo(dtype).max
+    for share in (0.6, 0.69, 0.7, 0.9, 1.0):
+        mask = np.where(rng.random((2, 1, 9, 67)) < 0.3, -np.inf, sign * share * limit)
+        mask[..., 0], mask[:, :, 4], mask[:, :, 5] = sign * share * limit, -np.inf, 0
+        mask = mask.astype(dtype)
+        options = {"is_causal": is_causal}
+        out, lse = scaled_dot_product_attention(q, k, v, mask, return_lse=True, **options)
+        expected = reference.attention(q, k, v, mask, **options)
+        for row in range(9):
+            bound = tolerance(FORWARD, dtype)
+            assert_close(lse[:, :, row], expected.lse[:, :, row], bound, f"lse {share}, {row}")
+        assert_close(out, expected.out, tolerance(FORWARD, dtype), f"out {share}")
+
+
+def test_lse_where_unlike_masks_are_beyond_the_limit_in_log2_units(
+    rng: np.random.Generator,
+) -> None:
+    q, k, v, _ = tensors(rng, "float32", length=3, s=5)
+    mask = np.array([-3e38, -2.5e38, -3.2e38, -3.3e38, -2.6e38], np.float32)
+    mask = np.stack([mask, -mask, np.zeros(5, np.float32)])
+    _, lse = scaled_dot_product_attention(q, k, v, mask, return_lse=True)
+    expected = reference.attention(q, k, v, mask).lse
+    for row in range(3):
+        assert_close(lse[:, :, row], expected[:, :, row], tolerance(FORWARD, "float32"), str(row))
+
+
 def test_lse_and_cache_together(rng: np.random.Generator) -> None:
     q, k, v, d_out = tensors(rng, "float64")
     out, lse, cache = scaled_dot_product_attention(q, k, v, return_lse=True, return_cache=True)
@@ -177,22 +212,72 @@ def test_dropout_without_a_seed_differs_from_call_to_call(rng: np.random.Generat
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"k": np.zeros((2, 3, 7, 5))}, "k"),
-        ({"v": np.zeros((2, 3, 6, 6))}, "v"),
-        ({"k": np.zeros((2, 2, 7, 6))}, "k"),
-        ({"q": np.zeros(6)}, "q"),
-        ({"v": np.zeros((2, 3, 7, 6), np.float32)}, "v"),
-        ({"q": np.zeros((2, 3, 5, 6), int)}, "q"),
+        ({"key": np.zeros((2, 3, 7, 5))}, "key"),
+        ({"value": np.zeros((2, 3, 6, 6))}, "value"),
+        ({"key": np.zeros((2, 2, 7, 6))}, "key"),
+        ({"query": np.zeros(6)}, "query"),
+        ({"value": np.zeros((2, 3, 7, 6), np.float32)}, "value"),
+        ({"query": np.zeros((2, 3, 5, 6), int)}, "query"),
         ({"attn_mask": np.zeros((4, 7))}, "attn_mask"),
         ({"attn_mask": np.zeros((5, 7), int)}, "attn_mask"),
         ({"dropout_p": 1.5}, "dropout_p"),
         ({"dropout_p": -0.1}, "dropout_p"),
+        ({"dropout_p": "0.1"}, "dropout_p"),
+        ({"scale": "0.1"}, "scale"),
+        ({"scale": True}, "scale"),
+        ({"is_causal": "no"}, "is_causal"),
+        ({"return_lse": "no"}, "return_lse"),
+        ({"return_cache": 2}, "return_cache"),
+        ({"enable_gqa": True}, "enable_gqa"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], name: str, rng: np.random.Generator) -> None:
     q, k, v, _ = tensors(rng, "float64")
-    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b|query|key|value"):
-        scaled_dot_product_attention(**({"q": q, "k": k, "v": v} | change))
+    with pytest.raises((ValueError, TypeError, NotImplementedError), match=f"^{name}: expected"):
+        scaled_dot_product_attention(**({"query": q, "key": k, "value": v} | change))
+
+
+@pytest.mark.parametrize(
+    ("mask", "way"),
+    [
+        (np.zeros((2, 5, 7)), "(attn_mask[..., None, :, :] fits)"),
+        (np.zeros((5, 7), int), "(True means attend here: attn_mask != 0 if 1 means keep)"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_told_how(
+    mask: np.ndarray, way: str, rng: np.random.Generator
+) -> None:
+    q, k, v, _ = tensors(rng, "float64")
+    with pytest.raises((ValueError, TypeError), match=re.escape(way)):
+        scaled_dot_product_attention(q, k, v, mask)
+
+
+def test_names_and_order_are_those_of_torch(rng: np.random.Generator) -> None:
+    # the documented signature; the function is a builtin without one
+    doc = torch.nn.functional.scaled_dot_product_attention.__doc__ or ""
+    theirs = re.sub(r"=[^,)]*", "", doc[doc.index("(") + 1 : doc.index(")")])
+    ours = inspect.signature(scaled_dot_product_attention).parameters.values()
+    positional = [x.name for x in ours if x.kind is x.POSITIONAL_OR_KEYWORD]
+    assert positional == re.split(r",\s*", theirs)
+    q, k, v, _ = tensors(rng, "float64")
+    options = {"query": q, "key": k, "value": v, "scale": 0.2, "enable_gqa": False}
+    tensor_options = {
+        n: torch.from_numpy(x) if n in ("query", "key", "value") else x for n, x in options.items()
+    }
+    expected = torch.nn.functional.scaled_dot_product_attention(**tensor_options).numpy()
+    assert_close(scaled_dot_product_attention(**options), expected, tolerance(TORCH, "float64"))
+
+
+@pytest.mark.parametrize(
+    ("given", "suggested"),
+    [("mask", "attn_mask"), ("causal", "is_causal"), ("dropout", "dropout_p")],
+)
+def test_an_argument_of_another_name_is_suggested(given: str, suggested: str) -> None:
+    q = np.ones((2, 3))
+    with pytest.raises(TypeError, match=rf"argument '{given}'; did you mean '{suggested}'\?$"):
+        scaled_dot_product_attention(q, q, q, **{given: None})
 
 
 def test_d_out_of_another_shape_is_named(rng: np.random.Generator) -> None:

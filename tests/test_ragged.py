@@ -242,3 +242,35 @@ def test_batches_of_other_sizes_are_refused(rng: np.random.Generator) -> None:
     moved = mh.Ragged.from_list(sequences((5, 6), 12, "float64", rng))
     with pytest.raises(ValueError, match="value"):
         layer(two, two, moved)
+
+
+def test_sequences_by_index_and_one_after_the_other(rng: np.random.Generator) -> None:
+    parts = sequences((3, 0, 5, 2), 4, "float32", rng)
+    batch = mh.Ragged.from_list(parts)
+    for n in (*range(-4, 4), np.int64(2)):
+        np.testing.assert_array_equal(batch[n], parts[n])
+        assert np.shares_memory(batch[n], batch.values) == bool(len(parts[n]))
+    assert [len(x) for x in batch] == [3, 0, 5, 2]
+    for cut in (slice(1, 3), slice(None), slice(-1, None), slice(2, 2), slice(3, 1), slice(9, 12)):
+        some = batch[cut]
+        assert isinstance(some, mh.Ragged)
+        assert len(some) == len(parts[cut])
+        for a, b in zip(some, parts[cut], strict=True):
+            np.testing.assert_array_equal(a, b)
+    for index, error in ((4, IndexError), (-5, IndexError), (0.5, TypeError), ("a", TypeError)):
+        with pytest.raises(error, match=r"^index: expected"):
+            batch[index]
+    with pytest.raises(ValueError, match=r"^index: expected a slice with a step of 1"):
+        batch[::2]
+
+
+def test_offsets_cannot_be_made_writable() -> None:
+    given = np.array([0, 3, 8])
+    given.flags.writeable = False
+    batch = mh.Ragged(np.zeros((8, 4)), given)
+    given.flags.writeable = True
+    given[1] = 100
+    assert batch.offsets.tolist() == [0, 3, 8]
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        batch.offsets.flags.writeable = True
+    assert mh.Ragged(batch.values, batch.offsets).offsets is batch.offsets

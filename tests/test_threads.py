@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -227,3 +228,86 @@ def test_the_most_threads_are_taken_and_more_refused() -> None:
         assert mh.get_num_threads() == 1024
     finally:
         mh.set_num_threads(before)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("own_cache", [True, False])
+def test_threads_on_one_layer_add_up_their_gradients(own_cache: bool) -> None:
+    rng = np.random.default_rng(5)
+    layer = make_layer(Construction(13, 1, dtype="float32"), rng)
+    x = rng.standard_normal((2, 7, 13)).astype(np.float32)
+    out, _ = layer(x, x, x)
+    cache = layer.cache
+    layer.zero_grad()
+    for _ in range(8 * 100):
+        layer.backward(out, cache=cache)
+    expected = {name: grad.copy() for name, grad in layer.grads.items()}
+    layer = pickle.loads(pickle.dumps(layer))
+    layer._grads = None  # all threads make them at once
+    layer(x, x, x)
+    cache = layer.cache
+
+    def work(_: int) -> None:
+        for _ in range(100):
+            if own_cache:
+                layer(x, x, x)
+                layer.backward(out)
+            else:
+                layer.backward(out, cache=cache)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    for name, grad in expected.items():
+        np.testing.assert_array_equal(layer.grads[name], grad, err_msg=name)
+
+
+@pytest.mark.timeout(120)
+def test_threads_on_one_layer_draw_masks_of_their_own() -> None:
+    layer = mh.MultiheadAttention(16, 2, dropout=0.5, batch_first=True, seed=0)
+    x = np.random.default_rng(0).standard_normal((1, 40, 16)).astype(np.float32)
+
+    def work(_: int) -> list[bytes]:
+        return [layer(x, x, x)[0].tobytes() for _ in range(50)]
+
+    with ThreadPoolExecutor(8) as pool:
+        outs = [out for outs in pool.map(work, range(8)) for out in outs]
+    assert layer.rng_state == (0, 400)
+    assert len(set(outs)) == 400
+    layer.rng_state = (0, 0)
+    assert {layer(x, x, x)[0].tobytes() for _ in range(400)} == set(outs)
+
+
+@pytest.mark.timeout(60)
+def test_a_cache_is_of_the_thread_that_made_the_call() -> None:
+    layer = mh.MultiheadAttention(16, 2, seed=0)
+    x = np.ones((4, 16), np.float32)
+    out, _ = layer(x, x, x)
+    cache = layer.cache
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: layer.cache).result() is None
+        with pytest.raises(ValueError, match=r"^cache: .*this thread has not called the layer"):
+            pool.submit(layer.backward, out).result()
+        pool.submit(layer.backward, out, cache=cache).result()
+    assert layer.cache is cache
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_forked_during_backward_can_compute() -> None:
+    code = """
+import os
+import numpy as np
+import multihead as mh
+layer = mh.MultiheadAttention(16, 2, dropout=0.5, seed=0)
+x = np.ones((4, 16), np.float32)
+with layer._lock:  # as another thread holds it during backward
+    child = os.fork()
+    if child == 0:
+        out, _ = layer(x, x, x)
+        layer.backward(out)
+        os._exit(0)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+    done = run(code)
+    assert done.stdout.strip() == "0", done.stderr

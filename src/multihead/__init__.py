@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from multihead.layer import MultiheadAttention
+from multihead.mask_warning import MaskWarning
 from multihead.ragged import Ragged
+from multihead.suggestions import meant
 from multihead.threadpools import register_if_loaded, register_threadpoolctl
 from multihead.threads import get_num_threads, set_num_threads, show_config
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "MaskWarning",
     "MultiheadAttention",
     "Ragged",
     "checkpoint",
@@ -42,4 +45,5 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("multihead")
-    raise AttributeError(f"module 'multihead' has no attribute {name!r}")
+    message = f"module 'multihead' has no attribute {name!r}"
+    raise AttributeError(message + ("" if name.startswith("_") else meant(name, __all__)))

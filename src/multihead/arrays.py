@@ -166,6 +166,9 @@ def borrow(name: str, x: Any) -> tuple[Array, Kind]:
     bfloat16 arrays that are not NumPy's come as uint16 bits.
     """
     if isinstance(x, np.ndarray):
+        if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
+            expected = f"an array without a mask of its own ({name}.filled(0) and a mask argument)"
+            raise wrong_type(name, expected, "a masked array")
         return np.asarray(x), _numpy_kind(x.dtype)
     return _borrow(name, x)
 
@@ -183,8 +186,19 @@ def _regular(array: Array) -> bool:
     return flags.c_contiguous or all(step % array.itemsize == 0 for step in array.strides)
 
 
-def read(name: str, x: Any, element: Element) -> tuple[Array, Array, Kind]:
+def _another_dtype(name: str, got: str, element: Element, instead: str) -> TypeError:
+    """Make the error for a floating array of another dtype, with the ways out."""
+    scalar = "ml_dtypes.bfloat16" if element.name == "bfloat16" else f"np.{element.name}"
+    way = f" ({name}.astype({scalar}){instead.format(got)})" if got in _ELEMENTS else ""
+    return wrong_type(name, element.name, got + way)
+
+
+def read(
+    name: str, x: Any, element: Element, instead: str = ', or dtype="{}" for the layer'
+) -> tuple[Array, Array, Kind]:
     """Take an argument in: as computed with, as it lies in memory, and its kind.
+
+    `instead` is what an error about the dtype, for which it has ``{}``, names besides a cast.
 
     Raises
     ------
@@ -200,7 +214,7 @@ def read(name: str, x: Any, element: Element) -> tuple[Array, Array, Kind]:
             return x, x, _NUMPY_KINDS[compute]
     raw, kind = borrow(name, x)
     if dtype_name(raw, kind) != element.name:
-        raise wrong_type(name, element.name, dtype_name(raw, kind))
+        raise _another_dtype(name, dtype_name(raw, kind), element, instead)
     if element.half:
         return decode(raw, compute, kind.bfloat16), raw, kind
     array = raw if _regular(raw) else np.array(raw, compute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -40,10 +41,12 @@ class LayerCache(NamedTuple):
 
     def new_mask_gradients(self, needed: bool) -> MaskArrays:
         """Make the gradients of the float masks, as the engine writes them."""
+        if not needed:
+            return None, None
         compute = self.batch.element.compute
         padding, attn = (
             np.empty(mask.gradient.engine_shape, compute)
-            if needed and mask is not None and mask.gradient is not None
+            if mask is not None and mask.gradient is not None
             else None
             for mask in self.masks
         )
@@ -60,10 +63,25 @@ class LayerCache(NamedTuple):
         return attn, padding
 
 
+NO_CALL = "this thread has not called the layer; cache= takes what a call in another one left"
+IN_EVAL = "the last call was in eval mode; call layer.train() before it"
+USED_UP = "backward has used it up; to use one again, keep layer.cache and pass cache="
+SET_TO_NONE = "layer.cache was set to None"
+
+
+class CacheSlot(threading.local):
+    """What the last call of each thread left for backward: a cache, or why there is none."""
+
+    held: LayerCache | str = NO_CALL
+
+
 def usable(cache: Any, owner: object) -> LayerCache:
-    """Return `cache` if it is one that a call of `owner` left, or raise."""
-    if cache is None:
-        raise wrong("cache", "one of a call in training mode", "none (backward consumes it)")
-    if not isinstance(cache, LayerCache) or cache.owner is not owner:
-        raise wrong("cache", "one that a call of this layer left", type(cache).__name__)
+    """Return `cache`, as given or from a slot, if a call of `owner` left it, or raise."""
+    if isinstance(cache, str):
+        raise wrong("cache", "one of a call in training mode", f"none: {cache}")
+    if not isinstance(cache, LayerCache):
+        raise wrong("cache", "layer.cache as a training call left it", type(cache).__name__)
+    if cache.owner is not owner:
+        got = "one of another layer, or of this one before it was copied or unpickled"
+        raise wrong("cache", "one that a call of this layer left", got)
     return cache

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.layer import MultiheadAttention
+from multihead.parameters import parameter_shapes
+from multihead.state import SIZE_OPTIONS, checked_sizes
 
 _KEY = "multihead"
 
@@ -86,19 +89,29 @@ def load(path: str | os.PathLike[str]) -> MultiheadAttention:
     _safetensors()
     from safetensors import SafetensorError, safe_open
 
+    with open(path, "rb"):  # what the system has to say comes first, and as it says it
+        pass
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            note = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise wrong("path", "a safetensors file", f"{path} ({error})") from None
-    try:
-        note = json.loads(metadata[_KEY])
-        layer = MultiheadAttention(**note["options"], seed=0)
-        layer.rng_state = note["rng_state"]
-    except (KeyError, TypeError, ValueError) as error:
-        got = f"{path} ({type(error).__name__}: {error})"
-        raise wrong("path", "a file that multihead.checkpoint.save wrote", got) from None
+        return _layer(note["options"], note["rng_state"], tensors)
+    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:400]
+        expected = "a file that multihead.checkpoint.save wrote"
+        raise wrong("path", expected, f"{os.fspath(path)} ({reason})") from None
+
+
+def _layer(
+    options: dict[str, Any], rng_state: tuple[int, int], tensors: dict[str, Array]
+) -> MultiheadAttention:
+    """Make the layer, once the sizes that the options claim are those of the tensors."""
+    sizes = checked_sizes(**{name: options[name] for name in SIZE_OPTIONS})
+    for name, shape in parameter_shapes(sizes).items():
+        if tensors[name].shape != shape:
+            raise wrong(name, shape, tensors[name].shape)
+    layer = MultiheadAttention(**options, seed=0)
+    layer.rng_state = rng_state
     if layer.dtype == "bfloat16":
         dtype = layer.out_proj.weight.dtype
         tensors = {name: array.view(dtype) for name, array in tensors.items()}

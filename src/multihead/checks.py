@@ -35,12 +35,34 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
+def number(name: str, value: Any, expected: str = "a number") -> float:
+    """Return `value` as a float, or raise; text and bools are no numbers."""
+    try:
+        if isinstance(value, str | bytes | bool):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise wrong_type(name, expected, repr(value)) from None
+
+
 def probability(name: str, value: Any) -> float:
     """Return `value` as a float in [0, 1], or raise."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise wrong_type(name, "a number from 0 to 1", repr(value)) from None
-    if not 0.0 <= number <= 1.0:
+    found = number(name, value, "a number from 0 to 1")
+    if not 0.0 <= found <= 1.0:
         raise wrong(name, "a number from 0 to 1", value)
-    return number
+    return found
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return `value`, a bool of Python, NumPy or a framework, or 0 or 1, as a bool, or raise."""
+    if value is True or value is False:
+        return bool(value)
+    if getattr(value, "shape", None) == () and str(value.dtype).endswith("bool"):
+        return bool(value)
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise wrong_type(name, "True or False", repr(value)) from None
+    if index not in (0, 1):
+        raise wrong(name, "True or False", repr(value))
+    return bool(index)

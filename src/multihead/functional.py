@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +19,15 @@ from multihead.arrays import (
     read,
     restore,
 )
-from multihead.checks import dims, integer, probability, wrong, wrong_type
+from multihead.checks import boolean, dims, number, probability, wrong
+from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, score_mask
+from multihead.seeds import Seed, seed_from
+from multihead.signatures import attention_backward, attention_call, typed_as
+from multihead.suggestions import unknown
 
 _NO_OFFSETS = (0, 0, 0, 0)
+_WATCH = MaskWatch(true_hides=False, left=64)
 _LN2 = math.log(2.0)
 
 
@@ -37,7 +41,7 @@ class AttentionCache(NamedTuple):
     >>> q = np.ones((5, 4))
     >>> _, cache = scaled_dot_product_attention(q, q, q, return_cache=True)
     >>> cache
-    AttentionCache(q=(5, 4), k=(5, 4), v=(5, 4))
+    AttentionCache(query=(5, 4), key=(5, 4), value=(5, 4))
     """
 
     element: Element
@@ -52,36 +56,40 @@ class AttentionCache(NamedTuple):
     stats: Array
 
     def __repr__(self) -> str:
-        return f"AttentionCache(q={self.shapes[0]}, k={self.shapes[1]}, v={self.shapes[2]})"
+        query, key, value = self.shapes
+        return f"AttentionCache(query={query}, key={key}, value={value})"
 
 
+@typed_as(attention_call)
 def scaled_dot_product_attention(
-    q: Any,
-    k: Any,
-    v: Any,
+    query: Any,
+    key: Any,
+    value: Any,
     attn_mask: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
     *,
-    seed: int | None = None,
+    seed: Seed = None,
     return_lse: bool = False,
     return_cache: bool = False,
+    **unknown_options: Any,
 ) -> Any:
-    """Compute ``softmax(q kᵀ · scale + mask) v`` for every batch entry and head.
+    """Compute ``softmax(query keyᵀ · scale + mask) value`` for every batch entry and head.
 
-    Signature and mask polarity are those of ``torch.nn.functional``: a boolean mask says
+    Names, order and mask polarity are those of ``torch.nn.functional``: a boolean mask says
     **True = attend there**, which is the opposite of the masks of `MultiheadAttention`.
 
     Parameters
     ----------
-    q : array of shape (..., L, D)
+    query : array of shape (..., L, D)
         Usually (N, H, L, D). A NumPy array or any CPU array that speaks DLPack, of float32,
         float64, float16 or bfloat16 (the latter two are computed in float32), of any strides.
-    k : array of shape (..., S, D)
-        Of the dtype and leading axes of `q`.
-    v : array of shape (..., S, Dv)
-        Of the dtype and leading axes of `q`.
+    key : array of shape (..., S, D)
+        Of the dtype and leading axes of `query`.
+    value : array of shape (..., S, Dv)
+        Of the dtype and leading axes of `query`.
     attn_mask : array, bool or floating, optional
         Broadcastable to (..., L, S). **True = attend**; floats are added to the scaled scores.
     dropout_p : float, default 0.0
@@ -90,9 +98,11 @@ def scaled_dot_product_attention(
         Query i attends to keys j <= i only, besides what `attn_mask` says.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` by default.
-    seed : int, optional
-        From 0 to 2**64 - 1; dropout is a pure function of it and of positions. Drawn from the
-        system when not given.
+    enable_gqa : bool, default False
+        Not computed here: an error unless it is False.
+    seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
+        From 0 to 2**64 - 1, or where to take it from; dropout is a pure function of it and of
+        positions. Drawn from the system when not given.
     return_lse : bool, default False
         Return the row statistic too.
     return_cache : bool, default False
@@ -101,20 +111,27 @@ def scaled_dot_product_attention(
     Returns
     -------
     out : array of shape (..., L, Dv)
-        Of the kind and dtype of `q`.
+        Of the kind and dtype of `query`.
     lse : array of shape (..., L)
         With `return_lse`: the natural logarithm of the sum of the exponentials of a query's scores,
         before dropout; -inf where the query sees no key. In the dtype computed in, so float32 for
         float16 and bfloat16.
     cache : object
-        With `return_cache`. It refers to `q`, `k`, `v` and the mask, and can be used again.
+        With `return_cache`. It refers to the inputs and the mask, and can be used again.
 
     Raises
     ------
     ValueError
         If a shape does not fit, an array is not in CPU memory or a number is out of range.
     TypeError
-        If an argument is no array or dtypes differ.
+        If an argument is no array, dtypes differ or a flag is no bool.
+    NotImplementedError
+        With `enable_gqa`.
+
+    Warns
+    -----
+    MaskWarning
+        If a mask, one of the first 64, seems to be one of the opposite meaning.
 
     Notes
     -----
@@ -134,26 +151,32 @@ def scaled_dot_product_attention(
     >>> out.shape, lse.shape, round(float(lse[0, 0, 0]), 3)
     ((1, 2, 5, 4), (1, 2, 5), 2.0)
     """
-    # 1. Inputs and mask: shapes and dtypes are checked.
-    element = _element(q)
-    q_array, _, q_kind = read("q", q, element)
-    k_array, _, k_kind = (q_array, None, q_kind) if k is q else read("k", k, element)
-    v_array, _, v_kind = (k_array, None, k_kind) if v is k else read("v", v, element)
-    shapes = (q_array.shape, k_array.shape, v_array.shape)
+    # 1. Arguments: types, shapes and dtypes are checked.
+    if unknown_options:
+        raise unknown(scaled_dot_product_attention, unknown_options)
+    is_causal, return_lse = boolean("is_causal", is_causal), boolean("return_lse", return_lse)
+    return_cache = boolean("return_cache", return_cache)
+    if boolean("enable_gqa", enable_gqa):
+        way = "np.repeat(key, groups, axis=-3), and value likewise, does the same"
+        raise NotImplementedError(f"enable_gqa: expected False, got True ({way})")
+    element = _element(query)
+    q, _, q_kind = read("query", query, element)
+    k, _, k_kind = (q, None, q_kind) if key is query else read("key", key, element, "")
+    v, _, v_kind = (k, None, k_kind) if value is key else read("value", value, element, "")
+    shapes = (q.shape, k.shape, v.shape)
     _check_shapes(*shapes)
     scores = (*shapes[0][:-1], shapes[1][-2])
     mask = score_mask(attn_mask, scores, element.compute)
+    if mask is not None and _WATCH.left:
+        _WATCH.look({"attn_mask": mask.view})
     width = shapes[0][-1]
-    factor = (width**-0.5 if width else 1.0) if scale is None else _number("scale", scale)
+    factor = (width**-0.5 if width else 1.0) if scale is None else number("scale", scale)
     dropout = (probability("dropout_p", dropout_p), 0, 0)
-    if seed is not None:
-        dropout = (dropout[0], integer("seed", seed, 0, 2**64), 0)
-    elif dropout[0]:
-        dropout = (dropout[0], int.from_bytes(os.urandom(8), "little"), 0)
-    causal = bool(is_causal)
+    if seed is not None or dropout[0]:
+        dropout = (dropout[0], seed_from(seed), 0)
 
     # 2. Outputs.
-    inputs = (_folded(q_array), _folded(k_array), _folded(v_array))
+    inputs = (_folded(q), _folded(k), _folded(v))
     out = np.empty((*shapes[0][:-1], shapes[2][-1]), element.compute)
     out_view = _folded(out)
     stats = None
@@ -163,21 +186,23 @@ def scaled_dot_product_attention(
     # 3. The engine.
     view = None if mask is None else mask.view
     _native.attention_forward(
-        *inputs, view, False, causal, factor, dropout, _NO_OFFSETS, out_view, stats, None
+        *inputs, view, False, is_causal, factor, dropout, _NO_OFFSETS, out_view, stats, None
     )
 
     # 4. Results as the caller's kind of array.
     results = [restore(out, q_kind)]
-    if return_lse and stats is not None:
-        results.append(_shown(_lse(stats).reshape(shapes[0][:-1]), q_kind))
-    if return_cache and stats is not None:
+    if stats is not None:
         kinds = (q_kind, k_kind, v_kind)
-        kept = out_view if element.half else out_view.copy()  # the caller may change `out`
-        rest = (mask, causal, factor, dropout, kept, stats)
-        results.append(AttentionCache(element, inputs, kinds, shapes, *rest))
+        rest = (mask, is_causal, factor, dropout, out_view, stats)
+        cache = AttentionCache(element, inputs, kinds, shapes, *rest)
+        if return_lse:
+            results.append(_shown(_lse(cache).reshape(shapes[0][:-1]), q_kind))
+        if return_cache:  # the caller may change `out`
+            results.append(cache if element.half else cache._replace(out=out_view.copy()))
     return results[0] if len(results) == 1 else tuple(results)
 
 
+@typed_as(attention_backward)
 def scaled_dot_product_attention_backward(
     d_out: Any, cache: Any, *, need_mask_grad: bool = False
 ) -> tuple[Any, ...]:
@@ -197,8 +222,8 @@ def scaled_dot_product_attention_backward(
 
     Returns
     -------
-    d_q, d_k, d_v : array
-        Shaped like `q`, `k`, `v`, and of their kinds.
+    d_query, d_key, d_value : array
+        Shaped like the inputs, and of their kinds.
     d_attn_mask : array or None
         With `need_mask_grad`: in the shape and dtype of `attn_mask`, None where that was absent or
         boolean.
@@ -219,17 +244,18 @@ def scaled_dot_product_attention_backward(
     --------
     >>> import numpy as np
     >>> from multihead import functional
-    >>> q = k = v = np.eye(3)[None, None]
-    >>> out, cache = functional.scaled_dot_product_attention(q, k, v, return_cache=True)
-    >>> d_q, d_k, d_v = functional.scaled_dot_product_attention_backward(np.ones_like(out), cache)
-    >>> d_v.sum().round(6)
+    >>> x = np.eye(3)[None, None]
+    >>> out, cache = functional.scaled_dot_product_attention(x, x, x, return_cache=True)
+    >>> *_, d_value = functional.scaled_dot_product_attention_backward(np.ones_like(out), cache)
+    >>> d_value.sum().round(6)
     np.float64(9.0)
     """
     # 1. What comes in is checked.
+    need_mask_grad = boolean("need_mask_grad", need_mask_grad)
     if not isinstance(cache, AttentionCache):
         raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
     (q_shape, _, v_shape), compute = cache.shapes, cache.element.compute
-    array, _, _ = read("d_out", d_out, cache.element)
+    array, _, _ = read("d_out", d_out, cache.element, "")
     if array.shape != (*q_shape[:-1], v_shape[-1]):
         raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
     d_out_view = _folded(array)
@@ -271,39 +297,62 @@ def scaled_dot_product_attention_backward(
     return (*results, mask.gradient.finish(d_mask))
 
 
-def _element(q: Any) -> Element:
-    if type(q) is np.ndarray and q.dtype.kind == "f":
-        return element_of(q.dtype, "q")
-    array, kind = borrow("q", q)
-    return element_of(dtype_name(array, kind), "q")
+def _element(query: Any) -> Element:
+    if type(query) is np.ndarray and query.dtype.kind == "f":
+        return element_of(query.dtype, "query")
+    array, kind = borrow("query", query)
+    return element_of(dtype_name(array, kind), "query")
 
 
-def _check_shapes(q: Shape, k: Shape, v: Shape) -> None:
-    if len(q) < 2:
-        raise wrong("q", dims("...", "L", "D"), q)
-    if len(k) != len(q) or k[:-2] != q[:-2] or k[-1] != q[-1]:
-        raise wrong("k", dims(*q[:-2], "S", q[-1]), k)
-    if len(v) != len(q) or v[:-1] != k[:-1]:
-        raise wrong("v", dims(*k[:-1], "Dv"), v)
+def _check_shapes(query: Shape, key: Shape, value: Shape) -> None:
+    if len(query) < 2:
+        raise wrong("query", dims("...", "L", "D"), query)
+    if len(key) != len(query) or key[:-2] != query[:-2] or key[-1] != query[-1]:
+        raise wrong("key", dims(*query[:-2], "S", query[-1]), key)
+    if len(value) != len(query) or value[:-1] != key[:-1]:
+        raise wrong("value", dims(*key[:-1], "Dv"), value)
 
 
 def _folded(array: Array) -> Array:
     return array if array.ndim == 4 else array.reshape(fold(array.shape))
 
 
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise wrong_type(name, "a number", repr(value)) from None
+def _lse(cache: AttentionCache) -> Array:
+    """Natural logarithm from the engine's row maximum in log2 units and inverse sum.
 
-
-def _lse(stats: Array) -> Array:
-    """Natural logarithm from the engine's row maximum in log2 units and inverse sum."""
-    top, inverse = stats
+    The engine clamps masks that are finite, but not in log2 units: such rows are computed here.
+    """
+    top, inverse = cache.stats
     with np.errstate(divide="ignore", invalid="ignore"):
         lse = top * _LN2 - np.log(inverse)
-    return np.where(inverse == 0, -np.inf, lse).astype(stats.dtype, copy=False)
+    lse = np.where(inverse == 0, -np.inf, lse).astype(top.dtype, copy=False)
+    clamped = (np.abs(top) == np.finfo(top.dtype).max) & (inverse != 0)
+    for n, h in np.argwhere(clamped.any(-1)) if clamped.any() else ():
+        rows = np.flatnonzero(clamped[n, h])
+        lse[n, h, rows] = _lse_of_rows(cache, n, h, rows)
+    return lse
+
+
+def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
+    """Compute the statistic of some queries of a head from all of their scores, in float64."""
+    q, k, _ = cache.inputs
+    with np.errstate(all="ignore"):
+        scores = q[n, h, rows].astype(np.float64) @ k[n, h].T.astype(np.float64) * cache.scale
+        hidden = np.zeros(scores.shape, bool)
+        if cache.is_causal:
+            hidden = np.arange(scores.shape[1]) > rows[:, None]
+        if cache.mask is not None:
+            mask = cache.mask.view[n, h, rows]
+            is_bool = mask.dtype == np.bool_
+            hidden |= ~mask if is_bool else mask == -np.inf
+            scores += 0 if is_bool else mask
+        scores[hidden] = -np.inf
+        top = scores.max(-1)
+        lse: Array = top + np.log(np.exp(scores - top[:, None]).sum(-1))
+    limit = float(np.finfo(cache.stats.dtype).max)
+    finite = np.isfinite(lse)
+    lse[finite] = lse[finite].clip(-limit, limit)
+    return lse
 
 
 def _shown(lse: Array, kind: Kind) -> Any:

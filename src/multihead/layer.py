@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from multihead import _native
 from multihead.arrays import Array
-from multihead.cache import LayerCache, usable
-from multihead.checks import wrong
+from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
+from multihead.checks import boolean, wrong
 from multihead.layouts import Dense, RaggedBatch
-from multihead.masks import merge
 from multihead.ragged import Ragged
+from multihead.seeds import Seed, seed_from
+from multihead.signatures import layer_backward, layer_call, typed_as
 from multihead.state import LayerState
+from multihead.suggestions import unknown
 
 _NO_DROPOUT = (0.0, 0, 0)
 
@@ -48,9 +49,9 @@ class MultiheadAttention(LayerState):
     dtype : dtype or str, optional
         float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. float16
         and bfloat16 are computed in float32.
-    seed : int, optional
-        From 0 to 2**64 - 1, of the initial parameters and of dropout. Drawn from the system when
-        not given.
+    seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
+        From 0 to 2**64 - 1, or where to take it from, of the initial parameters and of dropout.
+        Drawn from the system when not given.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class MultiheadAttention(LayerState):
     training : bool
         Set by `train` and `eval`. Dropout acts, and a cache is kept, in training only.
     cache : object or None
-        What the last call left for `backward`.
+        What the last call of this thread left for `backward`.
     rng_state : tuple of int
         (seed, counter) of dropout.
 
@@ -81,6 +82,10 @@ class MultiheadAttention(LayerState):
     A query that every key is hidden from has attention output 0 (the layer's output is then
     ``out_proj.bias``), weights 0 and gradients 0. Boolean masks say **True = ignore**, which is the
     opposite of `multihead.functional.scaled_dot_product_attention`.
+
+    Threads may call one layer at the same time, in training too. Each call draws a dropout mask of
+    its own, `cache` is each thread's own, and `backward` calls take turns, so that `grads` holds
+    the sum of them all. Parameters, options and the mode are not to be changed meanwhile.
 
     References
     ----------
@@ -114,8 +119,11 @@ class MultiheadAttention(LayerState):
         device: Any = None,
         dtype: Any = None,
         *,
-        seed: int | None = None,
+        seed: Seed = None,
+        **unknown_options: Any,
     ) -> None:
+        if unknown_options:
+            raise unknown(MultiheadAttention.__init__, unknown_options)
         if device is not None and str(device) != "cpu":
             raise wrong("device", 'None or "cpu"', repr(device))
         super().__init__(
@@ -130,11 +138,10 @@ class MultiheadAttention(LayerState):
             batch_first,
             dtype,
         )
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little")
-        self.rng_state = (seed, 0)
-        self._initialise(np.random.default_rng(seed))
+        self.rng_state = (seed_from(seed), 0)
+        self._initialise(np.random.default_rng(self.rng_state[0]))
 
+    @typed_as(layer_call)
     def __call__(
         self,
         query: Any,
@@ -145,6 +152,7 @@ class MultiheadAttention(LayerState):
         attn_mask: Any = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        **unknown_options: Any,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
 
@@ -185,7 +193,12 @@ class MultiheadAttention(LayerState):
         ValueError
             If a shape does not fit or an array is not in CPU memory.
         TypeError
-            If an argument is no array, or of another dtype.
+            If an argument is no array, or of another dtype, or a flag is no bool.
+
+        Warns
+        -----
+        MaskWarning
+            If a mask, one of the first four, seems to be one of the opposite meaning.
 
         Notes
         -----
@@ -203,51 +216,65 @@ class MultiheadAttention(LayerState):
         >>> out.shape, weights.shape
         ((5, 3, 8), (3, 2, 5, 7))
         """
-        # 1. Inputs and masks: shapes and dtypes are checked, nothing is copied.
+        # 1. Arguments: types, shapes and dtypes are checked, nothing is copied.
+        if unknown_options:
+            raise unknown(MultiheadAttention.__call__, unknown_options)
+        if not type(need_weights) is type(average_attn_weights) is type(is_causal) is bool:
+            need_weights = boolean("need_weights", need_weights)
+            average_attn_weights = boolean("average_attn_weights", average_attn_weights)
+            is_causal = boolean("is_causal", is_causal)
         batch: Dense | RaggedBatch
         if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
             batch = RaggedBatch(self._element, self._sizes, query, key, value)
         else:
-            batch = Dense(self._element, self._sizes, self.batch_first, query, key, value)
+            batch = Dense(self._element, self._sizes, self._batch_first, query, key, value)
         padding, attn = batch.masks(key_padding_mask, attn_mask)
-        causal = bool(is_causal)
+        if (padding is not None or attn is not None) and self._watch.left:
+            given = {"key_padding_mask": padding, "attn_mask": attn}
+            views = {name: mask.view for name, mask in given.items() if mask is not None}
+            self._watch.look(views, self._sizes.extra_keys > 0)
 
         # 2. Outputs, in the caller's layout and as the engine writes them.
         out, out_view = batch.new_out()
-        average = bool(average_attn_weights) if need_weights else None
+        average = average_attn_weights if need_weights else None
         weights: Any = None
         weights_view: Array | None = None
         if average is not None:
             weights, weights_view = batch.new_weights(average)
 
         # 3. The engine.
-        dropout = _NO_DROPOUT
-        if self.training and self._dropout:
-            dropout = (self._dropout, *self._rng_state)
-        native = _native.layer_forward(
-            self.num_heads,
-            self.add_zero_attn,
-            self._params_now(),
-            batch.inputs,
-            batch.offsets,
-            (padding and padding.view, attn and attn.view),
-            causal,
-            dropout,
-            out_view,
-            weights_view,
-            bool(average),
-            self.training,
-        )
+        training = self._training
+        dropout = self._draw() if training and self._dropout else _NO_DROPOUT
+        try:
+            native = _native.layer_forward(
+                self._sizes.heads,
+                self._sizes.zero_row,
+                self._params_now(),
+                batch.inputs,
+                batch.offsets,
+                (padding and padding.view, attn and attn.view),
+                is_causal,
+                dropout,
+                out_view,
+                weights_view,
+                bool(average),
+                training,
+            )
+        except BaseException:
+            if dropout is not _NO_DROPOUT:
+                self._undraw(dropout)
+            raise
 
         # 4. What backward needs, and the results as the caller's kind of arrays.
-        if dropout is not _NO_DROPOUT:
-            self._rng_state = (dropout[1], (dropout[2] + 1) % 2**64)
-        self.cache = None
-        if native is not None:
+        if native is None:
+            self._slot.held = IN_EVAL
+        else:
             masks = (padding, attn)
-            self.cache = LayerCache(self._token, batch, masks, causal, dropout, average, native)
+            cache = LayerCache(self._token, batch, masks, is_causal, dropout, average, native)
+            self._slot.held = cache
         return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
+    @typed_as(layer_backward)
     def backward(
         self,
         d_out: Any,
@@ -305,7 +332,9 @@ class MultiheadAttention(LayerState):
         (5, 5)
         """
         # 1. Everything that comes in is checked before anything is written.
-        call = usable(self.cache if cache is None else cache, self._token)
+        if need_mask_grad is not True and need_mask_grad is not False:
+            need_mask_grad = boolean("need_mask_grad", need_mask_grad)
+        call = usable(self._slot.held if cache is None else cache, self._token)
         batch = call.batch
         d_out_view, d_out_raw = batch.read_d_out(d_out)
         d_weights_view: Array | None = None
@@ -333,28 +362,29 @@ class MultiheadAttention(LayerState):
             views = tuple(once.get(id(array)) for array in arrays)
         d_masks = call.new_mask_gradients(need_mask_grad)
 
-        # 3. The engine.
-        _native.layer_backward(
-            self.num_heads,
-            self.add_zero_attn,
-            self._params_now(),
-            batch.inputs,
-            batch.offsets,
-            call.mask_views,
-            call.is_causal,
-            call.dropout,
-            call.native,
-            d_out_view,
-            d_weights_view,
-            bool(call.average),
-            views,
-            grads,
-            d_masks,
-        )
+        # 3. The engine; threads take turns to add to the gradients of the parameters.
+        with self._lock:
+            _native.layer_backward(
+                self._sizes.heads,
+                self._sizes.zero_row,
+                self._params_now(),
+                batch.inputs,
+                batch.offsets,
+                call.mask_views,
+                call.is_causal,
+                call.dropout,
+                call.native,
+                d_out_view,
+                d_weights_view,
+                bool(call.average),
+                views,
+                grads,
+                d_masks,
+            )
 
         # 4. The cache is used up, and the results become the caller's kinds of arrays.
         if cache is None:
-            self.cache = None
+            self._slot.held = USED_UP
         results: tuple[Any, ...]
         if outputs is None:
             results = batch.finish_gradients(fresh)
@@ -362,41 +392,3 @@ class MultiheadAttention(LayerState):
             outputs.finish()
             results = tuple(out)
         return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
-
-    def merge_masks(
-        self, attn_mask: Any, key_padding_mask: Any, query: Any
-    ) -> tuple[Any, int | None]:
-        """Combine two masks into one, and say of which type it is.
-
-        Parameters
-        ----------
-        attn_mask : array of shape (L, S), (N * H, L, S) or broadcastable to (N, H, L, S), or None
-        key_padding_mask : array of shape (N, S), or None
-        query : array of shape (N, L, E)
-            Only its shape counts.
-
-        Returns
-        -------
-        mask : array or None
-            `key_padding_mask` as it is if it is alone, otherwise (N, H, L, S): the logical or of
-            two boolean masks; else the sum, in the dtype computed in, where True counts as -inf.
-        mask_type : int or None
-            1 for a `key_padding_mask` alone, 2 with an `attn_mask`, None without any.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If a mask has another shape or is neither boolean nor floating.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import multihead as mh
-        >>> layer = mh.MultiheadAttention(8, 2)
-        >>> causal, padding = np.triu(np.ones((3, 3), bool), 1), np.zeros((4, 3), bool)
-        >>> mask, mask_type = layer.merge_masks(causal, padding, np.ones((4, 3, 8)))
-        >>> mask.shape, mask_type
-        ((4, 2, 3, 3), 2)
-        """
-        shape = tuple(query.shape)
-        return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)

@@ -17,32 +17,41 @@ from multihead.outputs import Outputs
 from multihead.ragged import Ragged
 
 _NAMES = ("query", "key", "value")
+_VALUES = ("query.values", "key.values", "value.values")
 Inputs = tuple[Array, Array, Array]
 
 
 class Sizes(NamedTuple):
-    """What a layer fixes of its inputs' shapes."""
+    """What a layer is made with and cannot change: every size that a call uses comes from here."""
 
     embed: int
+    heads: int
+    head: int
     kdim: int
     vdim: int
-    heads: int
-    extra_keys: int
+    bias: bool
+    bias_key: bool
+    zero_row: bool
+
+    @property
+    def extra_keys(self) -> int:
+        """How many keys every query sees besides those of the caller."""
+        return self.bias_key + self.zero_row
 
 
-class _Three(NamedTuple):
-    """query, key and value; arguments that are one object stay one object."""
-
-    arrays: Inputs
-    raw: Inputs
-    kinds: tuple[Kind, Kind, Kind]
-
-
-def _read_three(element: Element, query: Any, key: Any, value: Any) -> _Three:
-    q = read("query", query, element)
-    k = q if key is query else read("key", key, element)
-    v = k if value is key else q if value is query else read("value", value, element)
-    return _Three((q[0], k[0], v[0]), (q[1], k[1], v[1]), (q[2], k[2], v[2]))
+def _read_three(
+    element: Element, query: Any, key: Any, value: Any, names: tuple[str, str, str] = _NAMES
+) -> tuple[Inputs, Inputs, tuple[Kind, Kind, Kind]]:
+    """Read the inputs: arrays, as they lie in memory, kinds; what is one object stays one."""
+    q, q_raw, q_kind = read(names[0], query, element)
+    if key is query and value is query:
+        return (q, q, q), (q_raw, q_raw, q_raw), (q_kind, q_kind, q_kind)
+    other = q, q_raw, q_kind
+    k, k_raw, k_kind = other if key is query else read(names[1], key, element)
+    if value is key:
+        return (q, k, k), (q_raw, k_raw, k_raw), (q_kind, k_kind, k_kind)
+    v, v_raw, v_kind = other if value is query else read(names[2], value, element)
+    return (q, k, v), (q_raw, k_raw, v_raw), (q_kind, k_kind, v_kind)
 
 
 class Dense:
@@ -169,8 +178,8 @@ class RaggedBatch:
             if not isinstance(x, Ragged):
                 raise wrong_type(name, "a Ragged, as the others are", type(x).__name__)
         self.element, self.sizes = element, sizes
-        values = [x.values for x in (query, key, value)]
-        self.inputs, self.raw, self.kinds = _read_three(element, *values)
+        three = _read_three(element, query.values, key.values, value.values, _VALUES)
+        self.inputs, self.raw, self.kinds = three
         self.shapes = tuple(array.shape for array in self.inputs)
         self.offsets = (query.offsets, key.offsets)
         totals = (query.offsets[-1], key.offsets[-1], value.offsets[-1])
@@ -218,7 +227,7 @@ class RaggedBatch:
         runs = zip(ends[:-1], ends[1:], shapes, strict=True)
         return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
 
-    def finish_out(self, out: Array) -> Ragged:
+    def finish_out(self, out: Array) -> Ragged[Any]:
         """Return an output of the engine as a Ragged like query."""
         return Ragged(restore(out, self.kinds[0]), self.offsets[0])
 
@@ -276,5 +285,5 @@ class RaggedBatch:
         return a, b, c
 
 
-def _same_offsets(x: Ragged, offsets: Array) -> bool:
+def _same_offsets(x: Ragged[Any], offsets: Array) -> bool:
     return x.offsets is offsets or np.array_equal(x.offsets, offsets)

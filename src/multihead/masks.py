@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from multihead.arrays import Array, Kind, Shape, borrow, decode, restore
 from multihead.checks import dims, wrong, wrong_type
 
 _BOOL = np.dtype(np.bool_)
+_HIDES = "True means ignore here: {0} == 0 if 1 means keep"
+_SHOWS = "True means attend here: {0} != 0 if 1 means keep"
 
 
 class MaskGradient(NamedTuple):
@@ -42,7 +45,9 @@ class Mask(NamedTuple):
     gradient: MaskGradient | None
 
 
-def _read(name: str, mask: Any, compute: np.dtype[Any]) -> tuple[Array, Kind | None]:
+def _read(
+    name: str, mask: Any, compute: np.dtype[Any], polarity: str = _HIDES
+) -> tuple[Array, Kind | None]:
     """Return a mask as bool with None, or as floats of the compute dtype with its kind."""
     if type(mask) is np.ndarray and mask.dtype is _BOOL:
         return mask, None
@@ -52,7 +57,10 @@ def _read(name: str, mask: Any, compute: np.dtype[Any]) -> tuple[Array, Kind | N
     if kind.bfloat16:
         return decode(array, compute, True), kind
     if array.dtype.kind != "f":
-        raise wrong_type(name, "bool or floating", array.dtype.name)
+        got = array.dtype.name
+        if array.dtype.kind in "iu":
+            got += f" ({polarity.format(name)})"
+        raise wrong_type(name, "bool or floating", got)
     if array.dtype == compute and array.flags.aligned and array.dtype.isnative:
         return array, kind
     return _cast(array, compute), kind._replace(dtype=array.dtype.newbyteorder("="))
@@ -108,8 +116,17 @@ def attention_mask(
     else:
         each = (batch * heads, queries, keys)
         expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
-        raise wrong("attn_mask", expected, given)
+        ways = {
+            (batch, queries, keys): "attn_mask[:, None]",
+            (heads, queries, keys): "attn_mask[None]",
+        }
+        raise wrong("attn_mask", expected, _with_way(given, ways))
     return Mask(_broadcast(view, shape), kind and MaskGradient(view.shape, given, kind))
+
+
+def _with_way(given: Shape, ways: Mapping[Any, str]) -> str:
+    """Write a shape that does not fit, with what makes it fit if that is known."""
+    return f"{given} ({ways[given]} fits)" if given in ways else str(given)
 
 
 def fold(shape: Shape) -> tuple[int, int, int, int]:
@@ -124,11 +141,15 @@ def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
     """Check a mask that broadcasts to `scores` (..., L, S) and view it as (N, H, L, S)."""
     if mask is None:
         return None
-    array, kind = _read("attn_mask", mask, compute)
+    array, kind = _read("attn_mask", mask, compute, _SHOWS)
     given = array.shape
     lead = (1,) * (len(scores) - len(given)) + given
     if len(lead) != len(scores) or any(a not in (1, b) for a, b in zip(lead, scores, strict=True)):
-        raise wrong("attn_mask", f"a shape that broadcasts to {scores}", given)
+        way = (
+            {(*scores[:-3], *scores[-2:]): "attn_mask[..., None, :, :]"} if len(scores) > 3 else {}
+        )
+        expected = f"a shape that broadcasts to {scores}"
+        raise wrong("attn_mask", expected, _with_way(given, way))
     view = _broadcast(array, scores).reshape(fold(scores))
     if kind is None:
         return Mask(view, None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Mapping
 from operator import is_
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
@@ -21,14 +24,14 @@ from multihead.arrays import (
     writable,
 )
 from multihead.checks import wrong_type
+from multihead.layouts import Sizes
 
 EngineArrays: TypeAlias = tuple[Array | None, ...]
 
 
-def parameter_shapes(
-    embed: int, kdim: int, vdim: int, bias: bool, add_bias_kv: bool
-) -> dict[str, Shape]:
+def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
     """Return the shape of every parameter, in the order of torch's state dict."""
+    embed, kdim, vdim = sizes.embed, sizes.kdim, sizes.vdim
     shapes: dict[str, Shape] = {}
     if kdim == embed == vdim:
         shapes["in_proj_weight"] = (3 * embed, embed)
@@ -36,18 +39,22 @@ def parameter_shapes(
         shapes["q_proj_weight"] = (embed, embed)
         shapes["k_proj_weight"] = (embed, kdim)
         shapes["v_proj_weight"] = (embed, vdim)
-    if bias:
+    if sizes.bias:
         shapes["in_proj_bias"] = (3 * embed,)
-    if add_bias_kv:
+    if sizes.bias_key:
         shapes["bias_k"] = shapes["bias_v"] = (1, 1, embed)
     shapes["out_proj.weight"] = (embed, embed)
-    if bias:
+    if sizes.bias:
         shapes["out_proj.bias"] = (embed,)
     return shapes
 
 
 class Block:
-    """Named arrays that lie one after the other in one block of memory."""
+    """Named arrays that lie one after the other in one block of memory.
+
+    `shown` holds what callers get, the same objects each time; its arrays may be given other
+    shapes in place, which those of `arrays` must not.
+    """
 
     def __init__(self, shapes: Mapping[str, Shape], memory: Array) -> None:
         self.memory = memory
@@ -57,6 +64,7 @@ class Block:
             end = start + math.prod(shape)
             self.arrays[name] = self.memory[start:end].reshape(shape)
             start = end
+        self.shown = {name: array[...] for name, array in self.arrays.items()}
 
     @classmethod
     def zeros(cls, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Block:
@@ -106,7 +114,7 @@ class OutProjection:
     @property
     def weight(self) -> Array:
         """The weight, (E, E); assigning copies into it."""
-        return self._owner._block.arrays["out_proj.weight"]
+        return self._owner._block.shown["out_proj.weight"]
 
     @weight.setter
     def weight(self, value: Any) -> None:
@@ -115,20 +123,20 @@ class OutProjection:
     @property
     def bias(self) -> Array | None:
         """The bias, (E,), or None; assigning copies into it."""
-        return self._owner._block.arrays.get("out_proj.bias")
+        return self._owner._block.shown.get("out_proj.bias")
 
     @bias.setter
     def bias(self, value: Any) -> None:
         self._owner._assign("out_proj.bias", value)
 
     def __repr__(self) -> str:
-        embed = self.weight.shape[0]
+        embed = self._owner._shapes["out_proj.weight"][0]
         return f"OutProjection(embed_dim={embed}, bias={self.bias is not None})"
 
 
 def _parameter(name: str, shape: str) -> property:
     def fetch(self: AttentionParameters) -> Array | None:
-        return self._block.arrays.get(name)
+        return self._block.shown.get(name)
 
     def assign(self: AttentionParameters, value: Any) -> None:
         self._assign(name, value)
@@ -149,23 +157,23 @@ class AttentionParameters:
     bias_v = _parameter("bias_v", "(1, 1, E)")
 
     def __init__(self, shapes: dict[str, Shape], element: Element) -> None:
+        self._lock = threading.Lock()  # held while gradients are added and a mask is drawn
+        _layers.add(self)
         self._shapes = shapes
         self._element = element
-        self._block = Block.zeros(shapes, storage_dtype(element))
+        self._adopt(Block.zeros(shapes, storage_dtype(element)))
         self._grads: Block | None = None
-        self._link()
 
-    def _link(self) -> None:
-        """Set what follows from the memory of the parameters and their gradients."""
-        self._engine_params = engine_arrays(self._block.arrays)
-        if self._grads is not None:
-            self._engine_grads = engine_arrays(self._grads.arrays)
-            self._grads_dict = dict(self._grads.arrays)
+    def _adopt(self, block: Block) -> None:
+        """Take a block of memory for the parameters."""
+        self._block = block
+        self._engine_params = engine_arrays(block.arrays)
 
-    def _adopt(self, memory: Array) -> None:
-        """Take the memory of another layer's parameters, of the same shapes and dtype."""
-        self._block = Block(self._shapes, memory)
-        self._link()
+    def _adopt_grads(self, block: Block) -> None:
+        """Take a block of memory for the gradients; it is seen once all of it is in place."""
+        self._engine_grads = engine_arrays(block.arrays)
+        self._grads_dict = dict(block.shown)
+        self._grads = block
 
     @property
     def out_proj(self) -> OutProjection:
@@ -186,15 +194,17 @@ class AttentionParameters:
         array of the same shape and dtype.
         """
         if self._grads is None:
-            self._grads = Block.zeros(self._shapes, self._element.compute)
-            self._link()
+            with self._lock:
+                if self._grads is None:
+                    self._adopt_grads(Block.zeros(self._shapes, self._element.compute))
         return self._grads_dict
 
     def zero_grad(self) -> None:
         """Set all of `grads` to zero, in place."""
         if self._grads is not None:
-            for grad in self._grads_dict.values():
-                grad.fill(0)
+            with self._lock:
+                for grad in self._grads_dict.values():
+                    grad.fill(0)
 
     def parameters(self) -> dict[str, Array]:
         """Return the parameters themselves under their state-dict names.
@@ -205,10 +215,14 @@ class AttentionParameters:
             Writing into an array changes the layer. bfloat16 parameters have the dtype
             ``ml_dtypes.bfloat16``; where that package is missing, they are their bits as uint16.
         """
-        return dict(self._block.arrays)
+        return dict(self._block.shown)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters, in torch's order and under torch's names."""
+        """Return copies of the parameters, in torch's order and under torch's names.
+
+        They are NumPy arrays: a torch layer takes ``{name: torch.from_numpy(x) for name, x in
+        layer.state_dict().items()}``.
+        """
         return {name: array.copy() for name, array in self._block.arrays.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -225,8 +239,11 @@ class AttentionParameters:
         ValueError
             If names are missing or unexpected or shapes differ. All are named, nothing is changed.
         TypeError
-            If a value is not a floating array.
+            If it is no mapping, or a value is not a floating array.
         """
+        if not isinstance(state_dict, Mapping):
+            got = f"{type(state_dict).__name__} (read a file first, as with torch.load)"
+            raise wrong_type("state_dict", "a mapping of names to arrays", got)
         problems = [f"missing {name}" for name in self._shapes if name not in state_dict]
         problems += [f"unexpected {name}" for name in state_dict if name not in self._shapes]
         common = {name: state_dict[name] for name in self._shapes if name in state_dict}
@@ -281,7 +298,7 @@ class AttentionParameters:
         """Return the gradients for the engine, and the memory that they take."""
         grads = self.grads
         assert self._grads is not None
-        own = self._grads.arrays
+        own = self._grads.shown
         if len(grads) == len(own) and all(map(is_, grads.values(), own.values())):
             return self._engine_grads, [self._grads.memory]
         compute = element_of(self._element.compute)
@@ -291,3 +308,16 @@ class AttentionParameters:
                 raise wrong_type(label, "a NumPy array", type(grads.get(name)).__name__)
             writable(label, grads[name], compute, shape)
         return engine_arrays(grads), list(grads.values())
+
+
+_layers: WeakSet[AttentionParameters] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """Give a forked child locks that no thread holds which it does not have."""
+    for layer in list(_layers):
+        layer._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

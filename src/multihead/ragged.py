@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
 from multihead.arrays import Array, Kind, borrow
 from multihead.checks import dims, wrong, wrong_type
 
+A = TypeVar("A")
 
-class Ragged:
+
+class Ragged(Generic[A]):
     """Sequences of different lengths, one after the other in one array.
 
     Sequence ``n`` is ``values[offsets[n]:offsets[n + 1]]``. A layer that is given ragged query,
@@ -50,12 +53,12 @@ class Ragged:
 
     __slots__ = ("_kind", "_view", "offsets", "values")
 
-    values: Any
+    values: A
     offsets: Array
     _view: Array
     _kind: Kind
 
-    def __init__(self, values: Any, offsets: Any) -> None:
+    def __init__(self, values: A, offsets: Any) -> None:
         view, kind = borrow("values", values)
         if view.ndim != 2:
             raise wrong("values", dims("total", "E"), view.shape)
@@ -74,7 +77,7 @@ class Ragged:
         return Ragged, (self.values, self.offsets)
 
     @classmethod
-    def from_list(cls, sequences: Sequence[Any]) -> Ragged:
+    def from_list(cls, sequences: Sequence[A]) -> Ragged[A]:
         """Concatenate N arrays of shape (L_n, E), all of one dtype, into a batch.
 
         Parameters
@@ -116,7 +119,7 @@ class Ragged:
         """The lengths of the sequences, (N,) int64."""
         return np.diff(self.offsets)
 
-    def to_list(self) -> list[Any]:
+    def to_list(self) -> list[A]:
         """Return the N sequences as views of `values`, each (L_n, E).
 
         Examples
@@ -125,9 +128,10 @@ class Ragged:
         [(1, 4), (2, 4)]
         """
         ends = self.offsets.tolist()
-        return [self.values[a:b] for a, b in pairwise(ends)]
+        values: Any = self.values
+        return [values[a:b] for a, b in pairwise(ends)]
 
-    def to_padded(self, fill: float = 0.0) -> Any:
+    def to_padded(self, fill: float = 0.0) -> A:
         """Return a new array (N, max L, E) with `fill` behind each sequence.
 
         Parameters
@@ -150,10 +154,49 @@ class Ragged:
         shape = (len(self), int(lengths.max(initial=0)), self._view.shape[1])
         padded = self._kind.full(shape, fill)
         padded[np.arange(shape[1]) < lengths[:, None]] = self._view
-        return self._kind.wrap(padded)
+        wrapped: A = self._kind.wrap(padded)
+        return wrapped
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: slice) -> Ragged[A]: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> A: ...
+    def __getitem__(self, index: Any) -> Any:
+        """Return sequence `index` as a view (L_n, E), or for a slice a `Ragged` of views.
+
+        Parameters
+        ----------
+        index : int or slice
+            From the end if negative. Slices have a step of 1.
+
+        Examples
+        --------
+        >>> batch = Ragged(np.arange(6.0)[:, None], [0, 1, 3, 6])
+        >>> batch[-1].ravel(), batch[1:]
+        (array([3., 4., 5.]), Ragged(N=2, total=5, E=1, lengths=2 to 3))
+        """
+        values: Any = self.values
+        if isinstance(index, slice):
+            first, last, step = index.indices(len(self))
+            if step != 1:
+                raise wrong("index", "a slice with a step of 1", index)
+            ends = self.offsets[first : max(first, last) + 1]
+            return Ragged(values[ends[0] : ends[-1]], ends - ends[0])
+        try:
+            n = operator.index(index)
+        except TypeError:
+            raise wrong_type("index", "an integer or a slice", repr(index)) from None
+        if not -len(self) <= n < len(self):
+            raise IndexError(f"index: expected less than {len(self)} sequences, got {n}")
+        n %= len(self)
+        return values[int(self.offsets[n]) : int(self.offsets[n + 1])]
+
+    def __iter__(self) -> Iterator[A]:
+        """Go through the sequences, as views (L_n, E)."""
+        return iter(self.to_list())
 
     def __repr__(self) -> str:
         total, width = self._view.shape
@@ -163,7 +206,7 @@ class Ragged:
 
 
 def _offsets(offsets: Any, total: int) -> Array:
-    """Check offsets and return them as a read-only int64 array."""
+    """Check offsets and return them as an int64 array that cannot be made writable."""
     if hasattr(offsets, "__dlpack__") and not isinstance(offsets, np.ndarray):
         offsets = borrow("offsets", offsets)[0]
     steps = np.asarray(offsets)
@@ -171,9 +214,10 @@ def _offsets(offsets: Any, total: int) -> Array:
         raise wrong_type("offsets", "integers", steps.dtype)
     if steps.ndim != 1 or steps.size == 0:
         raise wrong("offsets", dims("N + 1"), steps.shape)
-    frozen = steps.flags.owndata and not steps.flags.writeable and steps.dtype == np.int64
-    steps = steps if frozen else np.array(steps, np.int64)
-    if steps[0] != 0 or steps[-1] != total or (np.diff(steps) < 0).any():
+    if type(steps.base) is bytes and steps.dtype == np.int64 and steps.flags.c_contiguous:
+        frozen = steps
+    else:
+        frozen = np.frombuffer(np.ascontiguousarray(steps, np.int64).tobytes(), np.int64)
+    if frozen[0] != 0 or frozen[-1] != total or (np.diff(frozen) < 0).any():
         raise wrong("offsets", f"a rising run from 0 to {total}", steps)
-    steps.flags.writeable = False
-    return steps
+    return frozen

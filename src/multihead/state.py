@@ -1,16 +1,72 @@
-"""A layer's options and what changes between its calls: mode, random state, cache."""
+"""A layer's options, masks by them, and what changes between calls: mode, random state, cache."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
 from multihead.arrays import element_of
-from multihead.checks import integer, probability, wrong, wrong_type
+from multihead.cache import SET_TO_NONE, CacheSlot, usable
+from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
-from multihead.parameters import AttentionParameters, parameter_shapes
+from multihead.mask_warning import MaskWatch
+from multihead.masks import merge
+from multihead.parameters import AttentionParameters, Block, parameter_shapes
+from multihead.seeds import WORD
+from multihead.suggestions import meant
 
 _Layer = TypeVar("_Layer", bound="LayerState")
-_WORD = 2**64
+
+
+SIZE_OPTIONS = (
+    "embed_dim",
+    "num_heads",
+    "bias",
+    "add_bias_kv",
+    "add_zero_attn",
+    "kdim",
+    "vdim",
+)
+
+
+def checked_sizes(
+    embed_dim: int,
+    num_heads: int,
+    bias: bool,
+    add_bias_kv: bool,
+    add_zero_attn: bool,
+    kdim: int | None,
+    vdim: int | None,
+) -> Sizes:
+    """Return what a layer of these options cannot change, or raise."""
+    embed, heads = integer("embed_dim", embed_dim, 1), integer("num_heads", num_heads, 1)
+    if embed % heads:
+        raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
+    return Sizes(
+        embed=embed,
+        heads=heads,
+        head=embed // heads,
+        kdim=embed if kdim is None else integer("kdim", kdim, 1),
+        vdim=embed if vdim is None else integer("vdim", vdim, 1),
+        bias=boolean("bias", bias),
+        bias_key=boolean("add_bias_kv", add_bias_kv),
+        zero_row=boolean("add_zero_attn", add_zero_attn),
+    )
+
+
+def _fixed(name: str, size: str, doc: str) -> Any:
+    def refuse(self: LayerState, value: Any) -> None:
+        message = f"{name}: cannot be changed, as the parameters follow from it; make a new layer"
+        raise AttributeError(message)
+
+    return property(attrgetter(f"_sizes.{size}"), refuse, doc=doc)
+
+
+def _flag(name: str, doc: str) -> Any:
+    def assign(self: LayerState, value: Any) -> None:
+        setattr(self, f"_{name}", boolean(name, value))
+
+    return property(attrgetter(f"_{name}"), assign, doc=doc)
 
 
 class LayerState(AttentionParameters):
@@ -29,24 +85,41 @@ class LayerState(AttentionParameters):
         batch_first: bool = False,
         dtype: Any = None,
     ) -> None:
-        self.embed_dim = embed = integer("embed_dim", embed_dim, 1)
-        self.num_heads = heads = integer("num_heads", num_heads, 1)
-        if embed % heads:
-            raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
-        self.head_dim = embed // heads
-        self.dropout = dropout
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
-        self.add_bias_kv, self.add_zero_attn = bool(add_bias_kv), bool(add_zero_attn)
-        self.kdim = embed if kdim is None else integer("kdim", kdim, 1)
-        self.vdim = embed if vdim is None else integer("vdim", vdim, 1)
-        extra_keys = self.add_bias_kv + self.add_zero_attn
-        self._sizes = Sizes(embed, self.kdim, self.vdim, heads, extra_keys)
-        shapes = parameter_shapes(embed, self.kdim, self.vdim, self.bias, self.add_bias_kv)
-        super().__init__(shapes, element_of(dtype))
-        self.training = True
-        self.cache: Any = None
+        self._sizes = sizes = checked_sizes(
+            embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim
+        )
+        self.dropout, self.batch_first, self.training = dropout, batch_first, True
+        super().__init__(parameter_shapes(sizes), element_of(dtype))
+        self._training: bool
+        self._batch_first: bool
+        self._slot = CacheSlot()
+        self._watch = MaskWatch(true_hides=True, left=4)
         self._rng_state = (0, 0)
         self._token = object()
+
+    embed_dim: Final[int] = _fixed("embed_dim", "embed", "E, the width of query and output.")
+    num_heads: Final[int] = _fixed("num_heads", "heads", "H, the number of heads.")
+    head_dim: Final[int] = _fixed("head_dim", "head", "D = E / H, the width of a head.")
+    kdim: Final[int] = _fixed("kdim", "kdim", "Width of key.")
+    vdim: Final[int] = _fixed("vdim", "vdim", "Width of value.")
+    bias: Final[bool] = _fixed("bias", "bias", "Whether the projections have biases.")
+    add_bias_kv: Final[bool] = _fixed(
+        "add_bias_kv", "bias_key", "Whether there are `bias_k` and `bias_v`."
+    )
+    add_zero_attn: Final[bool] = _fixed(
+        "add_zero_attn", "zero_row", "Whether a zero key is appended."
+    )
+
+    training: bool = _flag("training", "Set by `train` and `eval`.")
+    batch_first: bool = _flag("batch_first", "Whether batched arrays are (N, L, E), not (L, N, E).")
+
+    def __getattr__(self, name: str) -> Any:
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "forward":
+            message += "; call the layer itself: layer(query, key, value)"
+        elif not name.startswith("_"):
+            message += meant(name, dir(type(self)))
+        raise AttributeError(message)
 
     @property
     def dropout(self) -> float:
@@ -56,6 +129,16 @@ class LayerState(AttentionParameters):
     @dropout.setter
     def dropout(self, value: float) -> None:
         self._dropout = probability("dropout", value)
+
+    @property
+    def cache(self) -> Any:
+        """What the calling thread's last call left for `backward`, or None."""
+        held = self._slot.held
+        return None if isinstance(held, str) else held
+
+    @cache.setter
+    def cache(self, value: Any) -> None:
+        self._slot.held = SET_TO_NONE if value is None else usable(value, self._token)
 
     @property
     def rng_state(self) -> tuple[int, int]:
@@ -71,11 +154,27 @@ class LayerState(AttentionParameters):
         if not isinstance(state, tuple | list) or len(state) != 2:
             raise wrong_type("rng_state", "a tuple (seed, counter)", repr(state))
         seed, counter = state
-        self._rng_state = (integer("seed", seed, 0, _WORD), integer("counter", counter, 0, _WORD))
+        numbers = (integer("seed", seed, 0, WORD), integer("counter", counter, 0, WORD))
+        with self._lock:
+            self._rng_state = numbers
+
+    def _draw(self) -> tuple[float, int, int]:
+        """Take the next mask of dropout: (p, seed, counter), which no other call gets."""
+        with self._lock:
+            seed, counter = self._rng_state
+            self._rng_state = (seed, (counter + 1) % WORD)
+        return self._dropout, seed, counter
+
+    def _undraw(self, dropout: tuple[float, int, int]) -> None:
+        """Give a mask back, unless another call has taken the one after it."""
+        _, seed, counter = dropout
+        with self._lock:
+            if self._rng_state == (seed, (counter + 1) % WORD):
+                self._rng_state = (seed, counter)
 
     def train(self: _Layer, mode: bool = True) -> _Layer:
         """Switch to training mode, or to eval mode with False, and return the layer."""
-        self.training = bool(mode)
+        self.training = boolean("mode", mode)
         return self
 
     def eval(self: _Layer) -> _Layer:
@@ -96,6 +195,44 @@ class LayerState(AttentionParameters):
             "batch_first": self.batch_first,
             "dtype": self.dtype,
         }
+
+    def merge_masks(
+        self, attn_mask: Any, key_padding_mask: Any, query: Any
+    ) -> tuple[Any, int | None]:
+        """Combine two masks into one, and say of which type it is.
+
+        Parameters
+        ----------
+        attn_mask : array of shape (L, S), (N * H, L, S) or broadcastable to (N, H, L, S), or None
+        key_padding_mask : array of shape (N, S), or None
+        query : array of shape (N, L, E)
+            Only its shape counts.
+
+        Returns
+        -------
+        mask : array or None
+            `key_padding_mask` as it is if it is alone, otherwise (N, H, L, S): the logical or of
+            two boolean masks; else the sum, in the dtype computed in, where True counts as -inf.
+        mask_type : int or None
+            1 for a `key_padding_mask` alone, 2 with an `attn_mask`, None without any.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a mask has another shape or is neither boolean nor floating.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 2)
+        >>> causal, padding = np.triu(np.ones((3, 3), bool), 1), np.zeros((4, 3), bool)
+        >>> mask, mask_type = layer.merge_masks(causal, padding, np.ones((4, 3, 8)))
+        >>> mask.shape, mask_type
+        ((4, 2, 3, 3), 2)
+        """
+        shape = tuple(query.shape)
+        return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)
 
     def __repr__(self) -> str:
         defaults = {
@@ -123,9 +260,9 @@ class LayerState(AttentionParameters):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         LayerState.__init__(self, **state["options"])
-        self._adopt(state["memory"])
+        self._adopt(Block(self._shapes, state["memory"]))
         if state["grads"] is not None:
             for name, grad in state["grads"].items():
-                self.grads[name][...] = grad
+                self.grads[name][...] = grad.reshape(self._shapes[name])
         self._rng_state = state["rng_state"]
         self.training = state["training"]

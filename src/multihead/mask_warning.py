@@ -1,0 +1,86 @@
+"""A warning for masks that say the opposite of what was meant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from multihead.arrays import Array
+
+
+class MaskWarning(UserWarning):
+    """A mask hides everything from a query in every sequence, or adds zeros and ones to scores.
+
+    Either is allowed, and mostly a mask of the opposite meaning. Switch it off with
+    ``warnings.simplefilter("ignore", multihead.MaskWarning)``.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> import multihead as mh
+    >>> layer, x = mh.MultiheadAttention(8, 2), np.ones((3, 8), np.float32)
+    >>> sees = np.tri(3, dtype=bool)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = layer(x, x, x, attn_mask=sees)
+    >>> print(caught[0].message)
+    attn_mask: 1 of 3 queries see no key in any sequence; True means ignore (~attn_mask?)
+    """
+
+
+class MaskWatch:
+    """Looks at the first masks that a layer is given, until one is doubtful or `left` is 0.
+
+    A look is a pass over L x S elements, which no later call has to pay for.
+    """
+
+    def __init__(self, true_hides: bool, left: int) -> None:
+        self._true_hides = true_hides
+        self.left = left
+
+    def look(self, masks: Mapping[str, Array], all_hidden_is_fine: bool = False) -> None:
+        """Warn the caller's caller if a mask as the engine takes it seems to mean the opposite.
+
+        Parameters
+        ----------
+        masks : mapping of str to array of shape (N, H, L, S) or (N, S)
+            Steps of 0 bytes where they are broadcast.
+        all_hidden_is_fine : bool
+            Whether queries see more keys than those of the masks.
+        """
+        left = self.left - 1
+        for name, mask in masks.items():
+            once = tuple(slice(1 if step == 0 else None) for step in mask.strides)
+            if mask.size:
+                message = self._doubt(name, mask[once], mask.shape, all_hidden_is_fine)
+                if message:
+                    warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=3)
+                    left = 0
+        self.left = left
+
+    def _doubt(self, name: str, mask: Array, shape: tuple[int, ...], fine: bool) -> str:
+        is_bool = mask.dtype == np.bool_
+        if not is_bool and mask.min() == 0 and mask.max() == 1 and np.isin(mask, (0, 1)).all():
+            keep = f"{name} == 0" if self._true_hides else f"{name} != 0"
+            return f"zeros and ones are added to the scores; {keep} hides where it is 0"
+        if fine:
+            return ""
+        if not is_bool:
+            hidden = mask.max(-1) == -np.inf
+        else:
+            hidden = mask.all(-1) if self._true_hides else ~mask.any(-1)
+        if mask.ndim == 2:
+            what = "every key is hidden in every sequence" if hidden.all() else ""
+        else:
+            rows = np.broadcast_to(hidden.all((0, 1)), shape[2:3])
+            count = int(rows.sum())
+            what = f"{count} of {rows.size} queries see no key in any sequence" if count else ""
+        if not what:
+            return ""
+        if not is_bool:
+            return f"{what}; -inf hides"
+        polarity = "ignore" if self._true_hides else "attend"
+        return f"{what}; True means {polarity} (~{name}?)"

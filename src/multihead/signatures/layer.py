@@ -1,0 +1,251 @@
+"""The overloads of the layer's call and backward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multihead.ragged import Ragged
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+Size = TypeVar("Size", bound=tuple[Any, ...])
+T = TypeVar("T", bound=np.generic)
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: Ragged[A],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: Literal[True] = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Ragged[A], list[A]]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: Ragged[A],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    *,
+    need_weights: Literal[False],
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Ragged[A], None]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: Ragged[A],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Ragged[A], list[A] | None]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: np.ndarray[Size, np.dtype[T]],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: Literal[True] = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[np.ndarray[Size, np.dtype[T]], NDArray[T]]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: np.ndarray[Size, np.dtype[T]],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    *,
+    need_weights: Literal[False],
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[np.ndarray[Size, np.dtype[T]], None]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: np.ndarray[Size, np.dtype[T]],
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[np.ndarray[Size, np.dtype[T]], NDArray[T] | None]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: A,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: Literal[True] = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[A, A]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: A,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    *,
+    need_weights: Literal[False],
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[A, None]: ...
+
+
+@overload
+def layer_call(
+    self: Any,
+    query: A,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[A, A | None]: ...
+
+
+def layer_call(*args: Any, **options: Any) -> Any:
+    """Stand for `MultiheadAttention.__call__`."""
+    raise NotImplementedError
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: Ragged[A],
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[False] = False,
+) -> tuple[Ragged[A], Ragged[A], Ragged[A]]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: Ragged[A],
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[True],
+) -> tuple[Ragged[A], Ragged[A], Ragged[A], A | None, A | None]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: NDArray[T],
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[False] = False,
+) -> tuple[NDArray[T], NDArray[T], NDArray[T]]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: NDArray[T],
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[True],
+) -> tuple[NDArray[T], NDArray[T], NDArray[T], NDArray[T] | None, NDArray[T] | None]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: A,
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[False] = False,
+) -> tuple[A, A, A]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: A,
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: None = None,
+    need_mask_grad: Literal[True],
+) -> tuple[A, A, A, A | None, A | None]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: Any,
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: tuple[A, B, C],
+    need_mask_grad: Literal[False] = False,
+) -> tuple[A, B, C]: ...
+
+
+@overload
+def layer_backward(
+    self: Any,
+    d_out: object,
+    d_weights: Any = None,
+    *,
+    cache: Any = None,
+    out: Any = None,
+    need_mask_grad: bool,
+) -> tuple[Any, ...]: ...
+
+
+def layer_backward(*args: Any, **options: Any) -> Any:
+    """Stand for `MultiheadAttention.backward`."""
+    raise NotImplementedError
