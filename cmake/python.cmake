@@ -3,16 +3,9 @@ find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 execute_process(COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
   OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE nanobind_ROOT)
 find_package(nanobind CONFIG REQUIRED)
-nanobind_add_module(_native NB_STATIC NOMINSIZE
-  csrc/python/module.cpp
-  csrc/python/torch.cpp
-  csrc/python/torch_threads.cpp
-  csrc/python/views.cpp
-  csrc/platform/cpu.cpp
-  csrc/platform/library_posix.cpp
-  csrc/platform/library_windows.cpp
-  csrc/platform/threads_posix.cpp
-  csrc/platform/threads_windows.cpp)
+file(GLOB extension_sources CONFIGURE_DEPENDS
+  csrc/python/*.cpp csrc/platform/cpu.cpp csrc/platform/library_*.cpp csrc/platform/threads_*.cpp)
+nanobind_add_module(_native NB_STATIC NOMINSIZE ${extension_sources})
 target_compile_options(_native PRIVATE ${warnings})
 target_link_libraries(_native PRIVATE multihead ${CMAKE_DL_LIBS})
 if(APPLE)

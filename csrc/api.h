@@ -2,37 +2,47 @@
 // sides are built together, and a mismatch is refused.
 #pragma once
 
-#include "engine/functional.h"
-#include "engine/layer.h"
+#include "engine/partial.h"
 #include "engine/thread_pool.h"
+#include "faces/arguments.h"
+#include "faces/guarded.h"
 #include "platform/compiler.h"
 
 namespace multihead {
 
-constexpr int kTableVersion = 4;
+constexpr int kTableVersion = 5;
 
-// Functions return null, or why they failed: a string of the calling thread's.
 struct EngineTable {
   int version;
-  const char* (*cache_bytes)(const LayerCall& call, size_t* bytes);
-  const char* (*layer_forward)(const LayerCall& call, const View& out, const WeightsView& weights,
-                               void* cache);
-  const char* (*layer_backward)(const LayerCall& call, const void* cache, const View& d_out,
-                                const WeightsView& d_weights, const LayerGradients& gradients);
-  const char* (*attention_forward)(const AttentionCall& call, const View& out, const View& stats,
-                                   const WeightsView& weights);
-  const char* (*attention_backward)(const AttentionCall& call, const View& stats, const View& delta,
-                                    const View& d_out, const AttentionGradients& gradients);
-  const char* (*row_dot)(const View& a, const View& b, const View& result);
-  const char* (*block_create)(size_t bytes, void** block, void** data);
+
+  // What backward needs of a forward: bytes of memory.
+  faces::Outcome (*cache_bytes)(const faces::LayerArguments& arguments, size_t* bytes);
+  faces::Outcome (*layer_forward)(const faces::LayerArguments& arguments,
+                                  const faces::LayerResults& results, void* cache);
+  faces::Outcome (*layer_backward)(const faces::LayerArguments& arguments, const void* cache,
+                                   const faces::LayerResults& d_results,
+                                   const faces::LayerTensors& gradients);
+  faces::Outcome (*attention_forward)(const faces::AttentionArguments& arguments,
+                                      const faces::AttentionResults& results);
+  // delta (N, H, L) = rowsum(d_out * out); d_results: out's gradient, and the forward's stats
+  faces::Outcome (*attention_backward)(const faces::AttentionArguments& arguments,
+                                       const faces::AttentionResults& d_results, const View& delta,
+                                       const faces::AttentionTensors& gradients);
+  faces::Outcome (*row_dot)(const View& a, const View& b, const View& result);
+  faces::Outcome (*merge_attention)(const MergeCall& call);
+
+  // Memory of the engine's, for caches.
+  faces::Outcome (*block_create)(size_t bytes, void** block, void** data);
   void (*block_destroy)(void* block);
-  const char* (*isa)(const char** name);           // of the kernels in use
-  int (*available)(const char** names, int most);  // returns how many there are
+
+  faces::Outcome (*kernels_in_use)(const char** name);
+  faces::Outcome (*use_kernels)(const char* name);
+  faces::Outcome (*add_kernels)(const KernelSet* set);  // one that lives as long as the process
+  int (*available)(const char** names, int most);       // returns how many there are
+
   int (*num_threads)();
   void (*set_num_threads)(int threads);
-  const char* (*set_thread_source)(const ThreadSource* source);  // which is never destroyed
-  const char* (*fma_peak)(double seconds, int threads, bool f64, double* flops_per_second);
-  const char* (*region_seconds)(int iterations, double* seconds);
+  faces::Outcome (*set_thread_source)(const ThreadSource* source);  // which is never destroyed
 };
 
 }  // namespace multihead

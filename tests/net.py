@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MULTIHEAD_NUM_THREADS", str(os.cpu_count() or 1))
 
 import numpy as np
 

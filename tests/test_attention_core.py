@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from multihead import _native, reference
+from multihead.arguments import AttentionOptions, AttentionTensors
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, tolerance
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 DTYPES = ("float32", "float64")
 SPLITS = [1, 16, 37, 64, 100]
@@ -34,14 +37,23 @@ class Core:
             return None
         return np.broadcast_to(self.mask, (N, H, L, S))[:, :, rows, keys]
 
+    def options(self, rows: slice, keys: slice) -> AttentionOptions:
+        return AttentionOptions(
+            self.is_causal,
+            self.scale,
+            *self.dropout,
+            true_hides=True,
+            query_offset=rows.start,
+            key_offset=keys.start,
+        )
+
     def forward(self, rows: slice, keys: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Output, natural lse and statistics of a block."""
         q, k, v = self.q[:, :, rows], self.k[:, :, keys], self.v[:, :, keys]
         out = np.full((*q.shape[:3], DV), np.nan, self.dtype)
         stats = np.full((2, *q.shape[:3]), np.nan, self.dtype)
-        offsets = (0, 0, rows.start, keys.start)
-        common = (self.mask_part(rows, keys), True, self.is_causal, self.scale, self.dropout)
-        _native.attention_forward(q, k, v, *common, offsets, out, stats, None)
+        tensors = AttentionTensors(q, k, v, self.mask_part(rows, keys))
+        _native.attention_forward(self.options(rows, keys), tensors, out, stats, None)
         return out, natural_lse(stats), stats
 
     def backward(
@@ -50,11 +62,10 @@ class Core:
         """Gradients of a block, given statistics and delta of the whole rows."""
         q, k, v = self.q[:, :, rows], self.k[:, :, keys], self.v[:, :, keys]
         d_q, d_k, d_v = (np.full(x.shape, np.nan, self.dtype) for x in (q, k, v))
-        offsets = (0, 0, rows.start, keys.start)
-        common = (self.mask_part(rows, keys), True, self.is_causal, self.scale, self.dropout)
-        d_out = self.d_out[:, :, rows]
+        tensors = AttentionTensors(q, k, v, self.mask_part(rows, keys))
+        d_out, gradients = self.d_out[:, :, rows], AttentionTensors(d_q, d_k, d_v, None)
         _native.attention_backward(
-            q, k, v, *common, offsets, stats, delta, d_out, d_q, d_k, d_v, None
+            self.options(rows, keys), tensors, stats, delta, d_out, gradients
         )
         return {"q": d_q, "k": d_k, "v": d_v}
 
@@ -187,8 +198,8 @@ def test_batch_and_head_offsets_place_the_dropout_mask(
     weights = np.full((1, 2, L, S), np.nan, dtype)
     out = np.empty((1, 2, L, DV), dtype)
     q, k, v = (x[1:, 1:] for x in (core.q, core.k, core.v))
-    place = (None, True, False, core.scale, core.dropout, (1, 1, 0, 0))
-    _native.attention_forward(q, k, v, *place, out, None, weights)
+    how = AttentionOptions(False, core.scale, *core.dropout, batch_offset=1, head_offset=1)
+    _native.attention_forward(how, AttentionTensors(q, k, v, None), out, None, weights)
     assert_close(out, expected.out[1:, 1:], tolerance(FORWARD, dtype), "out")
     assert_close(weights, expected.weights[1:, 1:], tolerance(FORWARD, dtype), "weights")
     np.testing.assert_array_equal(weights > 0, expected.weights[1:, 1:] > 0)
@@ -199,10 +210,8 @@ def test_global_positions_may_be_large(dtype: str, rng: np.random.Generator) -> 
     far = 2**33
     q, k, v = (rng.standard_normal((1, 1, 40, 8)).astype(dtype) for _ in range(3))
     weights, out = np.empty((1, 1, 40, 40), dtype), np.empty_like(q)
-    dropout, offsets = (0.5, 3, 4), (0, 0, far + 10, far)
-    _native.attention_forward(
-        q, k, v, None, True, True, 8**-0.5, dropout, offsets, out, None, weights
-    )
+    how = AttentionOptions(True, 8**-0.5, 0.5, 3, 4, query_offset=far + 10, key_offset=far)
+    _native.attention_forward(how, AttentionTensors(q, k, v, None), out, None, weights)
     visible = np.arange(40) <= np.arange(40)[:, None] + 10
     queries = far + 10 + np.arange(40)
     keep, _ = reference.dropout_mask(3, 4, 0, 0, queries, np.arange(far, far + 40), 0.5)
@@ -227,16 +236,12 @@ def test_the_mask_gradient_is_that_of_the_scores(dtype: str, rng: np.random.Gene
     _native.delta(core.d_out, out, delta)
     d_q, d_k, d_v = (np.empty_like(x) for x in (core.q, core.k, core.v))
     d_mask = np.full((N, H, L, S), np.nan, dtype)
-    common = (
-        core.mask_part(ROWS, slice(0, S)),
-        True,
-        False,
-        core.scale,
-        core.dropout,
-        (0, 0, 0, 0),
+    everything = slice(0, S)
+    tensors = AttentionTensors(core.q, core.k, core.v, core.mask_part(ROWS, everything))
+    gradients = AttentionTensors(d_q, d_k, d_v, d_mask)
+    _native.attention_backward(
+        core.options(ROWS, everything), tensors, stats, delta, core.d_out, gradients
     )
-    tensors = (core.q, core.k, core.v)
-    _native.attention_backward(*tensors, *common, stats, delta, core.d_out, d_q, d_k, d_v, d_mask)
     result, _ = core.oracle()
     expected = reference.attention_backward(result, core.d_out)[3]
     assert_close(d_mask, expected, tolerance(GRADIENT, dtype), "d_mask")

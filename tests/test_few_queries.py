@@ -9,8 +9,11 @@ import pytest
 
 import multihead as mh
 from multihead import _native, reference
+from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.functional import scaled_dot_product_attention
 from tolerance import FORWARD, GRADIENT, assert_close, tolerance
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 SIZES = [(1, 256, 16, 16), (1, 700, 20, 33), (3, 1025, 7, 48), (4, 513, 64, 64)]
 
@@ -28,12 +31,10 @@ def native(
     """Output and natural lse of the core."""
     out = np.empty((*q.shape[:3], v.shape[3]), q.dtype)
     stats = np.empty((2, *q.shape[:3]), q.dtype)
-    shape = (*q.shape[:3], k.shape[2])
-    full = None if mask is None else np.broadcast_to(mask, shape)
-    scale = q.shape[3] ** -0.5
-    _native.attention_forward(
-        q, k, v, full, True, causal, scale, (p, 7, 3), offsets, out, stats, None
-    )
+    if mask is not None:
+        mask = np.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
+    options = AttentionOptions(causal, q.shape[3] ** -0.5, p, 7, 3, True, *offsets)
+    _native.attention_forward(options, AttentionTensors(q, k, v, mask), out, stats, None)
     with np.errstate(divide="ignore"):
         lse = np.where(np.isposinf(stats[0]), -np.inf, stats[0] * np.log(2) - np.log(stats[1]))
     return out, lse
@@ -132,3 +133,19 @@ def test_threads_change_no_bit(dtype: str, rng: np.random.Generator) -> None:
     finally:
         mh.set_num_threads(before)
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5])
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_backward_sees_the_scores_that_forward_saw(
+    length: int, size: float, rng: np.random.Generator
+) -> None:
+    # a unit in the last place of such a score moves a probability by up to a per cent
+    q, k, v = inputs(rng, (length, 700, 40, 24), "float32")
+    k *= np.float32(size)
+    out, cache = scaled_dot_product_attention(q, k, v, scale=1.0, return_cache=True)
+    stats = cache.stats
+    _, _, d_v = mh.functional.scaled_dot_product_attention_backward(np.ones_like(out), cache)
+    # sums of probabilities, one for each key, over all keys: 1 for each query
+    np.testing.assert_allclose(d_v[..., 0].sum(-1), length, rtol=2e-6)
+    assert np.isfinite(stats).all()

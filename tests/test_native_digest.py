@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from multihead import _native
-
-ROOT = Path(__file__).parent.parent
-NATIVE = ROOT / "tests" / "native"
-EXACT = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
-SETS = {
-    "avx512": ("64", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
-    "avx2": ("32", "-mavx2", "-mfma"),
-    "neon": ("16",),
-    "baseline": ("16",),
-}
-ARCHITECTURES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM64", "arm64": "ARM64"}
-
-
-def start(*command: str | Path) -> subprocess.Popen[str]:
-    """Start a compiler."""
-    return subprocess.Popen(
-        [str(word) for word in command], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for it; fail with what it says."""
-    try:
-        _, errors = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
+from kernel_sets import COMPILER, NATIVE, OURS, ROOT, SETS, finish, kernels_of, objects, start
 
 
 def stubs(isa: str) -> str:
@@ -49,31 +21,15 @@ def stubs(isa: str) -> str:
 
 @pytest.mark.timeout(300)
 def test_the_engine_s_bits_are_those_recorded(tmp_path: Path) -> None:
-    isa = _native.available_isas()[0]
-    width, *options = SETS[isa]
-    defines = []
-    if platform.machine().lower() in ARCHITECTURES:
-        defines = [f"-DMULTIHEAD_{ARCHITECTURES[platform.machine().lower()]}"]
-    kernel = (f"-DMULTIHEAD_ISA={isa}", f"-DMULTIHEAD_VECTOR_BYTES={width}", *options)
-    source, stub, program = ROOT / "csrc/kernels/kernels.cpp", tmp_path / "stub.cpp", tmp_path / "p"
+    isa = OURS[0]
+    stub, program = tmp_path / "stub.cpp", tmp_path / "p"
     stub.write_text(stubs(isa))
     sources = [x for part in ("engine", "platform") for x in (ROOT / "csrc" / part).glob("*.cpp")]
-    parts = [
-        (*EXACT, *defines, *kernel, "-Wno-maybe-uninitialized", "-c", source),
-        (*EXACT, *defines, "-c", NATIVE / "digest.cpp"),
-        *((*EXACT, *defines, "-c", x) for x in sources),
-        (*EXACT, *defines, "-c", stub),
-    ]
-    objects = [tmp_path / f"{i}.o" for i in range(len(parts))]
-    jobs = [("c++", *part, "-o", to) for part, to in zip(parts, objects, strict=True)]
-    running: list[subprocess.Popen[str]] = []
-    for job in jobs:
-        if len(running) == 2:
-            finish(running.pop())
-        running.append(start(*job))
-    for process in running:
-        finish(process)
-    finish(start("c++", "-pthread", *objects, "-o", program))
+    made = objects(
+        [kernels_of(isa, *SETS[isa]), (NATIVE / "digest.cpp",), *((x,) for x in sources), (stub,)],
+        tmp_path,
+    )
+    finish(start(COMPILER, "-pthread", *made, "-o", program))
     done = subprocess.run(
         [program],
         env=os.environ | {"MULTIHEAD_ISA": isa},

@@ -1,10 +1,10 @@
 // Face: Apple's C functions. Exceptions stop here and become -1 (or NULL) and a reason.
 #include <multihead/bnns.h>
 
-#include <exception>
-#include <new>
+#include <string>
 
 #include "../engine/thread_pool.h"
+#include "../faces/guarded.h"
 #include "apply.h"
 
 namespace {
@@ -25,17 +25,10 @@ void remember(const char* function, const char* why) noexcept {
 
 template <class F>
 int guarded(const char* function, F f) noexcept {
-  try {
-    t_error.clear();
-    f();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    remember(function, "out of memory");
-  } catch (const std::exception& e) {
-    remember(function, e.what());
-  } catch (...) {
-    remember(function, "an unknown failure");
-  }
+  const faces::Outcome outcome = faces::guarded(f);
+  t_error.clear();
+  if (outcome.status == faces::Status::Done) return 0;
+  remember(function, outcome.why);
   return -1;
 }
 

@@ -1,6 +1,7 @@
 #include "call.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace multihead::bnns {
 
@@ -44,14 +45,11 @@ void read_call(Call& call, const ApplyArguments& a) {
   }
 }
 
-// T x S, H x T x S or batch x H x T x S for the engine, which wants all four.
-static View all_indices(View v) {
-  if (!v) return v;
-  for (int i = 3; i >= 0; --i) {
-    const int from = i - (4 - v.rank);
-    v.size[i] = from < 0 ? 1 : v.size[from];
-    v.stride[i] = from < 0 ? 0 : v.stride[from];
-  }
+// H x T x S is the same for every sequence, as a first axis of 1 says.
+static View with_batch(View v) {
+  if (v.rank != 3) return v;
+  for (int i = 3; i > 0; --i) v.size[i] = v.size[i - 1], v.stride[i] = v.stride[i - 1];
+  v.size[0] = 1, v.stride[0] = 0;
   v.rank = 4;
   return v;
 }
@@ -66,25 +64,29 @@ LayerCall layer_call(const Call& call, uint64_t counter, Staging& staging) {
   p.out = {staging.in(f.output.weights), staging.in(f.output.bias)};
   p.bias_k = staging.in(f.key_attn_bias);
   p.bias_v = staging.in(f.value_attn_bias);
-  l.zero_row = f.zero_row;
   l.query = staging.in(call.query);
   l.key = same_memory(call.key, call.query) ? l.query : staging.in_visible(call.key, call.key_mask);
   l.value = same_memory(call.value, call.query) ? l.query
             : same_memory(call.value, call.key) ? l.key
                                                 : staging.in_visible(call.value, call.key_mask);
-  l.shape.batch = call.batch;
-  l.shape.queries = f.dims.T;
-  l.shape.keys = f.dims.S;
-  l.shape.key_padding = staging.in(call.key_mask);
-  l.attn_mask = all_indices(staging.in(call.attention));
-  l.dropout = {f.dropout, f.seed, counter};
+  AttentionSpec& spec = l.attention;
+  spec.heads = {f.dims.heads, f.dims.d_key, f.dims.d_value};
+  spec.shape.batch = call.batch;
+  spec.shape.queries = f.dims.T;
+  spec.shape.keys = f.dims.S;
+  spec.shape.key_padding = staging.in(call.key_mask);
+  spec.bias_key = bool(f.key_attn_bias);
+  spec.zero_row = f.zero_row;
+  spec.rules.scale = 1.0 / std::sqrt(double(f.dims.d_key));
+  spec.rules.mask = score_axes(with_batch(staging.in(call.attention)), spec);
+  spec.rules.dropout = {f.dropout, f.seed, counter};
   l.resources.threads = f.threads;
   l.resources.allocator = f.allocator;
   return l;
 }
 
 LayerCall without_mask(LayerCall l) {
-  l.shape.key_padding = {};
+  l.attention.shape.key_padding = {};
   return l;
 }
 

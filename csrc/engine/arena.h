@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <new>
 #include <utility>
 
@@ -42,15 +41,6 @@ class Block64 {
   Allocator from_;
   void* data_ = nullptr;
   size_t bytes_ = 0;
-};
-
-// How a caller may have a call run; nothing set: the engine's threads and memory.
-struct Resources {
-  int threads = 0;            // at most; 0: all
-  Allocator allocator;        // of what the workspace does not hold
-  void* workspace = nullptr;  // 64-byte aligned, as large as the call's size says
-  // Called when nothing can fail any more, before anything is computed.
-  std::function<void()> ready;
 };
 
 // Hands out parts of a block. Without a block it counts only: a layout runs once to learn its

@@ -6,122 +6,163 @@
 // from a larger problem of which this one is a part.
 #pragma once
 
-#include "mask.h"
-#include "wanted.h"
+#include "masks.h"
+#include "prefetch.h"
+#include "scratch.h"
 
 namespace multihead {
 
 // Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h).
-template <class T>
+template <class E>
 struct AttentionTiles {
-  T *q, *k, *v, *out;
-  T *row_max, *row_inv;  // see Plan::query_row; +inf and 0 where there is nothing to see
+  E *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
+  Stat<E>*row_max = nullptr, *row_inv = nullptr;  // Plan::query_row; +inf and 0: nothing to see
+
+  void layout_inputs(Arena& arena, const Plan& plan) {
+    q = arena.take<E>(plan.query_elements(plan.heads.dim));
+    k = arena.take<E>(plan.key_elements(plan.heads.dim));
+    v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
+  }
+  void layout_results(Arena& arena, const Plan& plan) {
+    out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
+    layout_statistics(arena, plan);
+  }
+  void layout_statistics(Arena& arena, const Plan& plan) {
+    row_max = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
+    row_inv = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
+  }
 };
 
-template <class T>
-struct GradientTiles {
-  T* d_out;
-  T* delta;            // rowsum(d_out * out), laid out like row_max
-  T *d_q, *d_k, *d_v;  // all by tile
-};
-
-// Attention weights of a batch, one head (the average) or all of them.
+// Attention weights of a batch, one head (the average) or all of them, or their gradient.
 struct WeightsView {
-  View view;          // dense: (N, 1 or H, L, S'); ragged: flat, see Sequence::weights
+  View view;          // dense: (N, 1 or H, L, S'); ragged: flat, see Sequence::pairs
   int64_t heads = 0;  // 0: not wanted
 
-  template <class T>
-  T* row(const Plan& plan, int64_t batch, int64_t head, int64_t query) const;
+  template <class E>
+  E* row(const Plan& plan, const TileAt& at, int64_t query) const;
   int64_t stride() const { return view.rank == 4 ? view.stride[3] : 1; }
+  // The part of a head's weight in what is returned.
+  double share(const Plan& plan) const { return heads == 1 ? 1.0 / double(plan.heads.count) : 1.0; }
 };
 
-// Memory of the workers, each task takes from its worker's part anew.
-class WorkerMemory {
- public:
-  void need(size_t bytes) { each_ = bytes > each_ ? round_up(int64_t(bytes), 4096) : each_; }
-  void layout(Arena& arena, int workers) { base_ = arena.take<char>(int64_t(each_) * workers); }
-  Arena of(int worker) const { return Arena(base_ + size_t(worker) * each_); }
+template <class E>
+struct GradientTiles {
+  AttentionTiles<E> forward;
+  WeightsView d_weights;
+  E* d_out = nullptr;
+  Stat<E>* delta = nullptr;                          // rowsum(d_out * out), like row_max
+  E *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;  // all by tile
 
- private:
-  size_t each_ = 0;
-  char* base_ = nullptr;
+  void layout(Arena& arena, const Plan& plan) {
+    d_out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
+    delta = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
+    d_q = arena.take<E>(plan.query_elements(plan.heads.dim));
+    d_k = arena.take<E>(plan.key_elements(plan.heads.dim));
+    d_v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
+  }
 };
 
-template <class T>
+template <class E>
 class Attention {
  public:
-  Attention(const Plan& plan, const Kernels<T>& kernels, const Masks<T>& masks, double scale,
-            WorkerMemory& memory);
+  Attention(const Plan& plan, const Kernels<E>& kernels, const Masks<E>& masks,
+            const ScoreRules& rules, const WorkerMemory& memory);
 
   // To be called first: tasks in the order of sequences, for phases that are fused.
   void go_by_sequence() { by_sequence_ = true; }
-  void add_forward(std::vector<Phase>& phases, const AttentionTiles<T>& tiles);
-  void add_weights(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
-                   const WeightsView& weights);
 
-  // delta must be there. With d_weights, adds their share to it first.
-  void layout_backward(Arena& arena, int workers);
-  void add_backward(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
-                    const GradientTiles<T>& gradients, const WeightsView& d_weights, int workers);
+  void add_forward(std::vector<Phase>& phases, const AttentionTiles<E>& tiles) const;
+  void add_weights(std::vector<Phase>& phases, const AttentionTiles<E>& tiles,
+                   const WeightsView& weights) const;
+  size_t forward_scratch() const;  // bytes of a worker
+  size_t weights_scratch(const WeightsView& weights) const;
+
+  // delta += what the gradient of the weights, where there is one, adds to it
+  void add_weights_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
+  // delta must be complete.
+  void add_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
   // The gradient of an additive mask, summed over the axes of size 1: (1|N, 1|H, 1|L, 1|S).
-  void add_mask_gradient(std::vector<Phase>& phases, const AttentionTiles<T>& tiles,
-                         const GradientTiles<T>& gradients, const WeightsView& d_weights,
-                         const View& d_mask);
+  void add_mask_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
+                         const View& d_mask) const;
+  void layout_backward(Arena& arena);  // memory that depends on the number of workers
+  size_t backward_scratch() const;     // bytes of a worker, for all three
 
  private:
+  // A head of a sequence, and a part of it: a tile of queries or a group of keys.
   struct Item {
     int32_t sequence, head, part;
   };
-  struct QueryBlock;  // what the tasks of backward share about one block of queries
+  struct ForwardScratch;
+  struct WeightsScratch;
+  struct QueryBlock;    // what the tasks of backward share about one block of queries
+  struct GroupScratch;  // and a group of keys
 
-  std::vector<Item> items(bool per_tile) const;
-  std::vector<int64_t> begins(int64_t heads, bool per_tile) const;  // of a phase over items
-  void fill(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
-            int64_t query_tile) const;
-  void at_key_tile(Block<T>& block, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
-                   int64_t key_tile, const TileMask<T>& mask) const;
-  template <int N>
-  void want_keys(Wanted<N>& wanted, const AttentionTiles<T>& tiles, const Sequence& s, int64_t head,
-                 int64_t key_tile) const {
-    if (key_tile >= tiles_of(plan_.rows(s))) return;
-    const int64_t lanes = tile_lanes(plan_.rows(s), key_tile);
-    const int64_t D = plan_.head_dim, Dv = plan_.value_dim;
-    wanted.add(tiles.k + plan_.key_tile_by_head(s, head, key_tile, D), D * lanes);
-    wanted.add(tiles.v + plan_.key_tile_by_head(s, head, key_tile, Dv), Dv * lanes);
+  TileAt place(const Item& item, int64_t query_tile) const {
+    return {plan_.sequences[size_t(item.sequence)], item.sequence, item.head, query_tile};
   }
-  void forward(const Item& item, const AttentionTiles<T>& tiles, Arena scratch) const;
-  void weights(const Item& item, int64_t heads, const AttentionTiles<T>& tiles,
-               const WeightsView& weights, Arena scratch) const;
-  void add_delta(const Item& item, const AttentionTiles<T>& tiles,
-                 const GradientTiles<T>& gradients, const WeightsView& d_weights,
-                 Arena scratch) const;
-  void backward(const Item& item, const Item* next, int64_t first_group, int64_t groups,
-                const AttentionTiles<T>& tiles, const GradientTiles<T>& gradients,
-                const WeightsView& d_weights, Arena scratch) const;
-  void want(Wanted<8>& wanted, const Item& item, const Item* next_item,
-            const AttentionTiles<T>& tiles, const GradientTiles<T>& gradients, int64_t group,
-            int64_t tile, int64_t t) const;
-  void fold(const Item& item, const GradientTiles<T>& gradients) const;
-  void mask_gradient(int64_t task, const AttentionTiles<T>& tiles,
-                     const GradientTiles<T>& gradients, const WeightsView& d_weights,
-                     const View& d_mask, Arena scratch) const;
-  void load_weights(const WeightsView& weights, const Sequence& s, int64_t batch, int64_t head,
-                    int64_t query_tile, int64_t key_tile, T factor, T* tile) const;
-  int64_t group_tiles(const Sequence& s) const;
-  int64_t groups_of(const Sequence& s) const;
-  T* partial_tile(const Sequence& s, size_t sequence, int64_t head, int64_t group,
-                  int64_t tile) const;
+  std::vector<Item> heads_of_sequences() const;  // one item per head
+  std::vector<Item> query_tiles() const;         // one item per tile of a head's queries
+  template <class Cost>
+  void longest_first(std::vector<Item>& items, Cost cost) const;
+  std::vector<int64_t> begins(int64_t heads, bool per_tile) const;  // of a phase over items
+
+  void load_queries(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at) const;
+  void load_keys(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at,
+                 const TileMask<E>& mask) const;
+  template <int N>
+  void prefetch_keys(PrefetchList<N>& list, const AttentionTiles<E>& tiles, const TileAt& at) const;
+
+  void forward(const TileAt& at, const AttentionTiles<E>& tiles, Arena arena) const;
+  void weights(const TileAt& at, const AttentionTiles<E>& tiles, const WeightsView& weights,
+               Arena arena) const;
+  void write_weights(const TileAt& at, const Acc<E>* tile, E* const* rows, int64_t stride) const;
+  void load_weights(const WeightsView& weights, const TileAt& at, Acc<E> factor,
+                    Acc<E>* tile) const;
+
+  void weights_backward(const TileAt& at, const GradientTiles<E>& tiles, Arena arena) const;
+  void backward(const Item& item, const Item* next, const GradientTiles<E>& tiles,
+                Arena arena) const;
+  void backward_queries(const TileAt& at, QueryBlock& own, const GroupScratch& sums,
+                        const Item* next, const GradientTiles<E>& tiles) const;
+  // What a task has at hand, and the task after it.
+  struct After {
+    const GroupScratch& sums;
+    const Item* next;
+  };
+  void prefetch_backward(PrefetchList<8>& list, const TileAt& at, KeyRange range,
+                         const After& after, const GradientTiles<E>& tiles) const;
+  void reduce(const Item& item, const GradientTiles<E>& tiles) const;
+  void mask_gradient(int64_t task, const GradientTiles<E>& tiles, const View& d_mask,
+                     Arena arena) const;
+
+  // Keys are taken in groups whose length follows from the number of keys alone. Each group sums
+  // its own gradient of q; the groups are added in order, whoever computed them.
+  static int64_t group_tiles(const Sequence& s);
+  static int64_t groups_of(const Sequence& s);
+  Acc<E>* partial_tile(const TileAt& at, int64_t group) const;
 
   const Plan& plan_;
-  const Kernels<T>& kernels_;
-  const Masks<T>& masks_;
-  T scale_;
-  WorkerMemory& memory_;
-  int64_t head_pitch_, value_pitch_;
+  const Kernels<E>& kernels_;
+  const Masks<E>& masks_;
+  const Acc<E> scale_, log2_scale_;
+  const WorkerMemory& memory_;
+  const int64_t head_pitch_, value_pitch_;
   bool by_sequence_ = false;
   bool split_ = false;  // groups of keys go to different tasks
-  T* partial_ = nullptr;
+  Acc<E>* partial_ = nullptr;
   std::vector<int64_t> partial_begin_;
 };
+
+template <class E>
+template <int N>
+void Attention<E>::prefetch_keys(PrefetchList<N>& list, const AttentionTiles<E>& tiles,
+                                 const TileAt& at) const {
+  if (at.key_tile >= at.sequence.key_tiles()) return;
+  const auto add = [&](const E* base, int64_t dim) {
+    list.add(base + plan_.key_tile_by_head(at, dim), plan_.layout.size(dim, at.key_lanes()));
+  };
+  add(tiles.k, plan_.heads.dim);
+  add(tiles.v, plan_.heads.value_dim);
+}
 
 }  // namespace multihead

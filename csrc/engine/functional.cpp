@@ -1,243 +1,205 @@
 #include "functional.h"
 
+#include <algorithm>
 #include <limits>
 
-#include "cpu.h"
-#include "few_queries.h"
-#include "run.h"
+#include "keys.h"
+#include "split_keys.h"
 
 namespace multihead {
 namespace {
 
-template <class T>
-struct Run : Call<T> {
-  using Call<T>::plan, Call<T>::memory, Call<T>::k, Call<T>::phases;
-  BatchShape shape;
-  Masks<T> masks;
-  Attention<T> attention;
+template <class E>
+class Functional {
+ public:
+  explicit Functional(const AttentionCall& call)
+      : call_(call), run_(call.attention, call.resources), phases_(run_.phases) {}
 
-  Run(const AttentionCall& call, const BatchShape& s)
-      : Call<T>(attention_plan(call, s)),
-        shape(s),
-        masks(plan, k, call.attn_mask, call.true_hides, call.causal, call.dropout, call.offsets),
-        attention(plan, k, masks, call.scale, memory) {}
+  void forward(const View& out, const View& stats, const WeightsView& weights);
+  void backward(const View& stats, const View& delta, const View& d_out,
+                const AttentionGradients& d);
 
-  // f(sequence, batch, head, tile) for each tile of one head's queries or keys.
+ private:
+  // f(place, tile) for each tile of one head's queries or keys; a phase.
   template <class F>
-  void each_tile(Tokens tokens, F f) {
-    const std::vector<TileRef>& tiles =
-        tokens == Tokens::Queries ? plan.query_tiles : plan.key_tiles;
-    auto task_of = [this, f, &tiles](int64_t task, int) {
-      const TileRef at = tiles[size_t(task / plan.heads)];
-      f(plan.sequences[size_t(at.sequence)], int64_t(at.sequence), task % plan.heads,
-        int64_t(at.tile));
-    };
-    phases.push_back({int64_t(tiles.size()) * plan.heads, std::move(task_of)});
+  void each_tile(Tokens tokens, F f);
+  void read(const View& from, Tokens tokens, E* to);
+  void write(const E* from, Tokens tokens, const View& to);
+  // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q).
+  template <class F>
+  void each_row(Stat<E>* base, F f);
+
+  static int64_t lanes(const TileAt& at, Tokens tokens) {
+    return tokens == Tokens::Queries ? at.query_lanes() : at.key_lanes();
+  }
+  static Stat<E>& statistic(const View& stats, int64_t which, int64_t n, int64_t h, int64_t q) {
+    return stats.as<Stat<E>>()[stats.at(which, n, h, q)];
   }
 
-  // Pointers to the rows of a tile of an (N, H, tokens, features) array.
-  template <class E>
-  static void rows_of(const View& v, int64_t batch, int64_t head, int64_t tile, E** rows) {
-    E* base = v.as<E>() + batch * v.stride[0] + head * v.stride[1];
-    for (int64_t i = 0; i < kTile; ++i) {
-      const int64_t token = tile * kTile + i;
-      rows[i] = token < v.size[2] ? base + token * v.stride[2] : nullptr;
-    }
-  }
-  // Tiles by tile (false) or by head (true), see plan.h.
-  T* place(T* base, Tokens tokens, bool by_head, const Sequence& s, int64_t head, int64_t tile,
-           int64_t dim) const {
-    if (tokens == Tokens::Queries) return base + plan.query_tile(s, head, tile, dim);
-    return base + (by_head ? plan.key_tile_by_head(s, head, tile, dim)
-                           : plan.key_tile(s, head, tile, dim));
-  }
-  void read(const View& from, Tokens tokens, T* to) {
-    each_tile(tokens, [=, this](const Sequence& s, int64_t b, int64_t h, int64_t t) {
-      const T* rows[kTile];
-      rows_of(from, b, h, t, rows);
-      const int64_t width = tile_lanes(tokens == Tokens::Queries ? s.queries : s.keys, t);
-      k.pack(place(to, tokens, true, s, h, t, from.size[3]), width, width, rows, from.stride[3],
-             from.size[3]);
-    });
-  }
-  void write(const T* from, Tokens tokens, const View& to) {
-    if (!to) return;
-    each_tile(tokens, [=, this](const Sequence& s, int64_t b, int64_t h, int64_t t) {
-      T* rows[kTile];
-      rows_of(to, b, h, t, rows);
-      const int64_t width = tile_lanes(tokens == Tokens::Queries ? s.queries : s.keys, t);
-      k.unpack(rows, to.stride[3], place(const_cast<T*>(from), tokens, false, s, h, t, to.size[3]),
-               width, width, to.size[3], false);
-    });
-  }
-  // One value per row, to or from the lanes of its tile.
-  template <class F>
-  void each_row(T* base, F f) {
-    each_tile(Tokens::Queries, [=, this](const Sequence& s, int64_t b, int64_t h, int64_t t) {
-      T* at = base + plan.query_row(s, h, t);
-      for (int64_t i = 0; i < tile_lanes(s.queries, t); ++i)
-        f(at[i], i < tile_tokens(s.queries, t), b, h, t * kTile + i);
-    });
-  }
+  const AttentionCall& call_;
+  Call<E> run_;
+  std::vector<Phase>& phases_;
+  AttentionTiles<E> tiles_;
+  GradientTiles<E> gradients_;
 };
 
-template <class T>
-AttentionTiles<T> layout_tiles(Arena& arena, const Plan& plan) {
-  const int64_t D = plan.heads * plan.head_dim, Dv = plan.heads * plan.value_dim;
-  AttentionTiles<T> tiles;
-  tiles.q = arena.take<T>(plan.query_lanes * D);
-  tiles.k = arena.take<T>(plan.key_lanes * D);
-  tiles.v = arena.take<T>(plan.key_lanes * Dv);
-  tiles.out = nullptr;
-  tiles.row_max = arena.take<T>(plan.query_lanes * plan.heads);
-  tiles.row_inv = arena.take<T>(plan.query_lanes * plan.heads);
-  return tiles;
+template <class E>
+template <class F>
+void Functional<E>::each_tile(Tokens tokens, F f) {
+  const Plan& plan = run_.plan;
+  const std::vector<TileRef>& tiles = plan.tiles(tokens);
+  auto task_of = [&plan, &tiles, f](int64_t task, int) {
+    const TileRef ref = tiles[size_t(task / plan.heads.count)];
+    f(TileAt{plan.sequence(ref), ref.sequence, task % plan.heads.count, ref.tile, ref.tile});
+  };
+  phases_.push_back({int64_t(tiles.size()) * plan.heads.count, std::move(task_of)});
 }
 
-template <class T>
-T& element(const View& stats, int64_t which, int64_t b, int64_t h, int64_t q) {
-  return stats.as<T>()[which * stats.stride[0] + b * stats.stride[1] + h * stats.stride[2] +
-                       q * stats.stride[3]];
+// Queries go by tile, keys by head.
+template <class E>
+void Functional<E>::read(const View& from, Tokens tokens, E* to) {
+  each_tile(tokens, [=, this](const TileAt& at) {
+    const Plan& plan = run_.plan;
+    const TokenRows<const E> source = head_rows<const E>(from, at.batch, at.head);
+    const E* rows[kTile];
+    source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
+    E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
+                                                    : plan.key_tile_by_head(at, from.size[3]));
+    run_.kernels.pack(tile, lanes(at, tokens), rows, source.stride, from.size[3]);
+  });
 }
 
-template <class T>
-void forward(const AttentionCall& call, const View& out, const View& stats,
-             const WeightsView& weights) {
-  Run<T> run(call, attention_shape(call, weights.heads > 0));
-  AttentionTiles<T> tiles;
+template <class E>
+void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
+  if (!to) return;
+  each_tile(tokens, [=, this](const TileAt& at) {
+    const Plan& plan = run_.plan;
+    const TokenRows<E> target = head_rows<E>(to, at.batch, at.head);
+    E* rows[kTile];
+    target.tile(at.key_tile, at.sequence.tokens(tokens), rows);
+    const E* const tile = from + (tokens == Tokens::Queries ? plan.query_tile(at, to.size[3])
+                                                            : plan.key_tile(at, to.size[3]));
+    run_.kernels.unpack(rows, target.stride, tile, lanes(at, tokens), to.size[3], false);
+  });
+}
+
+template <class E>
+template <class F>
+void Functional<E>::each_row(Stat<E>* base, F f) {
+  each_tile(Tokens::Queries, [=, this](const TileAt& at) {
+    Stat<E>* const row = base + run_.plan.query_row(at);
+    for (int64_t i = 0; i < at.query_lanes(); ++i)
+      f(row[i], i < at.queries(), at.batch, at.head, at.query_tile * kTile + i);
+  });
+}
+
+template <class E>
+void Functional<E>::forward(const View& out, const View& stats, const WeightsView& weights) {
   const auto layout = [&](Arena& arena) {
-    tiles = layout_tiles<T>(arena, run.plan);
-    tiles.out = arena.take<T>(run.plan.query_lanes * run.plan.heads * run.plan.value_dim);
-    run.masks.layout(arena, run.shape);
+    tiles_.layout_inputs(arena, run_.plan);
+    tiles_.layout_results(arena, run_.plan);
+    run_.masks.layout(arena);
   };
-  const auto layout_workers = [&](Arena& arena) { run.memory.layout(arena, run.workers); };
-  const auto passes = [&] {
-    run.masks.add_phases(run.phases, run.set);
-    const size_t first = run.phases.size();
-    run.read(call.q, Tokens::Queries, tiles.q);
-    run.read(call.k, Tokens::Keys, tiles.k);
-    run.read(call.v, Tokens::Keys, tiles.v);
-    join_phases(run.phases, first);
-    run.attention.add_forward(run.phases, tiles);
-    run.write(tiles.out, Tokens::Queries, out);
-    if (weights.heads) run.attention.add_weights(run.phases, tiles, weights);
-    if (stats) {
-      run.each_row(tiles.row_max, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-        if (real) element<T>(stats, 0, b, h, q) = x;
+  const size_t scratch =
+      std::max(run_.attention.forward_scratch(), run_.attention.weights_scratch(weights));
+  run_.run(
+      layout, [](Arena&) {}, scratch,
+      [&] {
+        run_.masks.add_reading(phases_);
+        read(call_.q, Tokens::Queries, tiles_.q);
+        read(call_.k, Tokens::Keys, tiles_.k);
+        read(call_.v, Tokens::Keys, tiles_.v);
+        join_phases(phases_, 0);
+        run_.attention.add_forward(phases_, tiles_);
+        const size_t last = phases_.size();
+        write(tiles_.out, Tokens::Queries, out);
+        run_.attention.add_weights(phases_, tiles_, weights);
+        if (stats) {
+          const auto keep = [&stats](int64_t which) {
+            return [&stats, which](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {
+              if (real) statistic(stats, which, n, h, q) = x;
+            };
+          };
+          each_row(tiles_.row_max, keep(0));
+          each_row(tiles_.row_inv, keep(1));
+        }
+        join_phases(phases_, last);
       });
-      run.each_row(tiles.row_inv, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-        if (real) element<T>(stats, 1, b, h, q) = x;
-      });
-    }
-  };
-  execute(run, layout, layout_workers, passes, [&] {});
 }
 
-template <class T>
-void backward(const AttentionCall& call, const View& stats, const View& delta, const View& d_out,
-              const AttentionGradients& d) {
-  Run<T> run(call, attention_shape(call, false));
-  const Plan& plan = run.plan;
-  const int64_t D = plan.heads * plan.head_dim, Dv = plan.heads * plan.value_dim;
-  AttentionTiles<T> tiles;
-  GradientTiles<T> g;
+template <class E>
+void Functional<E>::backward(const View& stats, const View& delta, const View& d_out,
+                             const AttentionGradients& d) {
   const auto layout = [&](Arena& arena) {
-    tiles = layout_tiles<T>(arena, plan);
-    g.d_out = arena.take<T>(plan.query_lanes * Dv);
-    g.delta = arena.take<T>(plan.query_lanes * plan.heads);
-    g.d_q = arena.take<T>(plan.query_lanes * D);
-    g.d_k = arena.take<T>(plan.key_lanes * D);
-    g.d_v = arena.take<T>(plan.key_lanes * Dv);
-    run.masks.layout(arena, run.shape);
+    tiles_.layout_inputs(arena, run_.plan);
+    tiles_.layout_statistics(arena, run_.plan);
+    gradients_.layout(arena, run_.plan);
+    gradients_.forward = tiles_;
+    run_.masks.layout(arena);
   };
-  const auto layout_workers = [&](Arena& arena) {
-    run.attention.layout_backward(arena, run.workers);
-    run.memory.layout(arena, run.workers);
-  };
-  const auto passes = [&] {
-    run.masks.add_phases(run.phases, run.set);
-    const size_t first = run.phases.size();
-    run.read(call.q, Tokens::Queries, tiles.q);
-    run.read(call.k, Tokens::Keys, tiles.k);
-    run.read(call.v, Tokens::Keys, tiles.v);
-    run.read(d_out, Tokens::Queries, g.d_out);
-    run.each_row(tiles.row_max, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-      x = real ? element<T>(stats, 0, b, h, q) : std::numeric_limits<T>::infinity();
+  const auto layout_workers = [&](Arena& arena) { run_.attention.layout_backward(arena); };
+  run_.run(layout, layout_workers, run_.attention.backward_scratch(), [&] {
+    run_.masks.add_reading(phases_);
+    read(call_.q, Tokens::Queries, tiles_.q);
+    read(call_.k, Tokens::Keys, tiles_.k);
+    read(call_.v, Tokens::Keys, tiles_.v);
+    read(d_out, Tokens::Queries, gradients_.d_out);
+    const auto given = [&stats](int64_t which, Stat<E> nothing) {
+      return [&stats, which, nothing](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {
+        x = real ? statistic(stats, which, n, h, q) : nothing;
+      };
+    };
+    each_row(tiles_.row_max, given(0, std::numeric_limits<Stat<E>>::infinity()));
+    each_row(tiles_.row_inv, given(1, 0));
+    each_row(gradients_.delta, [&delta](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {
+      x = real ? delta.as<Stat<E>>()[delta.at(n, h, q)] : Stat<E>(0);
     });
-    run.each_row(tiles.row_inv, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-      x = real ? element<T>(stats, 1, b, h, q) : T(0);
-    });
-    run.each_row(g.delta, [=](T& x, bool real, int64_t b, int64_t h, int64_t q) {
-      x = real ? delta.as<T>()[b * delta.stride[0] + h * delta.stride[1] + q * delta.stride[2]]
-               : T(0);
-    });
-    join_phases(run.phases, first);
-    run.attention.add_backward(run.phases, tiles, g, WeightsView{}, run.workers);
-    run.write(g.d_q, Tokens::Queries, d.q);
-    run.write(g.d_k, Tokens::Keys, d.k);
-    run.write(g.d_v, Tokens::Keys, d.v);
-    if (d.attn_mask)
-      run.attention.add_mask_gradient(run.phases, tiles, g, WeightsView{}, d.attn_mask);
-  };
-  execute(run, layout, layout_workers, passes, [&] {});
+    join_phases(phases_, 0);
+    run_.attention.add_backward(phases_, gradients_);
+    const size_t last = phases_.size();
+    write(gradients_.d_q, Tokens::Queries, d.q);
+    write(gradients_.d_k, Tokens::Keys, d.k);
+    write(gradients_.d_v, Tokens::Keys, d.v);
+    run_.attention.add_mask_gradient(phases_, gradients_, d.mask);
+    join_phases(phases_, last);
+  });
 }
 
-template <class T>
-void row_dot_of(const View& a, const View& b, const View& result) {
-  const int64_t N = a.size[0], H = a.size[1], L = a.size[2], D = a.size[3];
-  const auto row = [&](const View& v, int64_t n, int64_t h, int64_t q) {
-    return v.as<const T>() + n * v.stride[0] + h * v.stride[1] + q * v.stride[2];
-  };
-  run_phases(
-      {{N * H,
-        [&](int64_t task, int) {
-          const int64_t n = task / H, h = task % H;
-          for (int64_t q = 0; q < L; ++q) {
-            const T *x = row(a, n, h, q), *y = row(b, n, h, q);
-            T sum = 0;
-            for (int64_t d = 0; d < D; ++d) sum += x[d * a.stride[3]] * y[d * b.stride[3]];
-            result.as<T>()[n * result.stride[0] + h * result.stride[1] + q * result.stride[2]] =
-                sum;
-          }
-        }}},
-      num_threads());
+template <class E>
+void row_dot_of_head(const View& a, const View& b, const View& result, int64_t n, int64_t h) {
+  const TokenRows<const E> x = head_rows<const E>(a, n, h), y = head_rows<const E>(b, n, h);
+  for (int64_t q = 0; q < a.size[2]; ++q) {
+    const E *left = x.row(q), *right = y.row(q);
+    Stat<E> sum = 0;
+    for (int64_t d = 0; d < a.size[3]; ++d) sum += left[d * x.stride] * right[d * y.stride];
+    result.as<Stat<E>>()[result.at(n, h, q)] = sum;
+  }
 }
 
 }  // namespace
 
-BatchShape attention_shape(const AttentionCall& call, bool weights) {
-  BatchShape shape;
-  shape.batch = call.q.size[0];
-  shape.queries = call.q.size[2];
-  shape.keys = call.k.size[2];
-  shape.weight_heads = weights ? call.q.size[1] : 0;
-  return shape;
-}
-
-Plan attention_plan(const AttentionCall& call, const BatchShape& shape) {
-  Plan plan;
-  plan.heads = call.q.size[1];
-  plan.head_dim = call.q.size[3];
-  plan.value_dim = call.v.size[3];
-  make_plan(plan, shape);
-  return plan;
-}
-
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights) {
-  if (few_queries(call) && !weights.heads) return few_queries_forward(call, out, stats);
-  call.dtype == DType::Float32 ? forward<float>(call, out, stats, weights)
-                               : forward<double>(call, out, stats, weights);
+  if (splits_keys(call) && !weights.heads) return split_keys_forward(call, out, stats);
+  dispatch(call.attention.dtype,
+           [&]<class E>() { Functional<E>(call).forward(out, stats, weights); });
 }
 
 void attention_backward(const AttentionCall& call, const View& stats, const View& delta,
                         const View& d_out, const AttentionGradients& gradients) {
-  call.dtype == DType::Float32 ? backward<float>(call, stats, delta, d_out, gradients)
-                               : backward<double>(call, stats, delta, d_out, gradients);
+  dispatch(call.attention.dtype,
+           [&]<class E>() { Functional<E>(call).backward(stats, delta, d_out, gradients); });
 }
 
 void row_dot(const View& a, const View& b, const View& result) {
-  a.dtype == DType::Float32 ? row_dot_of<float>(a, b, result) : row_dot_of<double>(a, b, result);
+  const int64_t heads = a.size[1];
+  dispatch(a.dtype, [&]<class E>() {
+    run_phases({{a.size[0] * heads,
+                 [&](int64_t task, int) {
+                   row_dot_of_head<E>(a, b, result, task / heads, task % heads);
+                 }}},
+               num_threads());
+  });
 }
 
 }  // namespace multihead

@@ -4,31 +4,23 @@
 // from the whole. stats is (2, N, H, L): the largest score in log2 units, and 1 / sum.
 #pragma once
 
-#include "attention.h"
+#include "call.h"
 
 namespace multihead {
 
 struct AttentionCall {
-  DType dtype = DType::Float32;
+  AttentionSpec attention;
   View q, k, v;
-  View attn_mask;  // (N, H, L, S), stride 0 where shared
-  bool true_hides = false, causal = false;
-  double scale = 1;
-  Dropout dropout;
-  Offsets offsets;
+  Resources resources;
 };
 
-// The batch of a call and its plan.
-BatchShape attention_shape(const AttentionCall& call, bool weights);
-Plan attention_plan(const AttentionCall& call, const BatchShape& shape);
+struct AttentionGradients {
+  View q, k, v;  // set
+  View mask;     // (1|N, 1|H, 1|L, 1|S), set
+};
 
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights);
-
-struct AttentionGradients {
-  View q, k, v;    // set
-  View attn_mask;  // (1|N, 1|H, 1|L, 1|S), set
-};
 
 // delta (N, H, L) = rowsum(d_out * out) over the whole problem.
 void attention_backward(const AttentionCall& call, const View& stats, const View& delta,

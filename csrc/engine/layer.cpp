@@ -1,275 +1,318 @@
 #include "layer.h"
 
-#include <cmath>
-
-#include "cpu.h"
-#include "run.h"
+#include <algorithm>
 
 namespace multihead {
-namespace {
 
-bool same(const View& a, const View& b) {
-  if (a.data != b.data || a.rank != b.rank) return false;
-  for (int i = 0; i < a.rank; ++i)
-    if (a.size[i] != b.size[i] || (a.size[i] > 1 && a.stride[i] != b.stride[i])) return false;
-  return true;
+template <class E>
+Layer<E>::Layer(const LayerCall& call)
+    : call_(call),
+      run_(call.attention, call.resources),
+      phases_(run_.phases),
+      projection_(run_.plan, run_.kernels, run_.memory),
+      by_sequence_(takes_sequences()) {
+  if (by_sequence_) run_.attention.go_by_sequence();
 }
 
-Plan plan_of(const LayerCall& call) {
-  Plan plan;
-  plan.heads = call.parameters.query.weight.size[0];
-  plan.head_dim = call.parameters.query.weight.size[1];
-  plan.value_dim = call.parameters.value.weight.size[1];
-  plan.bias_key = bool(call.parameters.bias_k);
-  plan.zero_row = call.zero_row;
-  make_plan(plan, call.shape);
-  return plan;
+template <class E>
+bool Layer<E>::one_input() const {
+  return same(call_.query, call_.key) && same(call_.query, call_.value) &&
+         !call_.attention.shape.key_padding && run_.plan.extra_keys() == 0;
+}
+
+// There are enough sequences, and what they leave between passes stays in L2.
+template <class E>
+bool Layer<E>::takes_sequences() const {
+  constexpr int64_t kSmall = 65536;  // elements of an array of one sequence
+  const Plan& plan = run_.plan;
+  int64_t longest = 0;
+  for (const Sequence& s : plan.sequences) longest = larger(longest, larger(s.queries, s.keys));
+  return int64_t(plan.sequences.size()) >= 4 * run_.memory.workers() &&
+         longest * plan.heads.count * larger(plan.heads.dim, plan.heads.value_dim) <= kSmall;
+}
+
+// Memory
+
+// Forward reads the weights of a head row by row, features along k.
+template <class E>
+void Layer<E>::weights_for_forward() {
+  using W = PackedWeights<E>;
+  const Parameters& p = call_.parameters;
+  const TileLayout layout = run_.plan.layout;
+  weights_ = {W::by_head(p.query, layout), W::by_head(p.key, layout), W::by_head(p.value, layout),
+              W::by_feature(p.out, p.out.bias, layout)};
+}
+
+// Backward reads them the other way round, and without biases.
+template <class E>
+void Layer<E>::weights_for_backward() {
+  using W = PackedWeights<E>;
+  const Parameters& p = call_.parameters;
+  const TileLayout layout = run_.plan.layout;
+  weights_ = {W::by_feature(p.query, {}, layout), W::by_feature(p.key, {}, layout),
+              W::by_feature(p.value, {}, layout), W::by_head({p.out.weight, {}}, layout)};
+}
+
+template <class E>
+void Layer<E>::layout_weights(Arena& arena) {
+  for (PackedWeights<E>* w : {&weights_.query, &weights_.out})
+    w->layout(arena, run_.plan.query_lanes);
+  for (PackedWeights<E>* w : {&weights_.key, &weights_.value})
+    w->layout(arena, run_.plan.key_lanes);
 }
 
 // What forward leaves for backward.
-template <class T>
-AttentionTiles<T> layout_cache(Arena& arena, const Plan& plan) {
-  const int64_t D = plan.heads * plan.head_dim, Dv = plan.heads * plan.value_dim;
-  AttentionTiles<T> tiles;
-  tiles.q = arena.take<T>(plan.query_lanes * D);
-  tiles.k = arena.take<T>(plan.key_lanes * D);
-  tiles.v = arena.take<T>(plan.key_lanes * Dv);
-  tiles.out = arena.take<T>(plan.query_lanes * Dv);
-  tiles.row_max = arena.take<T>(plan.query_lanes * plan.heads);
-  tiles.row_inv = arena.take<T>(plan.query_lanes * plan.heads);
-  return tiles;
+template <class E>
+void Layer<E>::layout_cache(Arena& arena) {
+  tiles_.layout_inputs(arena, run_.plan);
+  tiles_.layout_results(arena, run_.plan);
 }
 
-// What both directions have in common.
-template <class T>
-struct Run : Call<T> {
-  using Call<T>::plan, Call<T>::memory, Call<T>::k, Call<T>::workers;
-  Masks<T> masks;
-  Attention<T> attention;
-  Projection<T> projection;
+template <class E>
+void Layer<E>::layout_forward(Arena& arena, Arena* kept) {
+  layout_cache(kept ? *kept : arena);
+  layout_weights(arena);
+  run_.masks.layout(arena);
+}
 
-  explicit Run(const LayerCall& call)
-      : Call<T>(plan_of(call), call.resources),
-        masks(plan, k, call.attn_mask, true, call.causal, call.dropout, Offsets{}),
-        attention(plan, k, masks, 1.0 / std::sqrt(double(plan.head_dim)), memory),
-        projection(plan, k, memory, workers) {
-    if (by_sequence()) attention.go_by_sequence();
-  }
+template <class E>
+void Layer<E>::layout_backward(Arena& arena) {
+  gradients_.layout(arena, run_.plan);
+  layout_weights(arena);
+  run_.masks.layout(arena);
+}
 
-  // Whether queries and keys are the same tokens, tile by tile.
-  bool one_input(const LayerCall& call) const {
-    return same(call.query, call.key) && same(call.query, call.value) && !call.shape.key_padding &&
-           plan.extra() == 0;
-  }
-  // Whether a worker takes one sequence after another through several passes: there are enough of
-  // them, and what they leave between passes stays in L2.
-  bool by_sequence() const {
-    constexpr int64_t kSmall = 65536;  // elements of an array of one sequence
-    int64_t longest = 0;
-    for (const Sequence& s : plan.sequences) longest = larger(longest, larger(s.queries, s.keys));
-    return int64_t(plan.sequences.size()) >= 4 * workers &&
-           longest * plan.heads * larger(plan.head_dim, plan.value_dim) <= kSmall;
-  }
-  // The padding's additive values; null where it has none.
-  T* layout_padding(Arena& arena, const LayerCall& call) const {
-    return padding_adds(call.shape) ? arena.take<T>(plan.key_lanes) : nullptr;
-  }
-  void set_padding(const LayerCall& call, T* values) {
-    if (values && padding_bias(plan, call.shape, values)) masks.set_padding(values);
-  }
-};
+template <class E>
+size_t Layer<E>::cache_bytes() {
+  return run_.layout_bytes([&](Arena& arena) { layout_cache(arena); });
+}
 
-// Both directions return the bytes of workspace that they need, and stop there if asked for no
-// more.
+template <class E>
+size_t Layer<E>::forward_bytes(bool cached) {
+  weights_for_forward();
+  return run_.layout_bytes([&](Arena& arena) {
+    Arena kept;
+    layout_forward(arena, cached ? &kept : nullptr);
+  });
+}
 
-template <class T>
-size_t forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache,
-               bool only_size) {
-  Run<T> run(call);
-  const Parameters& p = call.parameters;
-  AttentionTiles<T> tiles;
-  Factor<T> to_q = Factor<T>::heads(p.query), to_k = Factor<T>::heads(p.key),
-            to_v = Factor<T>::heads(p.value), to_out = Factor<T>::features(p.out, p.out.bias);
-  T* padding = nullptr;
+template <class E>
+size_t Layer<E>::backward_bytes() {
+  weights_for_backward();
+  return run_.layout_bytes([&](Arena& arena) { layout_backward(arena); });
+}
+
+// Forward, and backward through the same passes
+
+template <class E>
+void Layer<E>::forward(const View& out, const WeightsView& weights, void* cache) {
+  weights_for_forward();
+  const size_t scratch =
+      std::max({projection_.scratch(weights_.query.k()), projection_.scratch(weights_.key.k()),
+                projection_.scratch(weights_.value.k()), run_.attention.forward_scratch(),
+                run_.attention.weights_scratch(weights), projection_.scratch(weights_.out.m())});
   const auto layout = [&](Arena& arena) {
     Arena kept(cache);
-    tiles = layout_cache<T>(cache ? kept : arena, run.plan);
-    for (Factor<T>* f : {&to_q, &to_out}) f->layout(arena, run.plan.query_lanes);
-    for (Factor<T>* f : {&to_k, &to_v}) f->layout(arena, run.plan.key_lanes);
-    padding = run.layout_padding(arena, call);
-    run.masks.layout(arena, call.shape);
+    layout_forward(arena, cache ? &kept : nullptr);
   };
-  if (only_size) return layout_bytes(layout);
-  const auto layout_workers = [&](Arena& arena) { run.memory.layout(arena, run.workers); };
-  const auto passes = [&] {
-    std::vector<Phase>& phases = run.phases;
-    run.masks.add_phases(phases, run.set);
-    for (const Factor<T>* f : {&to_q, &to_k, &to_v, &to_out}) f->add_copy(phases);
-    join_phases(phases, 0);
-
-    const Rows<const T> x_q(call.query), x_k(call.key), x_v(call.value);
-    const ProjectionTarget<T> q{to_q, tiles.q, false}, k{to_k, tiles.k, true},
-        v{to_v, tiles.v, true};
-    const size_t first = phases.size();
-    if (run.one_input(call)) {
-      run.projection.add_in(phases, x_q, Tokens::Queries, {q, k, v});
-    } else {
-      run.projection.add_in(phases, x_q, Tokens::Queries, {q});
-      if (same(call.key, call.value)) {
-        run.projection.add_in(phases, x_k, Tokens::Keys, {k, v});
-      } else {
-        run.projection.add_in(phases, x_k, Tokens::Keys, {k});
-        run.projection.add_in(phases, x_v, Tokens::Keys, {v});
-      }
-    }
-    const bool fused = run.by_sequence();
-    if (!fused) join_phases(phases, first);
-    run.projection.add_extra_rows(phases, p.bias_k, p.bias_v, tiles.k, tiles.v);
-    run.attention.add_forward(phases, tiles);
-    const size_t last = phases.size();
-    if (out)
-      run.projection.add_out(phases, {{to_out, tiles.out}}, Tokens::Queries, Rows<T>(out), false);
-    if (weights.heads) run.attention.add_weights(phases, tiles, weights);
-    fused ? (void)fuse_phases(phases, first) : join_phases(phases, last);
-  };
-  execute(run, layout, layout_workers, passes, [&] { run.set_padding(call, padding); });
-  return 0;
+  run_.run(
+      layout, [](Arena&) {}, scratch,
+      [&] {
+        read_masks();
+        const size_t first = phases_.size();
+        project_in();
+        attend();
+        const size_t last = phases_.size();
+        write_weights(weights);
+        project_out(out);
+        by_sequence_ ? (void)fuse_phases(phases_, first) : join_phases(phases_, last);
+      });
 }
 
-template <class T>
-size_t backward(const LayerCall& call, const void* cache, const View& d_out,
-                const WeightsView& d_weights, const LayerGradients& d, bool only_size) {
-  Run<T> run(call);
-  const Parameters &p = call.parameters, &dp = d.parameters;
-  const Plan& plan = run.plan;
-  const int64_t D = plan.heads * plan.head_dim, Dv = plan.heads * plan.value_dim;
+template <class E>
+void Layer<E>::backward(const void* cache, const View& d_out, const WeightsView& d_weights,
+                        const LayerGradients& d) {
+  weights_for_backward();
   Arena kept(const_cast<void*>(cache));
-  const AttentionTiles<T> tiles = layout_cache<T>(kept, plan);
-  GradientTiles<T> g;
-  // Backward reads weights the other way round: features in rows, but for the output's.
-  Factor<T> from_q = Factor<T>::features(p.query, View{}),
-            from_k = Factor<T>::features(p.key, View{}),
-            from_v = Factor<T>::features(p.value, View{}),
-            from_out = Factor<T>::heads({p.out.weight, View{}});
-  T* padding = nullptr;
-  const auto layout = [&](Arena& arena) {
-    g.d_out = arena.take<T>(plan.query_lanes * Dv);
-    g.delta = arena.take<T>(plan.query_lanes * plan.heads);
-    g.d_q = arena.take<T>(plan.query_lanes * D);
-    g.d_k = arena.take<T>(plan.key_lanes * D);
-    g.d_v = arena.take<T>(plan.key_lanes * Dv);
-    for (Factor<T>* f : {&from_q, &from_out}) f->layout(arena, plan.query_lanes);
-    for (Factor<T>* f : {&from_k, &from_v}) f->layout(arena, plan.key_lanes);
-    padding = run.layout_padding(arena, call);
-    run.masks.layout(arena, call.shape);
-  };
-  if (only_size) return layout_bytes(layout);
-  const auto layout_workers = [&](Arena& arena) {
-    run.attention.layout_backward(arena, run.workers);
-    run.memory.layout(arena, run.workers);
-  };
-  const auto passes = [&] {
-    std::vector<Phase>& phases = run.phases;
-    run.masks.add_phases(phases, run.set);
-    const Rows<const T> q(call.query), k(call.key), v(call.value), d_y(d_out);
-
-    for (const Factor<T>* f : {&from_q, &from_k, &from_v, &from_out}) f->add_copy(phases);
-    join_phases(phases, 0);
-    const bool fused = run.by_sequence();
-    size_t first = phases.size();
-    run.projection.add_out_backward(phases, from_out, d_y, tiles.out, g.d_out, g.delta);
-    run.attention.add_backward(phases, tiles, g, d_weights, run.workers);
-    if (!fused) first = phases.size();
-
-    const auto weight_gradients = [&] {
-      Projection<T>& to = run.projection;
-      to.add_weight_gradient(phases, tiles.out, Tokens::Queries, plan.value_dim, d_y, dp.out.weight,
-                             dp.out.bias, true);
-      to.add_weight_gradient(phases, g.d_q, Tokens::Queries, plan.head_dim, q, dp.query.weight,
-                             dp.query.bias, false);
-      to.add_weight_gradient(phases, g.d_k, Tokens::Keys, plan.head_dim, k, dp.key.weight,
-                             dp.key.bias, false);
-      to.add_weight_gradient(phases, g.d_v, Tokens::Keys, plan.value_dim, v, dp.value.weight,
-                             dp.value.bias, false);
-      to.add_bias_row_gradient(phases, g.d_k, g.d_v, dp.bias_k, dp.bias_v);
-    };
-    const auto input_gradients = [&] {
-      const ProjectionSource<T> d_q{from_q, g.d_q}, d_k{from_k, g.d_k}, d_v{from_v, g.d_v};
-      const bool k_follows = d.key && d.query && same(d.key, d.query);
-      const bool v_follows =
-          d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
-      const auto add = [&](std::vector<ProjectionSource<T>> sources, Tokens tokens, const View& to,
-                           bool adds) {
-        run.projection.add_out(phases, std::move(sources), tokens, Rows<T>(to), adds);
-      };
-      if (run.one_input(call) && k_follows && v_follows)
-        return add({d_q, d_k, d_v}, Tokens::Queries, d.query, d.query_adds);
-      // What goes to an array that something went to before waits for that.
-      const auto wait = [&] {
-        if (!fused) join_phases(phases, first), first = phases.size();
-      };
-      if (d.query) add({d_q}, Tokens::Queries, d.query, d.query_adds);
-      if (k_follows) wait();
-      if (d.key) add({d_k}, Tokens::Keys, d.key, d.key_adds || k_follows);
-      if (v_follows) wait();
-      if (d.value) add({d_v}, Tokens::Keys, d.value, d.value_adds || v_follows);
-    };
-    if (fused) {
-      input_gradients();
-      fuse_phases(phases, first);
-      first = phases.size();
-      weight_gradients();
-    } else {
-      weight_gradients();
-      input_gradients();
-    }
-    join_phases(phases, first);
-
-    if (d.attn_mask) run.attention.add_mask_gradient(phases, tiles, g, d_weights, d.attn_mask);
-    if (d.key_padding) {
-      View m = d.key_padding;
-      m.rank = 4;
-      m.size[3] = m.size[1], m.stride[3] = m.stride[1];
-      m.size[1] = m.size[2] = 1, m.stride[1] = m.stride[2] = 0;
-      run.attention.add_mask_gradient(phases, tiles, g, d_weights, m);
-    }
-  };
-  execute(run, layout, layout_workers, passes, [&] { run.set_padding(call, padding); });
-  return 0;
+  layout_cache(kept);
+  gradients_.forward = tiles_;
+  gradients_.d_weights = d_weights;
+  size_t scratch =
+      std::max({projection_.scratch(weights_.out.k()), run_.attention.backward_scratch(),
+                projection_.scratch(weights_.query.m()), projection_.scratch(weights_.key.m()),
+                projection_.scratch(weights_.value.m())});
+  for (const WeightGradient<E>& g : weight_gradients(d, d_out))
+    scratch = std::max(scratch, projection_.scratch(g));
+  const auto layout = [&](Arena& arena) { layout_backward(arena); };
+  const auto layout_workers = [&](Arena& arena) { run_.attention.layout_backward(arena); };
+  run_.run(layout, layout_workers, scratch, [&] {
+    read_masks();  // as forward did: scores are made anew
+    const size_t first = phases_.size();
+    project_out_backward(d_out);
+    write_weights_backward();
+    attend_backward();
+    project_in_backward(d, weight_gradients(d, d_out), first);
+    read_masks_backward(d);
+  });
 }
 
-}  // namespace
+// 1: the masks become words; weights are packed meanwhile
+
+template <class E>
+void Layer<E>::read_masks() {
+  run_.masks.add_reading(phases_);
+  for (const PackedWeights<E>* w : {&weights_.query, &weights_.key, &weights_.value, &weights_.out})
+    w->add_packing(phases_);
+  join_phases(phases_, 0);
+}
+
+template <class E>
+void Layer<E>::read_masks_backward(const LayerGradients& d) {
+  run_.attention.add_mask_gradient(phases_, gradients_, d.mask);
+  View padding = d.key_padding;  // (N, S) as (N, 1, 1, S)
+  if (!padding) return;
+  padding.rank = 4;
+  padding.size[3] = padding.size[1], padding.stride[3] = padding.stride[1];
+  padding.size[1] = padding.size[2] = 1, padding.stride[1] = padding.stride[2] = 0;
+  run_.attention.add_mask_gradient(phases_, gradients_, padding);
+}
+
+// 2: q, k and v of every head; one reading serves all that come from one input
+
+template <class E>
+void Layer<E>::project_in() {
+  const ProjectionTarget<E> q{weights_.query, tiles_.q, false}, k{weights_.key, tiles_.k, true},
+      v{weights_.value, tiles_.v, true};
+  const size_t first = phases_.size();
+  if (one_input()) {
+    projection_.add_in(phases_, call_.query, Tokens::Queries, {q, k, v});
+  } else {
+    projection_.add_in(phases_, call_.query, Tokens::Queries, {q});
+    if (same(call_.key, call_.value)) {
+      projection_.add_in(phases_, call_.key, Tokens::Keys, {k, v});
+    } else {
+      projection_.add_in(phases_, call_.key, Tokens::Keys, {k});
+      projection_.add_in(phases_, call_.value, Tokens::Keys, {v});
+    }
+  }
+  if (!by_sequence_) join_phases(phases_, first);
+  projection_.add_extra_rows(phases_, call_.parameters.bias_k, call_.parameters.bias_v, tiles_);
+}
+
+// Of the inputs, of all weights, of the rows after the keys. A worker that takes sequences goes on
+// to their inputs; the sums over all tokens come after.
+template <class E>
+void Layer<E>::project_in_backward(const LayerGradients& d, const WeightGradients& of_weights,
+                                   size_t first) {
+  if (by_sequence_) {
+    input_gradients(d, first);
+    fuse_phases(phases_, first);
+  }
+  const size_t rest = phases_.size();
+  for (const WeightGradient<E>& g : of_weights) projection_.add_weight_gradient(phases_, g);
+  projection_.add_extra_rows_backward(phases_, gradients_, d.parameters.bias_k,
+                                      d.parameters.bias_v);
+  if (by_sequence_) return join_phases(phases_, rest);
+  input_gradients(d, rest);
+}
+
+template <class E>
+void Layer<E>::input_gradients(const LayerGradients& d, size_t first) {
+  const ProjectionSource<E> d_q{weights_.query, gradients_.d_q}, d_k{weights_.key, gradients_.d_k},
+      d_v{weights_.value, gradients_.d_v};
+  const bool k_follows = d.key && d.query && same(d.key, d.query);
+  const bool v_follows =
+      d.value && ((d.query && same(d.value, d.query)) || (d.key && same(d.value, d.key)));
+  const auto join = [&] {
+    if (!by_sequence_) join_phases(phases_, first), first = phases_.size();
+  };
+  if (one_input() && k_follows && v_follows) {
+    projection_.add_out(phases_, {d_q, d_k, d_v}, Tokens::Queries, d.query, d.query_adds);
+    return join();
+  }
+  if (d.query) projection_.add_out(phases_, {d_q}, Tokens::Queries, d.query, d.query_adds);
+  if (k_follows) join();
+  if (d.key) projection_.add_out(phases_, {d_k}, Tokens::Keys, d.key, d.key_adds || k_follows);
+  if (v_follows) join();
+  if (d.value)
+    projection_.add_out(phases_, {d_v}, Tokens::Keys, d.value, d.value_adds || v_follows);
+  join();
+}
+
+template <class E>
+auto Layer<E>::weight_gradients(const LayerGradients& d, const View& d_out) const
+    -> WeightGradients {
+  const Heads& heads = run_.plan.heads;
+  const auto in = [](const E* tiles, Tokens tokens, int64_t dim, const View& x,
+                     const HeadWeights& to) {
+    return WeightGradient<E>{tiles, tokens, dim, x, to.weight, to.bias, false};
+  };
+  const Parameters& p = d.parameters;
+  const GradientTiles<E>& g = gradients_;
+  return {{tiles_.out, Tokens::Queries, heads.value_dim, d_out, p.out.weight, p.out.bias, true},
+          in(g.d_q, Tokens::Queries, heads.dim, call_.query, p.query),
+          in(g.d_k, Tokens::Keys, heads.dim, call_.key, p.key),
+          in(g.d_v, Tokens::Keys, heads.value_dim, call_.value, p.value)};
+}
+
+// 3: attention, block by block of queries
+
+template <class E>
+void Layer<E>::attend() {
+  run_.attention.add_forward(phases_, tiles_);
+}
+
+template <class E>
+void Layer<E>::attend_backward() {
+  run_.attention.add_backward(phases_, gradients_);
+}
+
+// 4: weights, where wanted
+
+template <class E>
+void Layer<E>::write_weights(const WeightsView& weights) {
+  run_.attention.add_weights(phases_, tiles_, weights);
+}
+
+template <class E>
+void Layer<E>::write_weights_backward() {
+  run_.attention.add_weights_backward(phases_, gradients_);
+}
+
+// 5: the heads' outputs become rows
+
+template <class E>
+void Layer<E>::project_out(const View& out) {
+  if (out) projection_.add_out(phases_, {{weights_.out, tiles_.out}}, Tokens::Queries, out, false);
+}
+
+template <class E>
+void Layer<E>::project_out_backward(const View& d_out) {
+  projection_.add_out_backward(phases_, weights_.out, d_out, gradients_);
+}
 
 size_t cache_bytes(const LayerCall& call) {
-  Arena arena;
-  const Plan plan = plan_of(call);
-  call.dtype == DType::Float32 ? (void)layout_cache<float>(arena, plan)
-                               : (void)layout_cache<double>(arena, plan);
-  return arena.used();
+  return dispatch(call.attention.dtype, [&]<class E>() { return Layer<E>(call).cache_bytes(); });
+}
+
+size_t forward_bytes(const LayerCall& call, bool cached) {
+  return dispatch(call.attention.dtype,
+                  [&]<class E>() { return Layer<E>(call).forward_bytes(cached); });
+}
+
+size_t backward_bytes(const LayerCall& call) {
+  return dispatch(call.attention.dtype, [&]<class E>() { return Layer<E>(call).backward_bytes(); });
 }
 
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
                    void* cache) {
-  call.dtype == DType::Float32 ? forward<float>(call, out, weights, cache, false)
-                               : forward<double>(call, out, weights, cache, false);
-}
-
-size_t forward_bytes(const LayerCall& call, bool cached) {
-  char somewhere = 0;
-  void* const cache = cached ? &somewhere : nullptr;  // not written to
-  return call.dtype == DType::Float32 ? forward<float>(call, {}, {}, cache, true)
-                                      : forward<double>(call, {}, {}, cache, true);
+  dispatch(call.attention.dtype, [&]<class E>() { Layer<E>(call).forward(out, weights, cache); });
 }
 
 void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients) {
-  call.dtype == DType::Float32 ? backward<float>(call, cache, d_out, d_weights, gradients, false)
-                               : backward<double>(call, cache, d_out, d_weights, gradients, false);
-}
-
-size_t backward_bytes(const LayerCall& call) {
-  return call.dtype == DType::Float32 ? backward<float>(call, nullptr, {}, {}, {}, true)
-                                      : backward<double>(call, nullptr, {}, {}, {}, true);
+  dispatch(call.attention.dtype,
+           [&]<class E>() { Layer<E>(call).backward(cache, d_out, d_weights, gradients); });
 }
 
 }  // namespace multihead

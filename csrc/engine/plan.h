@@ -1,14 +1,15 @@
 // How a batch is laid out: its sequences, the keys that padding leaves, and where their tiles lie.
 //
-// Tokens are padded to a multiple of 16 lanes, 64 lanes to a tile. With F features, the tile t of
-// a sequence of n tokens that begins at lane b is [F][width] at (b + 64 t) F ("by tile"); keys
-// and values lie by head, [H][n rounded up][F / H], so that one head is read front to back.
+// Tokens are padded to a multiple of 16 lanes, 64 lanes to a tile. Arrays of queries, and of
+// gradients, lie by tile: the tiles of all heads for 64 tokens, then for the next 64. Keys and
+// values lie by head: all tiles of one head, which is read front to back. What a tile looks like
+// inside is the kernel set's business.
 #pragma once
 
 #include <vector>
 
 #include "../kernels/table.h"
-#include "view.h"
+#include "spec.h"
 
 namespace multihead {
 
@@ -20,14 +21,41 @@ constexpr int64_t tile_lanes(int64_t tokens, int64_t tile) {
   return round_up(tile_tokens(tokens, tile), kLane);
 }
 
+enum class Tokens { Queries, Keys };
+
 struct Sequence {
   int64_t queries;
   int64_t keys;                    // that padding leaves
-  int64_t source;                  // keys before padding was dropped
+  int64_t attended_keys;           // and those after them: bias_k's, the zero row
+  int64_t source_keys;             // before padding was dropped
   int64_t first_query, first_key;  // rows of a ragged array; 0 in a dense one
   int64_t query_lane, key_lane;    // where its tiles begin
-  int64_t weights;                 // where its attention weights begin
+  int64_t pairs;                   // of queries and keys in the sequences before, for weights
   const int32_t* positions;        // of its keys; null: key j is at position j
+
+  int64_t query_tiles() const { return tiles_of(queries); }
+  int64_t key_tiles() const { return tiles_of(attended_keys); }
+  int64_t tokens(Tokens of) const { return of == Tokens::Queries ? queries : keys; }
+  int64_t position(int64_t key) const { return positions ? positions[key] : key; }
+  // The column of a key in weights: those after the keys follow all source keys.
+  int64_t column(int64_t key) const {
+    return key < keys ? position(key) : source_keys + key - keys;
+  }
+};
+
+// A place in a batch: a head's tile of queries, and of keys.
+struct TileAt {
+  const Sequence& sequence;
+  int64_t batch, head, query_tile, key_tile = 0;
+
+  int64_t queries() const { return tile_tokens(sequence.queries, query_tile); }
+  int64_t query_lanes() const { return tile_lanes(sequence.queries, query_tile); }
+  int64_t keys() const { return tile_tokens(sequence.attended_keys, key_tile); }
+  int64_t key_lanes() const { return tile_lanes(sequence.attended_keys, key_tile); }
+  int64_t first_key() const { return key_tile * kTile; }
+  // Keys of the tile that are the caller's: those after them come last.
+  int64_t given_keys() const { return larger(0, smaller(sequence.keys - first_key(), keys())); }
+  TileAt with_keys(int64_t tile) const { return {sequence, batch, head, query_tile, tile}; }
 };
 
 struct TileRef {
@@ -35,14 +63,52 @@ struct TileRef {
 };
 
 struct Plan {
-  int64_t heads = 0, head_dim = 0, value_dim = 0;
-  bool bias_key = false, zero_row = false;  // rows behind the keys of every sequence
+  Heads heads;
+  TileLayout layout;
+  bool bias_key = false, zero_row = false;
   std::vector<Sequence> sequences;
-  std::vector<int32_t> positions;
   int64_t query_lanes = 0, key_lanes = 0;
-  std::vector<TileRef> query_tiles, key_tiles;  // key tiles that hold real keys
+  std::vector<TileRef> query_tiles, key_tiles;  // key tiles that hold the caller's keys
 
-  // Where each sequence's part of something begins, n(sequence) long, and behind them the end.
+  Plan(const AttentionSpec& spec, TileLayout layout);
+  Plan(const Plan&) = delete;  // sequences point into positions
+  Plan& operator=(const Plan&) = delete;
+
+  int64_t extra_keys() const { return int64_t(bias_key) + int64_t(zero_row); }
+  const std::vector<TileRef>& tiles(Tokens of) const {
+    return of == Tokens::Queries ? query_tiles : key_tiles;
+  }
+  const Sequence& sequence(TileRef at) const { return sequences[size_t(at.sequence)]; }
+
+  // Elements of an array of tiles with `dim` features a head.
+  int64_t query_elements(int64_t dim) const { return query_lanes * heads.count * layout.rows(dim); }
+  int64_t key_elements(int64_t dim) const { return key_lanes * heads.count * layout.rows(dim); }
+
+  // Offsets of one head's part of a tile, with `dim` features a head.
+  int64_t query_tile(const TileAt& at, int64_t dim) const {
+    const Sequence& s = at.sequence;
+    return ((s.query_lane + at.query_tile * kTile) * heads.count + at.head * at.query_lanes()) *
+           layout.rows(dim);
+  }
+  int64_t key_tile(const TileAt& at, int64_t dim) const {
+    const Sequence& s = at.sequence;
+    return ((s.key_lane + at.first_key()) * heads.count + at.head * at.key_lanes()) *
+           layout.rows(dim);
+  }
+  int64_t key_tile_by_head(const TileAt& at, int64_t dim) const {
+    const Sequence& s = at.sequence;
+    return (s.key_lane * heads.count + at.head * round_up(s.attended_keys, kLane) +
+            at.first_key()) *
+           layout.rows(dim);
+  }
+  // Offset of the values that a head keeps for each query.
+  int64_t query_row(const TileAt& at) const {
+    const Sequence& s = at.sequence;
+    return s.query_lane * heads.count + at.head * round_up(s.queries, kLane) +
+           at.query_tile * kTile;
+  }
+
+  // Where each sequence's part of something begins, n(sequence) long, and after them the end.
   template <class F>
   std::vector<int64_t> begins(F n) const {
     std::vector<int64_t> begin{0};
@@ -51,85 +117,14 @@ struct Plan {
     return begin;
   }
 
-  int64_t extra() const { return int64_t(bias_key) + int64_t(zero_row); }
-  int64_t rows(const Sequence& s) const { return s.keys + extra(); }  // keys attended to
-
-  // Offsets of one head's part of a tile, with `dim` features a head.
-  int64_t query_tile(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
-    return ((s.query_lane + tile * kTile) * heads + head * tile_lanes(s.queries, tile)) * dim;
-  }
-  int64_t key_tile(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
-    return ((s.key_lane + tile * kTile) * heads + head * tile_lanes(rows(s), tile)) * dim;
-  }
-  int64_t key_tile_by_head(const Sequence& s, int64_t head, int64_t tile, int64_t dim) const {
-    return (s.key_lane * heads + head * round_up(rows(s), kLane) + tile * kTile) * dim;
-  }
-  // Offset of the values that a head keeps for each query.
-  int64_t query_row(const Sequence& s, int64_t head, int64_t tile) const {
-    return s.query_lane * heads + head * round_up(s.queries, kLane) + tile * kTile;
-  }
+ private:
+  std::vector<int32_t> positions_;
 };
 
-// What decides the plan of a call.
-struct BatchShape {
-  int64_t batch = 0, queries = 0, keys = 0;                        // of a ragged batch: the longest
-  const int64_t *query_offsets = nullptr, *key_offsets = nullptr;  // ragged: [batch + 1]
-  View key_padding;          // (N, S), hides where true or -inf
-  int64_t weight_heads = 0;  // heads in the returned weights: 0, 1 or H
-};
-
-void make_plan(Plan& plan, const BatchShape& shape);
-
-// The padding mask as an additive value per key, in log2 units, laid out like the key lanes.
-// Returns false (and leaves values alone) where it adds nothing to the keys it leaves.
-template <class T>
-bool padding_bias(const Plan& plan, const BatchShape& shape, T* values);
-bool padding_adds(const BatchShape& shape);
-
-enum class Tokens { Queries, Keys };
-
-// The rows of an array of tokens: (N, tokens, features), or (total, features) when ragged.
-template <class T>
-struct Rows {
-  T* base;
-  int64_t batch_stride, row_stride, stride;
-
-  Rows() = default;
-  explicit Rows(const View& v)
-      : base(v.as<T>()),
-        batch_stride(v.rank == 3 ? v.stride[0] : 0),
-        row_stride(v.stride[v.rank - 2]),
-        stride(v.stride[v.rank - 1]) {}
-
-  constexpr T* row(int64_t batch, int64_t row) const {
-    return base ? base + batch * batch_stride + row * row_stride : nullptr;
-  }
-
-  // Pointers to the tokens of a tile, null behind the last one; returns their number.
-  int64_t of_queries(const Plan& plan, TileRef at, T** rows) const {
-    const Sequence& s = plan.sequences[size_t(at.sequence)];
-    const int64_t n = tile_tokens(s.queries, at.tile);
-    for (int64_t i = 0; i < kTile; ++i)
-      rows[i] = i < n ? row(at.sequence, s.first_query + at.tile * kTile + i) : nullptr;
-    return n;
-  }
-  int64_t of_keys(const Plan& plan, TileRef at, T** rows) const {
-    const Sequence& s = plan.sequences[size_t(at.sequence)];
-    const int64_t n = tile_tokens(s.keys, at.tile);
-    for (int64_t i = 0; i < kTile; ++i) {
-      const int64_t key = at.tile * kTile + i;
-      rows[i] =
-          i < n ? row(at.sequence, s.first_key + (s.positions ? s.positions[key] : key)) : nullptr;
-    }
-    return n;
-  }
-};
-
-constexpr bool no_address_from_nothing() {
-  Rows<float> absent{};
-  absent.row_stride = 1;
-  return !absent.row(0, 1);
+// Pointers to the tokens of a tile, null after the last one.
+template <class E>
+void tile_rows(E* first, int64_t stride, int64_t tokens, E** rows) {
+  for (int64_t i = 0; i < kTile; ++i) rows[i] = i < tokens ? first + i * stride : nullptr;
 }
-static_assert(no_address_from_nothing());
 
 }  // namespace multihead

@@ -2,201 +2,246 @@
 
 #include <algorithm>
 
-#include "wanted.h"
-
 namespace multihead {
 
-template <class T>
-int64_t Projection<T>::lanes(Tokens tokens, TileRef at) const {
-  const Sequence& s = plan_.sequences[size_t(at.sequence)];
-  return tile_lanes(tokens == Tokens::Queries ? s.queries : plan_.rows(s), at.tile);
+template <class E>
+size_t Projection<E>::scratch(int64_t features) const {
+  Arena none;
+  none.take<E>(plan_.layout.size(features, kTile));
+  return none.used();
 }
 
-template <class T>
-int64_t Projection<T>::first_lane(Tokens tokens, TileRef at) const {
-  const Sequence& s = plan_.sequences[size_t(at.sequence)];
-  return (tokens == Tokens::Queries ? s.query_lane : s.key_lane) + at.tile * kTile;
-}
-
-template <class T>
-std::vector<int64_t> Projection<T>::begins(Tokens tokens, int64_t split) const {
-  return plan_.begins([&](const Sequence& s) {
-    return split * tiles_of(tokens == Tokens::Queries ? s.queries : s.keys);
-  });
+// A phase with tasks for each tile: the work on it is cut so that all workers have some.
+template <class E>
+template <class F>
+Phase Projection<E>::by_tile(Tokens tokens, int64_t units, F run) const {
+  const std::vector<TileRef>& tiles = plan_.tiles(tokens);
+  const int64_t n = int64_t(tiles.size());
+  const int64_t wanted = divide_up(6 * memory_.workers(), larger(n, 1));
+  const int64_t split = wanted < 1 ? 1 : smaller(wanted, units);
+  auto task_of = [this, &tiles, units, split, run = std::move(run)](int64_t task, int worker) {
+    const int64_t part = task % split;
+    run(Part{tiles[size_t(task / split)], units * part / split, units * (part + 1) / split},
+        memory_.of(worker));
+  };
+  auto begin = plan_.begins([&](const Sequence& s) { return split * tiles_of(s.tokens(tokens)); });
+  return {n * split, std::move(task_of), std::move(begin)};
 }
 
 // Forward
 
-template <class T>
-void Projection<T>::add_in(std::vector<Phase>& phases, const Rows<const T>& x, Tokens tokens,
-                           std::vector<ProjectionTarget<T>> targets) {
-  const int64_t features = targets[0].weights.k(), H = plan_.heads;
-  Arena count;
-  count.take<T>(features * kTile);
-  memory_.need(count.used());
-  const int64_t units = int64_t(targets.size()) * H;  // heads to compute for each tile
-  const int64_t split = parts(int64_t(tiles(tokens).size()), units);
-  const int64_t tasks = int64_t(tiles(tokens).size()) * split;
-  auto run = [=, this, targets = std::move(targets)](int64_t task, int worker) {
-    const TileRef at = tiles(tokens)[size_t(task / split)];
-    const int64_t part = task % split;
-    const Sequence& s = plan_.sequences[size_t(at.sequence)];
-    const int64_t width = lanes(tokens, at);
-    T* panel = memory_.of(worker).take<T>(features * kTile);
-    const T* from[kTile];
-    rows(tokens, x, at, from);
-    kernels_.pack(panel, width, width, from, x.stride, features);
-    const int64_t rows_apart = round_up(plan_.rows(s), kLane);
-    // One set of weights at a time: what a pass over a block of k adds to must stay in L2.
-    for (int64_t first = units * part / split, last = units * (part + 1) / split; first < last;) {
-      const ProjectionTarget<T>& target = targets[size_t(first / H)];
-      const int64_t end = smaller(last, (first / H + 1) * H);
-      for_depth(features, [&](int64_t k0, int64_t depth) {
-        for (int64_t h = first % H; h < first % H + end - first; ++h) {
-          const int64_t D = target.weights.rows(h);
-          T* tile = target.tiles + (target.by_head ? plan_.key_tile_by_head(s, h, at.tile, D)
-                                                   : plan_.query_tile(s, h, at.tile, D));
-          const bool last_head = h + 1 == first % H + end - first;
-          Wanted<1> wanted;  // where the next head goes
-          if (k0 == 0 && !last_head)
-            wanted.add(tile + (target.by_head ? rows_apart : width) * D, D * width);
-          kernels_.gemm(
-              target.weights.product(h, k0, depth, panel, width, tile, false, wanted.ahead()));
-        }
-      });
-      first = end;
-    }
-  };
-  phases.push_back({tasks, std::move(run), begins(tokens, split)});
+template <class E>
+void Projection<E>::add_in(std::vector<Phase>& phases, const View& x, Tokens tokens,
+                           std::vector<ProjectionTarget<E>> targets) const {
+  const int64_t units = int64_t(targets.size()) * plan_.heads.count;  // heads for each tile
+  phases.push_back(by_tile(tokens, units,
+                           [=, this, targets = std::move(targets)](const Part& part, Arena arena) {
+                             in(part, x, tokens, targets, arena);
+                           }));
 }
 
-template <class T>
-void Projection<T>::add_extra_rows(std::vector<Phase>& phases, const View& bias_k,
-                                   const View& bias_v, T* k, T* v) {
-  if (plan_.extra() == 0) return;
-  const auto write = [this](T* base, const View& bias, int64_t dim, const Sequence& s) {
-    for (int64_t h = 0; h < plan_.heads; ++h)
-      for (int64_t key = s.keys; key < plan_.rows(s); ++key) {
-        const int64_t tile = key / kTile, width = tile_lanes(plan_.rows(s), tile);
-        T* at = base + plan_.key_tile_by_head(s, h, tile, dim) + key % kTile;
+template <class E>
+void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
+                       const std::vector<ProjectionTarget<E>>& targets, Arena arena) const {
+  using Depth = typename PackedWeights<E>::Depth;
+  const TileLayout& layout = plan_.layout;
+  const int64_t H = plan_.heads.count, width = lanes(tokens, part.at);
+  const int64_t features = x.size[x.rank - 1];
+  E* const panel = arena.take<E>(layout.size(features, kTile));
+  const TokenRows<const E> source = rows<const E>(x, tokens, part.at);
+  const E* from[kTile];
+  source.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), from);
+  kernels_.pack(panel, width, from, source.stride, features);
+  // One set of weights at a time: what a pass over a block of k adds to must stay in L2.
+  for (int64_t first = part.begin; first < part.end;) {
+    const ProjectionTarget<E>& target = targets[size_t(first / H)];
+    const int64_t last = smaller(part.end, (first / H + 1) * H), end = last - first / H * H;
+    const auto tile_of = [&](int64_t head) {
+      const TileAt at = place(part.at, head);
+      const int64_t dim = target.weights.rows(head);
+      return target.tiles +
+             (target.by_head ? plan_.key_tile_by_head(at, dim) : plan_.query_tile(at, dim));
+    };
+    for_depth(target.weights, [&](Depth depth) {
+      for (int64_t h = first % H; h < end; ++h) {
+        PrefetchList<1> list;  // where the next head goes
+        if (depth.first == 0 && h + 1 < end)
+          list.add(tile_of(h + 1), layout.size(target.weights.rows(h + 1), width));
+        TileGemm<E> g = target.weights.product(h, depth, panel + layout.size(depth.first, width),
+                                               width, tile_of(h), false);
+        g.prefetch = list.get();
+        kernels_.tile_gemm(g);
+      }
+    });
+    first = last;
+  }
+}
+
+template <class E>
+void Projection<E>::add_extra_rows(std::vector<Phase>& phases, const View& bias_k,
+                                   const View& bias_v, const AttentionTiles<E>& tiles) const {
+  if (plan_.extra_keys() == 0) return;
+  const auto write = [this](E* base, const View& bias, int64_t dim, int64_t sequence) {
+    const Sequence& s = plan_.sequences[size_t(sequence)];
+    for (int64_t h = 0; h < plan_.heads.count; ++h)
+      for (int64_t key = s.keys; key < s.attended_keys; ++key) {
+        const TileAt at{s, sequence, h, 0, key / kTile};
+        E* const tile = base + plan_.key_tile_by_head(at, dim);
         const bool given = bias && key == s.keys;
-        for (int64_t d = 0; d < dim; ++d)
-          at[d * width] = given ? bias.as<T>()[h * bias.stride[0] + d * bias.stride[1]] : T(0);
+        for (int64_t d = 0; d < plan_.layout.rows(dim); ++d)
+          tile[plan_.layout.at(d, key % kTile, at.key_lanes())] =
+              given && d < dim ? bias.as<E>()[bias.at(h, d)] : E(0);
       }
   };
-  const int64_t tasks = int64_t(plan_.sequences.size());
-  auto run = [=, this](int64_t task, int) {
-    const Sequence& s = plan_.sequences[size_t(task)];
-    write(k, bias_k, plan_.head_dim, s);
-    write(v, bias_v, plan_.value_dim, s);
+  auto run = [=, this](int64_t sequence, int) {
+    write(tiles.k, bias_k, plan_.heads.dim, sequence);
+    write(tiles.v, bias_v, plan_.heads.value_dim, sequence);
   };
-  phases.push_back({tasks, std::move(run), plan_.begins([](const Sequence&) { return 1; })});
+  phases.push_back({int64_t(plan_.sequences.size()), std::move(run),
+                    plan_.begins([](const Sequence&) { return 1; })});
 }
 
-template <class T>
-void Projection<T>::combine(const std::vector<ProjectionSource<T>>& sources, Tokens tokens,
-                            TileRef at, int64_t begin, int64_t end, T* block, Ahead* last) const {
-  const int64_t width = lanes(tokens, at);
+template <class E>
+void Projection<E>::add_out(std::vector<Phase>& phases, std::vector<ProjectionSource<E>> sources,
+                            Tokens tokens, const View& y, bool accumulate) const {
+  const int64_t groups = sources[0].weights.groups(), features = sources[0].weights.m();
+  phases.push_back(by_tile(tokens, groups,
+                           [=, this, sources = std::move(sources)](const Part& part, Arena arena) {
+                             out(part, sources, tokens, y, accumulate, arena);
+                           }));
+  if (tokens == Tokens::Queries || accumulate) return;
+  auto clear = [=, this](int64_t sequence, int) { clear_hidden(y, sequence, features); };
+  phases.push_back({int64_t(plan_.sequences.size()), std::move(clear),
+                    plan_.begins([](const Sequence&) { return 1; })});
+}
+
+template <class E>
+void Projection<E>::out(const Part& part, const std::vector<ProjectionSource<E>>& sources,
+                        Tokens tokens, const View& y, bool accumulate, Arena arena) const {
+  const PackedWeights<E>& weights = sources[0].weights;
+  const int64_t features = weights.m(), width = lanes(tokens, part.at);
+  const int64_t first = weights.first_row(part.begin),
+                n = smaller(weights.first_row(part.end), features) - first;
+  E* const block = arena.take<E>(plan_.layout.size(features, kTile));
+  const TokenRows<E> target = rows<E>(y, tokens, part.at);
+  E* to[kTile];
+  target.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), to);
+  PrefetchList<kTile> list;  // where the rows go
+  for (E*& row : to) {
+    if (!row) continue;
+    row += first * target.stride;
+    if (target.stride == 1) list.add(row, n);
+  }
+  combine(part, sources, tokens, block, list.get());
+  kernels_.unpack(to, target.stride, block, width, n, accumulate);
+}
+
+// block[rows of weights][lanes] = the sum of weights . tile over the sources, for some groups.
+template <class E>
+void Projection<E>::combine(const Part& part, const std::vector<ProjectionSource<E>>& sources,
+                            Tokens tokens, E* block, Prefetch* last) const {
+  using Depth = typename PackedWeights<E>::Depth;
+  const TileLayout& layout = plan_.layout;
+  const int64_t width = lanes(tokens, part.at);
   bool adds = false;
-  for (const ProjectionSource<T>& source : sources) {
-    const Factor<T>& w = source.weights;
-    const T* tile = source.tiles + first_lane(tokens, at) * w.k();
-    for_depth(w.k(), [&](int64_t k0, int64_t depth) {
-      Wanted<1> wanted;  // the tile's next rows
-      wanted.add(tile + (k0 + depth) * width, smaller(w.k() - k0 - depth, kDepth) * width);
-      Ahead* const ahead = k0 + depth < w.k() ? wanted.ahead() : last;
-      for (int64_t g = begin; g < end; ++g) {
-        T* rows_of_group = block + (w.first_row(g) - w.first_row(begin)) * width;
-        kernels_.gemm(w.product(g, k0, depth, tile, width, rows_of_group, adds, ahead));
+  for (const ProjectionSource<E>& source : sources) {
+    const PackedWeights<E>& w = source.weights;
+    const E* const tile = source.tiles + tile_begin(tokens, part.at, w.k());
+    for_depth(w, [&](Depth depth) {
+      const int64_t after = depth.first + depth.count;
+      PrefetchList<1> list;  // the tile's next rows
+      list.add(tile + layout.size(after, width),
+               layout.size(smaller(w.k() - after, kDepth), width));
+      Prefetch* const prefetch = after < w.k() ? list.get() : last;
+      for (int64_t g = part.begin; g < part.end; ++g) {
+        const int64_t row = w.first_row(g) - w.first_row(part.begin);
+        TileGemm<E> product = w.product(g, depth, tile + layout.size(depth.first, width), width,
+                                        block + layout.size(row, width), adds);
+        product.prefetch = prefetch;
+        kernels_.tile_gemm(product);
       }
     });
     adds = true;
   }
 }
 
-template <class T>
-void Projection<T>::add_out(std::vector<Phase>& phases, std::vector<ProjectionSource<T>> sources,
-                            Tokens tokens, const Rows<T>& y, bool accumulate) {
-  const Factor<T>& w = sources[0].weights;
-  const int64_t features = w.m(), groups = w.groups();
-  Arena count;
-  count.take<T>(features * kTile);
-  memory_.need(count.used());
-  const int64_t split = parts(int64_t(tiles(tokens).size()), groups);
-  const int64_t tasks = int64_t(tiles(tokens).size()) * split;
-  auto run = [=, this, sources = std::move(sources)](int64_t task, int worker) {
-    const TileRef at = tiles(tokens)[size_t(task / split)];
-    const Factor<T>& weights = sources[0].weights;
-    const int64_t part = task % split, width = lanes(tokens, at);
-    const int64_t begin = groups * part / split, end = groups * (part + 1) / split;
-    const int64_t first = weights.first_row(begin),
-                  n = smaller(weights.first_row(end), features) - first;
-    T* block = memory_.of(worker).template take<T>(features * kTile);
-    T* to[kTile];
-    tokens == Tokens::Queries ? y.of_queries(plan_, at, to) : y.of_keys(plan_, at, to);
-    Wanted<kTile> wanted;  // where the rows go
-    for (int64_t r = 0; r < kTile; ++r) {
-      if (!to[r]) continue;
-      to[r] += first * y.stride;
-      if (y.stride == 1) wanted.add(to[r], n);
+template <class E>
+void Projection<E>::clear_hidden(const View& y, int64_t sequence, int64_t features) const {
+  const Sequence& s = plan_.sequences[size_t(sequence)];
+  TokenRows<E> rows = token_rows<E>(y, s, sequence, Tokens::Keys);
+  rows.positions = nullptr;
+  int64_t next = 0;  // of the keys that padding left
+  for (int64_t j = 0; j < s.source_keys; ++j) {
+    if (next < s.keys && s.position(next) == j) {
+      ++next;
+      continue;
     }
-    combine(sources, tokens, at, begin, end, block, wanted.ahead());
-    kernels_.unpack(to, y.stride, block, width, width, n, accumulate);
-  };
-  phases.push_back({tasks, std::move(run), begins(tokens, split)});
-  if (tokens == Tokens::Queries || accumulate) return;
-  const int64_t sequences = int64_t(plan_.sequences.size());
-  auto clear = [=, this](int64_t b, int) {
-    const Sequence& s = plan_.sequences[size_t(b)];
-    int64_t next = 0;  // of the keys that padding left
-    for (int64_t j = 0; j < s.source; ++j) {
-      if (next < s.keys && (s.positions ? s.positions[next] : next) == j) {
-        ++next;
-        continue;
-      }
-      T* row = y.row(b, s.first_key + j);
-      for (int64_t c = 0; c < features; ++c) row[c * y.stride] = T(0);
-    }
-  };
-  phases.push_back({sequences, std::move(clear), plan_.begins([](const Sequence&) { return 1; })});
+    E* const row = rows.row(j);
+    for (int64_t c = 0; c < features; ++c) row[c * rows.stride] = E(0);
+  }
 }
 
 // Backward
 
-template <class T>
-void Projection<T>::add_out_backward(std::vector<Phase>& phases, const Factor<T>& weights,
-                                     const Rows<const T>& d_y, const T* tiles_in, T* d_tiles,
-                                     T* delta) {
-  const int64_t features = weights.k(), H = plan_.heads, D = plan_.value_dim;
-  Arena count;
-  count.take<T>(features * kTile);
-  memory_.need(count.used());
-  const int64_t split = parts(int64_t(plan_.query_tiles.size()), H);
-  const int64_t tasks = int64_t(plan_.query_tiles.size()) * split;
-  auto run = [=, this](int64_t task, int worker) {
-    const TileRef at = plan_.query_tiles[size_t(task / split)];
-    const Sequence& s = plan_.sequences[size_t(at.sequence)];
-    const int64_t part = task % split, width = lanes(Tokens::Queries, at);
-    const int64_t begin = H * part / split, end = H * (part + 1) / split;
-    const int64_t base = first_lane(Tokens::Queries, at) * H * D;
-    T* panel = memory_.of(worker).template take<T>(features * kTile);
-    const T* from[kTile];
-    d_y.of_queries(plan_, at, from);
-    kernels_.pack(panel, width, width, from, d_y.stride, features);
-    for_depth(features, [&](int64_t k0, int64_t depth) {
-      for (int64_t h = begin; h < end; ++h) {
-        T* d_tile = d_tiles + base + h * D * width;
-        Wanted<2> wanted;  // where the next head goes, and what delta reads
-        if (k0 == 0 && h + 1 < end) wanted.add(d_tile + D * width, D * width);
-        if (k0 + depth == features) wanted.add(tiles_in + base + h * D * width, D * width);
-        kernels_.gemm(weights.product(h, k0, depth, panel, width, d_tile, false, wanted.ahead()));
-      }
-    });
-    for (int64_t h = begin; h < end; ++h)
-      kernels_.delta(delta + plan_.query_row(s, h, at.tile), d_tiles + base + h * D * width,
-                     tiles_in + base + h * D * width, D, width);
+template <class E>
+void Projection<E>::add_out_backward(std::vector<Phase>& phases, const PackedWeights<E>& weights,
+                                     const View& d_y, const GradientTiles<E>& tiles) const {
+  phases.push_back(by_tile(Tokens::Queries, plan_.heads.count,
+                           [this, &weights, d_y, tiles](const Part& part, Arena arena) {
+                             out_backward(part, weights, d_y, tiles, arena);
+                           }));
+}
+
+template <class E>
+void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weights, const View& d_y,
+                                 const GradientTiles<E>& tiles, Arena arena) const {
+  using Depth = typename PackedWeights<E>::Depth;
+  const TileLayout& layout = plan_.layout;
+  const int64_t features = d_y.size[d_y.rank - 1], width = lanes(Tokens::Queries, part.at);
+  const int64_t dim = plan_.heads.value_dim, size = layout.size(dim, width);
+  const auto offset = [&](int64_t head) { return plan_.query_tile(place(part.at, head), dim); };
+  E* const panel = arena.take<E>(layout.size(features, kTile));
+  const TokenRows<const E> source = rows<const E>(d_y, Tokens::Queries, part.at);
+  const E* from[kTile];
+  source.tile(part.at.tile, plan_.sequence(part.at).queries, from);
+  kernels_.pack(panel, width, from, source.stride, features);
+  for_depth(weights, [&](Depth depth) {
+    for (int64_t h = part.begin; h < part.end; ++h) {
+      PrefetchList<2> list;  // where the next head goes, and what delta reads
+      if (depth.first == 0 && h + 1 < part.end) list.add(tiles.d_out + offset(h + 1), size);
+      if (depth.first + depth.count == weights.k()) list.add(tiles.forward.out + offset(h), size);
+      TileGemm<E> g = weights.product(h, depth, panel + layout.size(depth.first, width), width,
+                                      tiles.d_out + offset(h), false);
+      g.prefetch = list.get();
+      kernels_.tile_gemm(g);
+    }
+  });
+  for (int64_t h = part.begin; h < part.end; ++h)
+    kernels_.delta(tiles.delta + plan_.query_row(place(part.at, h)), tiles.d_out + offset(h),
+                   tiles.forward.out + offset(h), dim, width);
+}
+
+template <class E>
+void Projection<E>::add_extra_rows_backward(std::vector<Phase>& phases,
+                                            const GradientTiles<E>& tiles, const View& d_bias_k,
+                                            const View& d_bias_v) const {
+  if (!d_bias_k && !d_bias_v) return;
+  const auto add = [this](const E* base, const View& d_bias, int64_t dim, int64_t head) {
+    if (!d_bias) return;
+    for (size_t b = 0; b < plan_.sequences.size(); ++b) {
+      const Sequence& s = plan_.sequences[b];
+      const TileAt at{s, int64_t(b), head, 0, s.keys / kTile};
+      const E* const tile = base + plan_.key_tile(at, dim);
+      for (int64_t d = 0; d < dim; ++d)
+        d_bias.as<E>()[d_bias.at(head, d)] +=
+            tile[plan_.layout.at(d, s.keys % kTile, at.key_lanes())];
+    }
   };
-  phases.push_back({tasks, std::move(run), begins(Tokens::Queries, split)});
+  auto run = [=, this](int64_t head, int) {
+    add(tiles.d_k, d_bias_k, plan_.heads.dim, head);
+    add(tiles.d_v, d_bias_v, plan_.heads.value_dim, head);
+  };
+  phases.push_back({plan_.heads.count, std::move(run)});
 }
 
 template class Projection<float>;

@@ -1,88 +1,117 @@
-// Products between tokens and weights, tokens in lanes: in-projection, out-projection and the
-// gradients of both. Weights are read where they lie; nothing of them is kept between calls.
+// Products between tokens and weights, tokens in lanes: the projections into heads and out of them,
+// and the gradients of both.
 #pragma once
 
 #include "attention.h"
-#include "factor.h"
+#include "keys.h"
+#include "packed_weights.h"
 
 namespace multihead {
 
-// Where a projection puts the tiles of one set of weights.
-template <class T>
+// Where a projection into heads puts the tiles of one set of weights.
+template <class E>
 struct ProjectionTarget {
-  Factor<T> weights;  // rows by head
-  T* tiles;
+  const PackedWeights<E>& weights;  // rows by head
+  E* tiles;
   bool by_head;  // keys and values; else by tile
 };
 
-struct Cut;  // of a weight gradient into tasks
-struct Span {
-  int64_t first, count;
-};
-
 // Tiles, and the weights through which they become rows.
-template <class T>
+template <class E>
 struct ProjectionSource {
-  Factor<T> weights;  // rows are features
-  const T* tiles;     // by tile
+  const PackedWeights<E>& weights;  // rows are features
+  const E* tiles;                   // by tile
 };
 
-template <class T>
+// d_weight += d_tiles x, and d_bias += the sums of d_tiles, by row of them, or of x, by column.
+template <class E>
+struct WeightGradient {
+  const E* tiles;  // by tile
+  Tokens tokens;
+  int64_t head_dim;
+  View x;
+  View d_weight, d_bias;  // (H, D, features), (H, D) or (features)
+  bool bias_by_column;
+};
+
+template <class E>
 class Projection {
  public:
-  Projection(const Plan& plan, const Kernels<T>& kernels, WorkerMemory& memory, int workers)
-      : plan_(plan), kernels_(kernels), memory_(memory), workers_(workers) {}
+  Projection(const Plan& plan, const Kernels<E>& kernels, const WorkerMemory& memory)
+      : plan_(plan), kernels_(kernels), memory_(memory) {}
 
   // tiles[h] = weight[h] x^T + bias[h], for every target from one reading of x.
-  void add_in(std::vector<Phase>& phases, const Rows<const T>& x, Tokens tokens,
-              std::vector<ProjectionTarget<T>> targets);
-  // The rows of bias_k and bias_v, and the zero row, behind the keys of every sequence.
-  void add_extra_rows(std::vector<Phase>& phases, const View& bias_k, const View& bias_v, T* k,
-                      T* v);
+  void add_in(std::vector<Phase>& phases, const View& x, Tokens tokens,
+              std::vector<ProjectionTarget<E>> targets) const;
+  // The rows of bias_k and bias_v, and the zero row, after the keys of every sequence.
+  void add_extra_rows(std::vector<Phase>& phases, const View& bias_k, const View& bias_v,
+                      const AttentionTiles<E>& tiles) const;
   // y = bias + the sum of weight^T tiles over the sources, set or added: the output, and the
   // gradient of an input. Keys that padding hides get 0 where set.
-  void add_out(std::vector<Phase>& phases, std::vector<ProjectionSource<T>> sources, Tokens tokens,
-               const Rows<T>& y, bool accumulate);
+  void add_out(std::vector<Phase>& phases, std::vector<ProjectionSource<E>> sources, Tokens tokens,
+               const View& y, bool accumulate) const;
 
-  // d_tiles = weight d_y^T, and delta = rowsum(d_tiles * tiles) of each head; rows by head.
-  void add_out_backward(std::vector<Phase>& phases, const Factor<T>& weights,
-                        const Rows<const T>& d_y, const T* tiles, T* d_tiles, T* delta);
-  // d_weight += d_tiles x, and d_bias += the sums of d_tiles (in-projection, both by row of
-  // tiles) or d_bias += the sums of x (out-projection: by_column).
-  void add_weight_gradient(std::vector<Phase>& phases, const T* tiles, Tokens tokens,
-                           int64_t head_dim, const Rows<const T>& x, const View& d_weight,
-                           const View& d_bias, bool by_column);
-  // d_bias_k and d_bias_v += the gradients of the rows behind the keys.
-  void add_bias_row_gradient(std::vector<Phase>& phases, const T* d_k, const T* d_v,
-                             const View& d_bias_k, const View& d_bias_v);
+  // d_out = weight d_y^T by head, and delta = rowsum(d_out * out).
+  void add_out_backward(std::vector<Phase>& phases, const PackedWeights<E>& weights,
+                        const View& d_y, const GradientTiles<E>& tiles) const;
+  void add_weight_gradient(std::vector<Phase>& phases, const WeightGradient<E>& gradient) const;
+  // d_bias_k and d_bias_v += the gradients of the rows after the keys.
+  void add_extra_rows_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
+                               const View& d_bias_k, const View& d_bias_v) const;
+
+  // Bytes of a worker: for tokens of so many features; for a gradient.
+  size_t scratch(int64_t features) const;
+  size_t scratch(const WeightGradient<E>& gradient) const;
 
  private:
-  const std::vector<TileRef>& tiles(Tokens tokens) const {
-    return tokens == Tokens::Queries ? plan_.query_tiles : plan_.key_tiles;
+  // Weights as rows of features, or gradients of them, from one tile of tokens.
+  struct Part {
+    TileRef at;
+    int64_t begin, end;  // heads or groups of features
+  };
+  struct TileRange;   // of the rows and columns of a weight gradient: what one task sums
+  struct Cut;         // of a weight gradient into tasks
+  struct SumScratch;  // of a task
+
+  int64_t lanes(Tokens tokens, TileRef at) const {
+    const Sequence& s = plan_.sequence(at);
+    return tile_lanes(tokens == Tokens::Queries ? s.queries : s.attended_keys, at.tile);
   }
-  int64_t rows(Tokens tokens, const Rows<const T>& x, TileRef at, const T** rows) const {
-    return tokens == Tokens::Queries ? x.of_queries(plan_, at, rows) : x.of_keys(plan_, at, rows);
+  // Where all heads' tiles of some tokens begin, with `features` of all heads.
+  int64_t tile_begin(Tokens tokens, TileRef at, int64_t rows) const {
+    const Sequence& s = plan_.sequence(at);
+    return ((tokens == Tokens::Queries ? s.query_lane : s.key_lane) + at.tile * kTile) * rows;
   }
-  int64_t lanes(Tokens tokens, TileRef at) const;       // of a tile
-  int64_t first_lane(Tokens tokens, TileRef at) const;  // where it begins
-  // block[rows of weights][lanes] = the sum of weights . tile over the sources, for some groups.
-  void combine(const std::vector<ProjectionSource<T>>& sources, Tokens tokens, TileRef at,
-               int64_t begin, int64_t end, T* block, Ahead* last) const;
-  // The first task of each sequence, with `split` tasks for a tile.
-  std::vector<int64_t> begins(Tokens tokens, int64_t split) const;
-  // How many parts the features of a tile go into, so that all workers have work.
-  int64_t parts(int64_t tiles, int64_t most) const {
-    const int64_t wanted = divide_up(6 * workers_, larger(tiles, 1));
-    return wanted < 1 ? 1 : smaller(wanted, most);
+  template <class T>
+  TokenRows<T> rows(const View& x, Tokens tokens, TileRef at) const {
+    return token_rows<T>(x, plan_.sequence(at), at.sequence, tokens);
   }
-  void weight_gradient(Span row, Span column, const Cut& cut, const T* tiles, Tokens tokens,
-                       int64_t head_dim, const Rows<const T>& x, const View& d_weight,
-                       const View& d_bias, bool by_column, Arena arena) const;
+  // Of a tile of queries or of keys, and of both where they are the same tokens.
+  TileAt place(TileRef at, int64_t head) const {
+    return {plan_.sequence(at), at.sequence, head, at.tile, at.tile};
+  }
+  // A phase with tasks for parts of all tiles; each does a share of `units` units of work.
+  template <class F>
+  Phase by_tile(Tokens tokens, int64_t units, F run) const;
+  void clear_hidden(const View& y, int64_t sequence, int64_t features) const;
+  void in(const Part& part, const View& x, Tokens tokens,
+          const std::vector<ProjectionTarget<E>>& targets, Arena arena) const;
+  void out(const Part& part, const std::vector<ProjectionSource<E>>& sources, Tokens tokens,
+           const View& y, bool accumulate, Arena arena) const;
+  void out_backward(const Part& part, const PackedWeights<E>& weights, const View& d_y,
+                    const GradientTiles<E>& tiles, Arena arena) const;
+  void combine(const Part& part, const std::vector<ProjectionSource<E>>& sources, Tokens tokens,
+               E* block, Prefetch* last) const;
+  void weight_gradient(const TileRange& range, const WeightGradient<E>& gradient,
+                       const SumScratch& sums) const;
+  void sum_tokens(size_t tile, bool adds, const TileRange& range, const WeightGradient<E>& gradient,
+                  const SumScratch& sums) const;
+  void add_sums(const TileRange& range, const WeightGradient<E>& gradient,
+                const SumScratch& sums) const;
 
   const Plan& plan_;
-  const Kernels<T>& kernels_;
-  WorkerMemory& memory_;
-  int64_t workers_;
+  const Kernels<E>& kernels_;
+  const WorkerMemory& memory_;
 };
 
 }  // namespace multihead

@@ -36,7 +36,7 @@ class ProgressList {
   Progress& operator[](size_t i) { return more_ ? more_[i] : usual_[i]; }
 
  private:
-  static constexpr size_t kUsual = 8;
+  static constexpr size_t kUsual = 16;
   Progress usual_[kUsual];
   std::unique_ptr<Progress[]> more_;
 };
@@ -118,7 +118,7 @@ class Pool {
   void start(int worker) {
     try {
       std::thread(&Pool::loop, this, worker).detach();
-    } catch (const std::system_error&) {  // the caller does this worker's share
+    } catch (const std::exception&) {  // no memory, no thread: the caller does this worker's share
     }
   }
 

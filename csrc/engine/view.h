@@ -4,9 +4,37 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <stdexcept>
+
 namespace multihead {
 
 enum class DType : int { Bool, Float32, Float64 };
+
+constexpr int64_t item_bytes(DType type) {
+  switch (type) {
+    case DType::Bool:
+      return 1;
+    case DType::Float32:
+      return 4;
+    case DType::Float64:
+      return 8;
+  }
+  return 0;
+}
+
+// f<E>() for the element type that a computation's dtype names.
+template <class F>
+decltype(auto) dispatch(DType type, F f) {
+  switch (type) {
+    case DType::Float32:
+      return f.template operator()<float>();
+    case DType::Float64:
+      return f.template operator()<double>();
+    case DType::Bool:
+      break;
+  }
+  throw std::invalid_argument("dtype: expected float32 or float64, got bool");
+}
 
 constexpr int kMaxRank = 4;
 
@@ -22,7 +50,17 @@ struct View {
   T* as() const {
     return static_cast<T*>(data);
   }
+  // The element at some indices of the first axes, counted from `data`.
+  int64_t at(int64_t a) const { return a * stride[0]; }
+  int64_t at(int64_t a, int64_t b) const { return at(a) + b * stride[1]; }
+  int64_t at(int64_t a, int64_t b, int64_t c) const { return at(a, b) + c * stride[2]; }
+  int64_t at(int64_t a, int64_t b, int64_t c, int64_t d) const {
+    return at(a, b, c) + d * stride[3];
+  }
 };
+
+// Whether two views are the same elements in the same order.
+bool same(const View& a, const View& b);
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 constexpr int64_t divide_up(int64_t n, int64_t step) { return (n + step - 1) / step; }

@@ -6,7 +6,7 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-// Online softmax over the rows of s: new maximum and sum, s = probabilities kept, and alpha, the
+// Online softmax over the rows of s: new maximum and sum, p = probabilities kept, and alpha, the
 // factor by which everything summed before shrinks.
 template <class T, int N, bool Masked>
 MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* alpha) {
@@ -37,7 +37,8 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* al
     store(t.row_max + lane + j * W, top[j]);
   }
   for (int64_t r = 0; r < t.keys; ++r) {
-    T* s = t.s + r * t.lanes + lane;
+    const T* s = t.s + r * t.lanes + lane;
+    T* to = t.p + r * t.lanes + lane;
     Vec<T> p[N];
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
@@ -51,7 +52,7 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* al
         p[j] = select(mask_of_bits<T>(t.keep[r], int(lane) + j * W), p[j], Vec<T>{});
     }
     MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < N; ++j) store(s + j * W, p[j]);
+    for (int j = 0; j < N; ++j) store(to + j * W, p[j]);
   }
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) store(t.row_sum + lane + j * W, sum[j]);
@@ -69,18 +70,25 @@ void forward_block(const ForwardBlock<T>& t) {
     if (t.keys) *t.seen = ~uint64_t(0);
   }
   const bool guard = t.visible && !finite_rows<T>(t.v, t.key_lanes, t.value_dim, t.keys);
-  Gemm<T> g{t.value_dim, t.lanes, guard ? 0 : t.keys, t.v, t.key_lanes, 1, t.s, t.lanes,
-            t.out,       t.lanes};
-  g.init = t.first ? Init::Zero : Init::LoadScaled;
-  g.start = alpha;
-  g.ahead = t.ahead;
-  gemm<T>(g);
-  if (guard)
-    visible_lanes<T>(t.out, t.value_dim, t.lanes, t.v, t.key_lanes, t.s, t.keys, t.visible);
+  Gemm<T> values{.m = t.value_dim,
+                 .lanes = t.lanes,
+                 .k = guard ? 0 : t.keys,
+                 .a = {.data = t.v, .row = t.key_lanes, .k = 1},
+                 .b = t.p,
+                 .b_row = t.lanes,
+                 .c = t.out,
+                 .c_row = t.lanes,
+                 .init = t.first ? Init::Zero : Init::LoadScaled,
+                 .start = alpha,
+                 .prefetch = t.prefetch};
+  gemm<T>(values);
+  if (!guard) return;
+  values.k = t.keys;
+  visible_lanes<T>(values, t.visible);
 }
 
 template <class T>
-void forward_end(const ForwardBlock<T>& t, T keep_scale, T* out, int64_t out_row) {
+void forward_end(const ForwardBlock<T>& t, T keep_scale, T* out) {
   constexpr int W = kWidth<T>;
   for (int64_t lane = 0; lane < t.lanes; lane += W) {
     const Mask<T> seen = mask_of_bits<T>(*t.seen, int(lane));
@@ -95,7 +103,7 @@ void forward_end(const ForwardBlock<T>& t, T keep_scale, T* out, int64_t out_row
     for (int64_t r = 0; r < t.value_dim; ++r) {
       Vec<T> x{};
       if (*t.seen) x = select(seen, load(t.out + r * t.lanes + lane) * factor, Vec<T>{});
-      store(out + r * out_row + lane, x);
+      store(out + r * t.lanes + lane, x);
     }
   }
 }

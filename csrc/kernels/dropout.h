@@ -11,33 +11,43 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-inline void dropout_rows(DropoutRows* rows, const uint32_t call_key[2], uint32_t batch,
-                         uint32_t head, uint64_t first_query) {
-  uint32_t c0[kTile], c1[kTile], c2[kTile], c3[kTile];
-  for (int64_t i = 0; i < kTile; ++i) {
-    const uint64_t query = first_query + uint64_t(i);
-    c0[i] = uint32_t(query);
-    c1[i] = uint32_t(query >> 32);
-    c2[i] = head;
-    c3[i] = batch;
-  }
-  uint32_t k0 = call_key[0], k1 = call_key[1];
+// N counters c[0..3] at once; what is left in them is random.
+template <int N>
+MULTIHEAD_INLINE void philox(uint32_t (*c)[N], uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
-    for (int64_t i = 0; i < kTile; ++i) {
-      const uint64_t a = uint64_t(0xD2511F53u) * c0[i], b = uint64_t(0xCD9E8D57u) * c2[i];
-      const uint32_t n0 = uint32_t(b >> 32) ^ c1[i] ^ k0;
-      const uint32_t n2 = uint32_t(a >> 32) ^ c3[i] ^ k1;
-      c0[i] = n0;
-      c1[i] = uint32_t(b);
-      c2[i] = n2;
-      c3[i] = uint32_t(a);
+    for (int i = 0; i < N; ++i) {
+      const uint64_t a = uint64_t(0xD2511F53u) * c[0][i], b = uint64_t(0xCD9E8D57u) * c[2][i];
+      c[0][i] = uint32_t(b >> 32) ^ c[1][i] ^ k0;
+      c[2][i] = uint32_t(a >> 32) ^ c[3][i] ^ k1;
+      c[1][i] = uint32_t(b);
+      c[3][i] = uint32_t(a);
     }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
+}
+
+// Of (counter, "multhead") under the seed.
+inline DropoutKey dropout_key(uint64_t seed, uint64_t counter) {
+  uint32_t c[4][1] = {{uint32_t(counter)}, {uint32_t(counter >> 32)}, {0x6D756C74u}, {0x68656164u}};
+  philox<1>(c, uint32_t(seed), uint32_t(seed >> 32));
+  return {{c[0][0], c[1][0]}};
+}
+
+inline void dropout_rows(DropoutRows* rows, DropoutKey key, uint32_t batch, uint32_t head,
+                         uint64_t first_query) {
+  uint32_t c[4][kTile];
   for (int64_t i = 0; i < kTile; ++i) {
-    rows->low[i] = c0[i];
-    rows->high[i] = c1[i];
+    const uint64_t query = first_query + uint64_t(i);
+    c[0][i] = uint32_t(query);
+    c[1][i] = uint32_t(query >> 32);
+    c[2][i] = head;
+    c[3][i] = batch;
+  }
+  philox<int(kTile)>(c, key.word[0], key.word[1]);
+  for (int64_t i = 0; i < kTile; ++i) {
+    rows->low[i] = c[0][i];
+    rows->high[i] = c[1][i];
   }
 }
 

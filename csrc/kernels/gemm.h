@@ -17,19 +17,44 @@ constexpr int kRowsFor = kRegisters == 32 ? (NV == 4   ? 6
                                                        : 16)
                                           : (NV == 2 ? 6 : 8);
 
+// c[m][lanes] = init + a[m][k] * b[k][lanes]; strides count elements.
+template <class T>
+struct Gemm {
+  int64_t m, lanes, k;
+  Left<T> a;
+  const T* b;
+  int64_t b_row;
+  T* c;
+  int64_t c_row;
+  Init init = Init::Zero;
+  const T* start = nullptr;  // LoadScaled: a factor per lane. Bias: a value per row
+  int64_t start_stride = 1;  // of Bias
+  Prefetch* prefetch = nullptr;
+};
+
 // How a lies: element (i, k) at a[i * stride + k], a[k * stride + i], or in panels of kPanelRows.
 enum class Order { Rows, Columns, Panels };
 
 // Asks for the next lines of what is wanted soon, in L2.
-MULTIHEAD_INLINE void advance(Ahead& ahead) {
+MULTIHEAD_INLINE void advance(Prefetch& prefetch) {
   constexpr int kLines = 4;
-  if (ahead.now.lines <= 0) return;
+  if (prefetch.now.lines <= 0) return;
   MULTIHEAD_UNROLL(8)
-  for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L2(ahead.now.at + 64 * i);
-  ahead.now.at += 64 * kLines;
-  ahead.now.lines -= kLines;
-  if (ahead.now.lines <= 0 && ahead.next != ahead.end) ahead.now = *ahead.next++;
+  for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L2(prefetch.now.at + 64 * i);
+  prefetch.now.at += 64 * kLines;
+  prefetch.now.lines -= kLines;
+  if (prefetch.now.lines <= 0 && prefetch.next != prefetch.end) prefetch.now = *prefetch.next++;
 }
+
+// A block of k, in the lanes of one panel.
+template <class T>
+struct Strip {
+  const T *a, *b;
+  T* c;
+  int64_t k;
+  Init init;
+  const T* start;
+};
 
 // Where a register tile finds its rows.
 template <class T>
@@ -39,10 +64,13 @@ struct Side {
   const T* next;   // Rows: where the next tile's rows begin
 };
 
-// One register tile.
+// One register tile; b, c and start are its own.
 template <class T, int MR, int NV, Order O>
-MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, int64_t k, Init init,
-                            const T* start, Ahead& ahead) {
+MULTIHEAD_INLINE void micro(const Gemm<T>& g, Strip<T> strip, Side<T> side, Prefetch& prefetch) {
+  const int64_t k = strip.k;
+  const Init init = strip.init;
+  const T *b = strip.b, *start = strip.start;
+  T* const c = strip.c;
   constexpr int W = kWidth<T>;
   Vec<T> acc[MR][NV];
   if (init == Init::Zero) {
@@ -101,7 +129,7 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
   int64_t p = 0;
   for (; p + kLine <= k; p += kLine) {
     const T* row = side.next + p;  // its lines come from memory that no prefetcher foresees
-    advance(ahead);
+    advance(prefetch);
     for (int i = 0; i < kLine; i += 2) {
       if (O == Order::Rows) {
         MULTIHEAD_PREFETCH_L1(row);
@@ -126,78 +154,126 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Side<T> side, const T* b, T* c, in
 
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.
 template <class T, int MR, int NV, Order O>
-MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const T* a, const T* b, T* c, int64_t k, Init init,
-                               const T* start, Ahead& ahead, int64_t i) {
+MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const Strip<T>& strip, Prefetch& prefetch,
+                               int64_t i) {
+  const T* const a = strip.a;
   for (; i + MR <= g.m; i += MR) {
     Side<T> side{};
     T copy[MR * kDepth];
     if (O == Order::Rows) {
-      side = {a + i * g.a_row, g.a_row, i + MR < g.m ? a + (i + MR) * g.a_row : a + kDepth};
-      if (g.a_k != 1) {  // neither rows nor columns
+      side = {a + i * g.a.row, g.a.row, i + MR < g.m ? a + (i + MR) * g.a.row : a + kDepth};
+      if (g.a.k != 1) {  // neither rows nor columns
         for (int64_t r = 0; r < MR; ++r)
-          for (int64_t p = 0; p < k; ++p) copy[r * kDepth + p] = side.a[r * g.a_row + p * g.a_k];
+          for (int64_t p = 0; p < strip.k; ++p)
+            copy[r * kDepth + p] = side.a[r * g.a.row + p * g.a.k];
         side = {copy, kDepth, copy};
       }
     } else if (O == Order::Columns) {
-      side = {a + i, g.a_k, nullptr};
+      side = {a + i, g.a.k, nullptr};
     } else {
-      side = {a + i / kPanelRows * kPanelRows * k + i % kPanelRows, kPanelRows * k, nullptr};
+      side = {a + i / kPanelRows * kPanelRows * strip.k + i % kPanelRows, kPanelRows * strip.k,
+              nullptr};
     }
-    const T* from = init == Init::Bias ? start + i * g.start_stride : start;
-    micro<T, MR, NV, O>(g, side, b, c + i * g.c_row, k, init, from, ahead);
+    Strip<T> tile = strip;
+    tile.c += i * g.c_row;
+    if (strip.init == Init::Bias) tile.start += i * g.start_stride;
+    micro<T, MR, NV, O>(g, tile, side, prefetch);
   }
   return i;
 }
 
 template <class T, int NV, Order O>
-void panel(const Gemm<T>& g, int64_t lane, Ahead& ahead) {
+void panel(const Gemm<T>& g, int64_t lane, Prefetch& prefetch) {
   // In panels, tiles must not reach from the middle of one into the next.
   constexpr int kMost =
       O == Order::Panels && kRowsFor<NV> % kPanelRows ? int(kPanelRows) : kRowsFor<NV>;
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {
-    const int64_t k = g.k - k0 < kDepth ? g.k - k0 : kDepth;
-    const Init init = k0 == 0 ? g.init : Init::Load;
-    const T* start = g.init == Init::LoadScaled ? g.start + lane : g.start;
-    const T* a = g.a + k0 * (O == Order::Panels ? g.a_row : g.a_k);
-    const T* b = g.b + k0 * g.b_row + lane;
-    T* c = g.c + lane;
-    int64_t i = sweep<T, kMost, NV, O>(g, a, b, c, k, init, start, ahead, 0);
+    const Strip<T> strip{.a = g.a.data + k0 * (O == Order::Panels ? g.a.row : g.a.k),
+                         .b = g.b + k0 * g.b_row + lane,
+                         .c = g.c + lane,
+                         .k = g.k - k0 < kDepth ? g.k - k0 : kDepth,
+                         .init = k0 == 0 ? g.init : Init::Load,
+                         .start = g.init == Init::LoadScaled ? g.start + lane : g.start};
+    int64_t i = sweep<T, kMost, NV, O>(g, strip, prefetch, 0);
     if constexpr (kMost == 12 && O == Order::Panels)
-      i = sweep<T, 6, NV, O>(g, a, b, c, k, init, start, ahead, i);
+      i = sweep<T, 6, NV, O>(g, strip, prefetch, i);
     else if constexpr (kMost > 8)
-      i = sweep<T, 8, NV, O>(g, a, b, c, k, init, start, ahead, i);
-    i = sweep<T, 4, NV, O>(g, a, b, c, k, init, start, ahead, i);
-    i = sweep<T, 2, NV, O>(g, a, b, c, k, init, start, ahead, i);
-    sweep<T, 1, NV, O>(g, a, b, c, k, init, start, ahead, i);
+      i = sweep<T, 8, NV, O>(g, strip, prefetch, i);
+    i = sweep<T, 4, NV, O>(g, strip, prefetch, i);
+    i = sweep<T, 2, NV, O>(g, strip, prefetch, i);
+    sweep<T, 1, NV, O>(g, strip, prefetch, i);
   }
 }
 
 template <class T, Order O>
 void panels(const Gemm<T>& g) {
   constexpr int64_t W = kWidth<T>;
-  Ahead ahead;
-  if (g.ahead) ahead = *g.ahead;
+  Prefetch prefetch;
+  if (g.prefetch) prefetch = *g.prefetch;
   int64_t lane = 0;
-  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<T, kPanel, O>(g, lane, ahead);
+  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<T, kPanel, O>(g, lane, prefetch);
   const int64_t left = (g.lanes - lane) / W;
   if constexpr (kPanel == 4) {
-    if (left == 3) panel<T, 3, O>(g, lane, ahead);
-    if (left == 2) panel<T, 2, O>(g, lane, ahead);
+    if (left == 3) panel<T, 3, O>(g, lane, prefetch);
+    if (left == 2) panel<T, 2, O>(g, lane, prefetch);
   }
-  if (left == 1) panel<T, 1, O>(g, lane, ahead);
-  if (g.ahead) *g.ahead = ahead;
+  if (left == 1) panel<T, 1, O>(g, lane, prefetch);
+  if (g.prefetch) *g.prefetch = prefetch;
 }
 
 template <class T>
 void gemm(const Gemm<T>& g) {
   if (g.m <= 0) return;
-  if (g.panels) {
+  if (g.a.packed) {
     panels<T, Order::Panels>(g);
-  } else if (g.a_row == 1) {
+  } else if (g.a.row == 1) {
     panels<T, Order::Columns>(g);
   } else {
     panels<T, Order::Rows>(g);
   }
+}
+
+template <class T>
+void tile_gemm(const TileGemm<T>& g) {
+  gemm<T>({.m = g.m,
+           .lanes = g.lanes,
+           .k = g.k,
+           .a = g.a,
+           .b = g.b,
+           .b_row = g.lanes,
+           .c = g.c,
+           .c_row = g.lanes,
+           .init = g.init,
+           .start = g.bias,
+           .start_stride = g.bias_stride,
+           .prefetch = g.prefetch});
+}
+
+template <class T>
+void token_gemm(const TokenGemm<T>& g) {
+  gemm<T>({.m = g.m,
+           .lanes = g.columns,
+           .k = g.tokens,
+           .a = {.data = g.a, .row = g.lanes, .k = 1},
+           .b = g.b,
+           .b_row = g.columns,
+           .c = g.c,
+           .c_row = g.columns,
+           .init = g.adds ? Init::Load : Init::Zero,
+           .prefetch = g.prefetch});
+}
+
+template <class T>
+void row_gemm(const RowGemm<T>& g) {
+  gemm<T>({.m = g.queries,
+           .lanes = g.columns,
+           .k = g.keys,
+           .a = {.data = g.p, .row = g.p_row, .k = 1},
+           .b = g.v,
+           .b_row = g.v_row,
+           .c = g.c,
+           .c_row = g.columns,
+           .init = g.adds ? Init::Load : Init::Zero});
 }
 
 }  // namespace

@@ -12,62 +12,51 @@ namespace MULTIHEAD_ISA {
 namespace {
 
 template <class T>
-double fma_loop(int64_t iterations) {
-  constexpr int N = kRegisters == 32 ? 16 : 12;
-  Vec<T> acc[N];
-  for (int i = 0; i < N; ++i) acc[i] = Vec<T>{} + T(i);
-  Vec<T> a = splat(T(0.5)), b = splat(T(0.25));
-  for (int64_t n = 0; n < iterations; ++n) {
-    MULTIHEAD_FORGET(a);
-    MULTIHEAD_FORGET(b);
-    MULTIHEAD_UNROLL(16)
-    for (int i = 0; i < N; ++i) acc[i] = fma(acc[i], a, b);
-  }
-  Vec<T> sum{};
-  for (int i = 0; i < N; ++i) sum += acc[i];
-  volatile T sink = sum[0];
-  (void)sink;
-  return 2.0 * double(iterations) * N * kWidth<T>;
-}
-
-double fma_rate(int64_t iterations, bool f64) {
-  return f64 ? fma_loop<double>(iterations) : fma_loop<float>(iterations);
-}
-
-template <class T>
 constexpr Kernels<T> kTable = {
-    gemm<T>,
-    pack<T>,
-    unpack<T>,
-    gather<T>,
-    transpose<T>,
-    scale<T>,
-    add_scaled<T>,
-    row_sums<T>,
-    column_sums<T>,
-    delta<T>,
-    finite<T>,
-    forward_block<T>,
-    forward_end<T>,
-    score_gradients<T>,
-    backward_block<T>,
-    weights_block<T>,
-    row_scores<T>,
-    softmax_row<T>,
-    exp2_all<T>,
-    visible_bits,
-    visible_bits_additive<T>,
-    additive_to_log2<T>,
+    .layout = {.group = 1},
+    .tile_gemm = tile_gemm<T>,
+    .token_gemm = token_gemm<T>,
+    .row_gemm = row_gemm<T>,
+    .pack = pack<T>,
+    .unpack = unpack<T>,
+    .pack_scores = pack<T>,
+    .unpack_scores = unpack_scores<T>,
+    .gather_tokens = gather<T>,
+    .gather_rows = gather<T>,
+    .tile_to_rows = tile_to_rows<T>,
+    .rows_to_tile = rows_to_tile<T>,
+    .scale = scale<T>,
+    .store_sums = store_sums<T>,
+    .add_scaled = add_scaled<T>,
+    .scale_sums = scale<T>,
+    .row_sums = row_sums<T>,
+    .column_sums = column_sums<T>,
+    .delta = delta<T>,
+    .add_score_dot = add_score_dot<T>,
+    .finite = finite<T>,
+    .forward_block = forward_block<T>,
+    .forward_end = forward_end<T>,
+    .score_gradients = score_gradients<T>,
+    .backward_block = backward_block<T>,
+    .weights_block = weights_block<T>,
+    .row_scores = row_scores<T>,
+    .softmax_row = softmax_row<T>,
+    .exp2_all = exp2_all<T>,
+    .visible_bits = visible_bits,
+    .visible_bits_additive = visible_bits_additive<T>,
+    .additive_to_log2 = additive_to_log2<T>,
 };
 
 #define MULTIHEAD_STRING(x) #x
 #define MULTIHEAD_NAME(x) MULTIHEAD_STRING(x)
-constexpr KernelSet kSet = {MULTIHEAD_NAME(MULTIHEAD_ISA),
-                            &kTable<float>,
-                            &kTable<double>,
-                            dropout_rows,
-                            keep_bits,
-                            fma_rate};
+constexpr KernelSet kSet = {
+    .name = MULTIHEAD_NAME(MULTIHEAD_ISA),
+    .f32 = &kTable<float>,
+    .f64 = &kTable<double>,
+    .dropout_key = dropout_key,
+    .dropout_rows = dropout_rows,
+    .keep_bits = keep_bits,
+};
 
 }  // namespace
 }  // namespace MULTIHEAD_ISA

@@ -78,19 +78,20 @@ bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride
   }
   transpose_bits(x);
   for (int64_t c = 0; c < columns; ++c) words[c] = x[c];
-  return adds == 0;
+  return adds != 0;
 }
 
+// What is finite stays finite, and what is smaller stays smaller: where the product would come near
+// the end of the range, as much of that as there is left is spread over the masks beyond.
 template <class T>
-void additive_to_log2(T* tile, int64_t n) {
-  constexpr T largest = kLargest<T>;
-  constexpr T infinity = kInfinity<T>;
+void additive_to_log2(T* values, int64_t n) {
+  constexpr T kLog2E = T(1.4426950408889634), near = kLargest<T> / 2;
+  constexpr T slope = (kLargest<T> - near * kLog2E) / (kLargest<T> - near);
   for (int64_t i = 0; i < n; ++i) {
-    const T x = tile[i];
-    T y = x * T(1.4426950408889634);
-    y = y < -largest && x >= -largest ? -largest : y;
-    y = y > largest && x <= largest ? largest : y;
-    tile[i] = x == infinity ? infinity : y;
+    const T x = values[i], size = x < 0 ? -x : x;
+    T y = near * kLog2E + (size - near) * slope;
+    y = y > kLargest<T> && size < kInfinity<T> ? kLargest<T> : y;
+    values[i] = size <= near ? x * kLog2E : x < 0 ? -y : y;
   }
 }
 

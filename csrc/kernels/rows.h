@@ -25,33 +25,50 @@ void add_scaled(T* dst, const T* src, int64_t n, T factor) {
 }
 
 template <class T>
-void row_sums(T* partial, const T* tile, int64_t tile_row, int64_t rows, int64_t count) {
-  for (int64_t r = 0; r < rows; ++r, tile += tile_row, partial += kLane)
-    for (int64_t t = 0; t < count; t += kLane) {
-      const int64_t n = count - t < kLane ? count - t : kLane;
+void store_sums(T* tile, const T* sums, int64_t lanes, int64_t features, T factor,
+                bool accumulate) {
+  accumulate ? add_scaled<T>(tile, sums, features * lanes, factor)
+             : scale<T>(tile, sums, features * lanes, factor);
+}
+
+template <class T>
+void row_sums(T* partial, const T* tile, int64_t lanes, int64_t rows, int64_t tokens) {
+  for (int64_t r = 0; r < rows; ++r, tile += lanes, partial += kLane)
+    for (int64_t t = 0; t < tokens; t += kLane) {
+      const int64_t n = tokens - t < kLane ? tokens - t : kLane;
       for (int64_t i = 0; i < n; ++i) partial[i] += tile[t + i];
     }
 }
 
 template <class T>
-void column_sums(T* sums, const T* rows, int64_t pitch, int64_t count, int64_t columns) {
+void column_sums(T* sums, const T* panel, int64_t pitch, int64_t tokens, int64_t columns) {
   constexpr int W = kWidth<T>;
   for (int64_t c = 0; c < columns; c += W) {
     Vec<T> sum = load(sums + c);
-    for (int64_t r = 0; r < count; ++r) sum += load(rows + r * pitch + c);
+    for (int64_t r = 0; r < tokens; ++r) sum += load(panel + r * pitch + c);
     store(sums + c, sum);
   }
 }
 
+// The sum over rows of a * b, in one vector of lanes.
 template <class T>
-void delta(T* result, const T* a, const T* b, int64_t rows, int64_t lanes) {
-  constexpr int W = kWidth<T>;
-  for (int64_t lane = 0; lane < lanes; lane += W) {
-    Vec<T> sum{};
-    for (int64_t r = 0; r < rows; ++r)
-      sum = fma(load(a + r * lanes + lane), load(b + r * lanes + lane), sum);
-    store(result + lane, sum);
-  }
+MULTIHEAD_INLINE Vec<T> dot(const T* a, const T* b, int64_t rows, int64_t lanes, int64_t lane) {
+  Vec<T> sum{};
+  for (int64_t r = 0; r < rows; ++r)
+    sum = fma(load(a + r * lanes + lane), load(b + r * lanes + lane), sum);
+  return sum;
+}
+
+template <class T>
+void delta(T* result, const T* a, const T* b, int64_t features, int64_t lanes) {
+  for (int64_t lane = 0; lane < lanes; lane += kWidth<T>)
+    store(result + lane, dot<T>(a, b, features, lanes, lane));
+}
+
+template <class T>
+void add_score_dot(T* result, const T* a, const T* b, int64_t keys, int64_t lanes) {
+  for (int64_t lane = 0; lane < lanes; lane += kWidth<T>)
+    store(result + lane, load(result + lane) + dot<T>(a, b, keys, lanes, lane));
 }
 
 template <class T>

@@ -12,8 +12,15 @@ namespace {
 template <class T>
 MULTIHEAD_INLINE void scores(const Block<T>& t) {
   constexpr int W = kWidth<T>;
-  gemm<T>({t.keys, t.lanes, t.head_dim, t.k, 1, t.key_lanes, t.q, t.lanes, t.s, t.lanes, Init::Zero,
-           nullptr, 1, t.ahead});
+  gemm<T>({.m = t.keys,
+           .lanes = t.lanes,
+           .k = t.head_dim,
+           .a = {.data = t.k, .row = 1, .k = t.key_lanes},
+           .b = t.q,
+           .b_row = t.lanes,
+           .c = t.s,
+           .c_row = t.lanes,
+           .prefetch = t.prefetch});
   if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
     const Vec<T> lowest = splat(-kLargest<T>);
     for (int64_t r = 0; r < t.keys; ++r)
@@ -29,7 +36,7 @@ MULTIHEAD_INLINE void scores(const Block<T>& t) {
   }
 }
 
-// All columns of a pass: f(lane, std constant of vectors) in chunks the registers hold.
+// All lanes of a pass: f<number of vectors>(lane) in chunks the registers hold.
 template <class T, class F>
 MULTIHEAD_INLINE void for_lanes(int64_t lanes, F f) {
   constexpr int64_t W = kWidth<T>;
@@ -39,34 +46,34 @@ MULTIHEAD_INLINE void for_lanes(int64_t lanes, F f) {
   for (; lane < lanes; lane += W) f.template operator()<1>(lane);
 }
 
-// c[row][lane] += a[row][key] * b[key][lane], for visible (key, lane) only: a hidden pair adds
+// c += a . b as gemm does, row k of b for the lanes whose bits visible[k] has: a hidden pair adds
 // nothing even where a holds a NaN.
 template <class T>
-void visible_lanes(T* c, int64_t rows, int64_t lanes, const T* a, int64_t a_row, const T* b,
-                   int64_t keys, const uint64_t* visible) {
+void visible_lanes(const Gemm<T>& g, const uint64_t* visible) {
   constexpr int W = kWidth<T>;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t lane = 0; lane < lanes; lane += W) {
-      Vec<T> sum = load(c + r * lanes + lane);
-      for (int64_t k = 0; k < keys; ++k) {
-        const Vec<T> next = fma(splat(a[r * a_row + k]), load(b + k * lanes + lane), sum);
+  for (int64_t i = 0; i < g.m; ++i)
+    for (int64_t lane = 0; lane < g.lanes; lane += W) {
+      Vec<T> sum = load(g.c + i * g.c_row + lane);
+      for (int64_t k = 0; k < g.k; ++k) {
+        const T factor = g.a.data[i * g.a.row + k * g.a.k];
+        const Vec<T> next = fma(splat(factor), load(g.b + k * g.b_row + lane), sum);
         sum = select(mask_of_bits<T>(visible[k], int(lane)), next, sum);
       }
-      store(c + r * lanes + lane, sum);
+      store(g.c + i * g.c_row + lane, sum);
     }
 }
 
-// c[key][column] += a[key][query] * b[query][column], for visible (key, query) only.
+// c += a . b as gemm does, for the pairs (row i of a, row k of b) whose bits visible[i] has.
 template <class T>
-void visible_rows(T* c, int64_t pitch, int64_t keys, const T* a, int64_t lanes, const T* b,
-                  int64_t queries, const uint64_t* visible) {
+void visible_rows(const Gemm<T>& g, const uint64_t* visible) {
   constexpr int W = kWidth<T>;
-  for (int64_t k = 0; k < keys; ++k)
-    for (int64_t q = 0; q < queries; ++q) {
-      if (!(visible[k] >> q & 1)) continue;
-      const Vec<T> factor = splat(a[k * lanes + q]);
-      for (int64_t i = 0; i < pitch; i += W)
-        store(c + k * pitch + i, fma(factor, load(b + q * pitch + i), load(c + k * pitch + i)));
+  for (int64_t i = 0; i < g.m; ++i)
+    for (int64_t k = 0; k < g.k; ++k) {
+      if (!(visible[i] >> k & 1)) continue;
+      const Vec<T> factor = splat(g.a.data[i * g.a.row + k * g.a.k]);
+      T* c = g.c + i * g.c_row;
+      for (int64_t lane = 0; lane < g.lanes; lane += W)
+        store(c + lane, fma(factor, load(g.b + k * g.b_row + lane), load(c + lane)));
     }
 }
 

@@ -1,4 +1,4 @@
-// Scores and softmax of few queries against many keys, which lie in rows and are read once.
+// Scores and softmax of up to four queries against many keys, which lie in rows and are read once.
 #pragma once
 
 #include "exp2.h"
@@ -8,47 +8,62 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-// s[i][j] = q[i] . k[j]: 16 interleaved sums along a row, which are then added in order. q is
-// padded with zeros to a multiple of 16; s has room for keys up to the next multiple.
+// A group of keys, one to a lane: up to kWidth of them, the last one again where there are fewer.
+template <class T, int N>
+MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, int64_t count,
+                                 Vec<T>* sum) {
+  constexpr int W = kWidth<T>;
+  constexpr int64_t kFar = 24;  // rows to ask for before they are used
+  Vec<T> x[W];
+  alignas(64) T part[W] = {};
+  MULTIHEAD_UNROLL(16)
+  for (int r = 0; r < W; ++r) {
+    const T* row = t.k + (j + r < t.keys ? j + r : t.keys - 1) * t.k_row + d;
+    if (count == W) {
+      x[r] = load(row);
+    } else {
+      for (int64_t i = 0; i < count; ++i) part[i] = row[i];
+      x[r] = load(part);
+    }
+    if (d * int64_t(sizeof(T)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + kFar * t.k_row);
+  }
+  transpose_square<T>(x);
+  MULTIHEAD_UNROLL(16)
+  for (int i = 0; i < W; ++i) {
+    if (i >= count) break;
+    MULTIHEAD_UNROLL(4)
+    for (int n = 0; n < N; ++n) sum[n] = fma(x[i], splat(t.q[n * t.q_row + d + i]), sum[n]);
+  }
+}
+
+// Each score is one chain in the order of the features, as it is in a tile: backward makes it anew
+// there, and both must see the same bits.
+template <class T, int N>
+void scores_of_rows(const RowScores<T>& t) {
+  constexpr int W = kWidth<T>, kGroups = 2;  // chains side by side
+  for (int64_t j = 0; j < t.keys; j += kGroups * W) {
+    Vec<T> sum[kGroups][N] = {};
+    int64_t d = 0;
+    for (; d + W <= t.head_dim; d += W)
+      for (int g = 0; g < kGroups; ++g) key_scores<T, N>(t, j + g * W, d, W, sum[g]);
+    for (int g = 0; g < kGroups && d < t.head_dim; ++g)
+      key_scores<T, N>(t, j + g * W, d, t.head_dim - d, sum[g]);
+    for (int g = 0; g < kGroups && j + g * W < t.keys; ++g)
+      for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + j + g * W, sum[g][n]);
+  }
+}
+
 template <class T>
-void row_scores(T* s, int64_t s_row, const T* q, int64_t q_row, int64_t queries, const T* k,
-                int64_t k_row, int64_t keys, int64_t head_dim) {
-  constexpr int W = kWidth<T>, N = int(kLane) / W;
-  constexpr int64_t kFar = 24;  // rows to ask for ahead of their use
-  const int64_t whole = head_dim / kLane * kLane;
-  for (int64_t j = 0; j < keys; j += W) {
-    const T* rows[W];
-    alignas(64) T rest[W][kLane] = {};
-    for (int64_t r = 0; r < W; ++r) {
-      rows[r] = k + (j + r < keys ? j + r : keys - 1) * k_row;
-      for (int64_t d = whole; d < head_dim; ++d) rest[r][d - whole] = rows[r][d];
-      for (int64_t d = 0; d < head_dim; d += 64 / int64_t(sizeof(T)))
-        MULTIHEAD_PREFETCH_L1(rows[r] + kFar * k_row + d);
-    }
-    for (int64_t i = 0; i < queries; ++i) {
-      const T* to = q + i * q_row;
-      Vec<T> sum{};
-      MULTIHEAD_UNROLL(4)
-      for (int part = 0; part < N; ++part) {
-        Vec<T> x[W];
-        MULTIHEAD_UNROLL(16)
-        for (int r = 0; r < W; ++r) x[r] = Vec<T>{};
-        for (int64_t d = part * W; d < whole; d += kLane) {
-          const Vec<T> y = load(to + d);
-          MULTIHEAD_UNROLL(16)
-          for (int r = 0; r < W; ++r) x[r] = fma(load(rows[r] + d), y, x[r]);
-        }
-        if (whole < head_dim) {
-          const Vec<T> y = load(to + whole + part * W);
-          MULTIHEAD_UNROLL(16)
-          for (int r = 0; r < W; ++r) x[r] = fma(load(rest[r] + part * W), y, x[r]);
-        }
-        transpose_square<T>(x);
-        MULTIHEAD_UNROLL(16)
-        for (int r = 0; r < W; ++r) sum += x[r];
-      }
-      store(s + i * s_row + j, sum);
-    }
+void row_scores(const RowScores<T>& t) {
+  switch (t.queries) {
+    case 1:
+      return scores_of_rows<T, 1>(t);
+    case 2:
+      return scores_of_rows<T, 2>(t);
+    case 3:
+      return scores_of_rows<T, 3>(t);
+    default:
+      return scores_of_rows<T, 4>(t);
   }
 }
 

@@ -38,8 +38,7 @@ MULTIHEAD_INLINE void transpose_square(Vec<T>* x) {
 }
 
 template <class T>
-void pack(T* dst, int64_t dst_row, int64_t lanes, const T* const* rows, int64_t stride,
-          int64_t columns) {
+void pack(T* dst, int64_t lanes, const T* const* rows, int64_t stride, int64_t columns) {
   constexpr int W = kWidth<T>;
   for (int64_t r = 0; r < lanes; r += W) {
     int64_t c = 0;
@@ -50,19 +49,19 @@ void pack(T* dst, int64_t dst_row, int64_t lanes, const T* const* rows, int64_t 
         for (int i = 0; i < W; ++i) x[i] = rows[r + i] ? load(rows[r + i] + c) : Vec<T>{};
         transpose_square<T>(x);
         MULTIHEAD_UNROLL(16)
-        for (int i = 0; i < W; ++i) store(dst + (c + i) * dst_row + r, x[i]);
+        for (int i = 0; i < W; ++i) store(dst + (c + i) * lanes + r, x[i]);
       }
     }
     for (int i = 0; i < W; ++i) {
       const T* row = rows[r + i];
-      for (int64_t d = c; d < columns; ++d) dst[d * dst_row + r + i] = row ? row[d * stride] : T(0);
+      for (int64_t d = c; d < columns; ++d) dst[d * lanes + r + i] = row ? row[d * stride] : T(0);
     }
   }
 }
 
 template <class T>
-void unpack(T* const* rows, int64_t stride, const T* src, int64_t src_row, int64_t lanes,
-            int64_t columns, bool accumulate) {
+void unpack(T* const* rows, int64_t stride, const T* src, int64_t lanes, int64_t columns,
+            bool accumulate) {
   constexpr int W = kWidth<T>;
   for (int64_t r = 0; r < lanes; r += W) {
     int64_t c = 0;
@@ -70,7 +69,7 @@ void unpack(T* const* rows, int64_t stride, const T* src, int64_t src_row, int64
       for (; c + W <= columns; c += W) {
         Vec<T> x[W];
         MULTIHEAD_UNROLL(16)
-        for (int i = 0; i < W; ++i) x[i] = load(src + (c + i) * src_row + r);
+        for (int i = 0; i < W; ++i) x[i] = load(src + (c + i) * lanes + r);
         transpose_square<T>(x);
         MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) {
@@ -83,11 +82,17 @@ void unpack(T* const* rows, int64_t stride, const T* src, int64_t src_row, int64
       T* row = rows[r + i];
       if (!row) continue;
       for (int64_t d = c; d < columns; ++d) {
-        const T x = src[d * src_row + r + i];
+        const T x = src[d * lanes + r + i];
         row[d * stride] = accumulate ? row[d * stride] + x : x;
       }
     }
   }
+}
+
+template <class T>
+void unpack_scores(T* const* rows, int64_t stride, const T* scores, int64_t lanes,
+                   int64_t columns) {
+  unpack<T>(rows, stride, scores, lanes, columns, false);
 }
 
 template <class T>
@@ -104,6 +109,7 @@ void gather(T* dst, int64_t pitch, const T* const* rows, int64_t stride, int64_t
   }
 }
 
+// dst[c][r] = scale * src[r][c] for r < rows, zero up to dst_columns; c < columns.
 template <class T>
 void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64_t src_row,
                int64_t rows, int64_t columns, T scale) {
@@ -131,6 +137,17 @@ void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64
       }
     }
   }
+}
+
+template <class T>
+void tile_to_rows(T* dst, int64_t pitch, const T* tile, int64_t lanes, int64_t features, T scale) {
+  transpose<T>(dst, pitch, pitch, tile, lanes, features, lanes, scale);
+}
+
+template <class T>
+void rows_to_tile(T* tile, int64_t lanes, const T* rows, int64_t pitch, int64_t count,
+                  int64_t features, T scale) {
+  transpose<T>(tile, lanes, lanes, rows, pitch, count, features, scale);
 }
 
 }  // namespace

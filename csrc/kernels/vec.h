@@ -66,7 +66,9 @@ MULTIHEAD_INLINE Vec<T> splat(T x) {
 // fma(a, b, c) = a * b + c; maximum(a, b) = a > b ? a : b (b where either is NaN);
 // Mask, mask_of_bits<T>(word, lane), select(mask, a, b); bits_at_least(a, b), bits_of(a < b): a bit
 // per lane.
-#if defined(__AVX512F__)
+#if defined(MULTIHEAD_VEC_HEADER)  // tests bring one
+#include MULTIHEAD_VEC_HEADER
+#elif defined(__AVX512F__)
 #include "vec_avx512.h"
 #elif defined(__AVX2__)
 #include "vec_avx2.h"

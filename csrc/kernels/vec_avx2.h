@@ -1,3 +1,4 @@
+// AVX2 and FMA: 8 floats to a register.
 #pragma once
 
 #include <immintrin.h>

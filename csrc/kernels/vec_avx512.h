@@ -1,3 +1,4 @@
+// AVX-512: 16 floats to a register, and registers for masks.
 #pragma once
 
 #include <immintrin.h>

@@ -1,3 +1,4 @@
+// NEON: 4 floats to a register.
 #pragma once
 
 #include <arm_neon.h>

@@ -1,3 +1,4 @@
+// How many processors this process may use.
 #if defined(__linux__)
 
 #include <sched.h>

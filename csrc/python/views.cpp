@@ -1,5 +1,8 @@
 #include "views.h"
 
+#include <stdexcept>
+#include <string>
+
 namespace nb = nanobind;
 
 namespace multihead::binding {
@@ -75,7 +78,48 @@ View borrowed_view(nb::handle object) {
   return v;
 }
 
-using Offsets = nb::ndarray<nb::ro, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+// NumPy's arrays speak the buffer protocol, which is the shortest way.
+struct Buffer {
+  Py_buffer view;
+  explicit Buffer(PyObject* object) {
+    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0)
+      throw nb::python_error();
+  }
+  ~Buffer() { PyBuffer_Release(&view); }
+};
+
+bool is_numpy(nb::handle object) {
+  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
+      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
+  return Py_TYPE(object.ptr()) == type;
+}
+
+DType dtype_of(const Py_buffer& b) {
+  const char* const f = b.format ? b.format : "";
+  if (f[0] && !f[1]) {
+    if (f[0] == 'f') return DType::Float32;
+    if (f[0] == 'd') return DType::Float64;
+    if (f[0] == '?') return DType::Bool;
+  }
+  throw nb::type_error("array: expected float32, float64 or bool");
+}
+
+View buffer_view(nb::handle object, bool* readonly) {
+  const Buffer buffer(object.ptr());
+  const Py_buffer& b = buffer.view;
+  if (b.ndim > kMaxRank) too_many_axes();
+  View v;
+  v.data = b.buf;
+  v.dtype = dtype_of(b);
+  v.rank = b.ndim;
+  for (int i = 0; i < b.ndim; ++i) {
+    v.size[i] = b.shape[i];
+    v.stride[i] = b.strides[i] / b.itemsize;
+    if (b.strides[i] % b.itemsize != 0) throw nb::value_error("array: expected whole elements");
+  }
+  *readonly = b.readonly;
+  return v;
+}
 
 }  // namespace
 
@@ -84,15 +128,34 @@ const EngineTable& engine() {
   return *table;
 }
 
-void check(const char* why) {
-  if (why) throw std::runtime_error(why);
+void check(const faces::Outcome& outcome) {
+  switch (outcome.status) {
+    case faces::Status::Done:
+      return;
+    case faces::Status::OutOfMemory:
+      throw std::bad_alloc();
+    case faces::Status::WrongArgument:
+      throw std::invalid_argument(outcome.why);
+    case faces::Status::Failed:
+      break;
+  }
+  throw std::runtime_error(outcome.why);
 }
 
 View view_of(nb::handle object) {
   if (object.is_none()) return View{};
   if (g_exchange.type && PyObject_TypeCheck(object.ptr(), g_exchange.type))
     return borrowed_view(object);
-  return array_view(nb::cast<Array>(object));
+  bool readonly = false;
+  return is_numpy(object) ? buffer_view(object, &readonly) : array_view(nb::cast<Array>(object));
+}
+
+View writable(nb::handle object, const char* name) {
+  bool readonly = false;
+  if (object.is_none() || !is_numpy(object)) return view_of(object);
+  const View v = buffer_view(object, &readonly);
+  if (readonly) throw nb::value_error((std::string(name) + ": expected a writable array").c_str());
+  return v;
 }
 
 bool exchange_with(nb::handle type, nb::handle capsule) {
@@ -103,48 +166,6 @@ bool exchange_with(nb::handle type, nb::handle capsule) {
   Py_INCREF(type.ptr());  // for as long as the process lives
   g_exchange = {reinterpret_cast<PyTypeObject*>(type.ptr()), found};
   return true;
-}
-
-View by_head(View v, int64_t heads) {
-  if (!v) return v;
-  for (int i = v.rank; i > 1; --i) v.size[i] = v.size[i - 1], v.stride[i] = v.stride[i - 1];
-  v.size[1] = v.size[0] / heads;
-  v.size[0] = heads;
-  v.stride[1] = v.stride[0];
-  v.stride[0] = v.stride[1] * v.size[1];
-  ++v.rank;
-  return v;
-}
-
-View out_by_head(View v, int64_t heads) {
-  if (!v) return v;
-  std::swap(v.size[0], v.size[1]);
-  std::swap(v.stride[0], v.stride[1]);
-  return by_head(v, heads);
-}
-
-Dropout dropout_of(nb::handle three) {
-  return {nb::cast<double>(three[0]), nb::cast<uint64_t>(three[1]), nb::cast<uint64_t>(three[2])};
-}
-
-void set_offsets(BatchShape& shape, nb::handle pair) {
-  const Offsets q = nb::cast<Offsets>(pair[0]), k = nb::cast<Offsets>(pair[1]);
-  shape.batch = int64_t(q.shape(0)) - 1;
-  shape.query_offsets = q.data();
-  shape.key_offsets = k.data();
-  for (int64_t b = 0; b < shape.batch; ++b) {
-    shape.queries = larger(shape.queries, q.data()[b + 1] - q.data()[b]);
-    shape.keys = larger(shape.keys, k.data()[b + 1] - k.data()[b]);
-  }
-}
-
-WeightsView weights_of(nb::handle weights, bool average, int64_t heads, LayerCall* call) {
-  WeightsView w;
-  if (weights.is_none()) return w;
-  w.view = view_of(weights);
-  w.heads = average ? 1 : heads;
-  if (call) call->shape.weight_heads = w.heads;
-  return w;
 }
 
 }  // namespace multihead::binding

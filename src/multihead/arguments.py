@@ -51,6 +51,20 @@ class LayerTensors(NamedTuple):
         return self.query, key, key if self.value is None else self.value
 
 
+class LayerParameters(NamedTuple):
+    """The fields of `LayerTensors` that are parameters."""
+
+    in_weight: Any = None
+    q_weight: Any = None
+    k_weight: Any = None
+    v_weight: Any = None
+    in_bias: Any = None
+    bias_k: Any = None
+    bias_v: Any = None
+    out_weight: Any = None
+    out_bias: Any = None
+
+
 class LayerOptions(NamedTuple):
     """What a layer's call says beside its tensors.
 

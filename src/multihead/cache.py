@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from multihead import _native
 from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.layouts import Dense, RaggedBatch
@@ -28,16 +27,16 @@ class LayerCache(NamedTuple):
     is_causal: bool
     dropout: tuple[float, int, int]
     average: bool | None
-    native: _native.Cache
+    native: Array
 
     def __repr__(self) -> str:
         return f"LayerCache(query={self.batch.shapes[0]}, key={self.batch.shapes[1]})"
 
     @property
-    def mask_views(self) -> MaskArrays:
-        """The masks as the engine takes them."""
+    def mask_arrays(self) -> MaskArrays:
+        """The masks as the engine takes them, padding first."""
         padding, attn = self.masks
-        return padding and padding.view, attn and attn.view
+        return padding and padding.array, attn and attn.array
 
     def new_mask_gradients(self, needed: bool) -> MaskArrays:
         """Make the gradients of the float masks, as the engine writes them."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multihead import _native
+from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.arrays import (
     Array,
     Element,
@@ -22,11 +23,18 @@ from multihead.arrays import (
 from multihead.checks import boolean, dims, number, probability, wrong
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, score_mask
+from multihead.merging import merge_attention
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import attention_backward, attention_call, typed_as
 from multihead.suggestions import unknown
 
-_NO_OFFSETS = (0, 0, 0, 0)
+__all__ = [
+    "AttentionCache",
+    "merge_attention",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
+]
+
 _WATCH = MaskWatch(true_hides=False, left=64)
 _LN2 = math.log(2.0)
 
@@ -168,7 +176,7 @@ def scaled_dot_product_attention(
     scores = (*shapes[0][:-1], shapes[1][-2])
     mask = score_mask(attn_mask, scores, element.compute)
     if mask is not None and _WATCH.left:
-        _WATCH.look({"attn_mask": mask.view})
+        _WATCH.look({"attn_mask": mask.array}, scores[-2])
     width = shapes[0][-1]
     factor = (width**-0.5 if width else 1.0) if scale is None else number("scale", scale)
     dropout = (probability("dropout_p", dropout_p), 0, 0)
@@ -184,10 +192,9 @@ def scaled_dot_product_attention(
         stats = np.empty((2, *out_view.shape[:-1]), element.compute)
 
     # 3. The engine.
-    view = None if mask is None else mask.view
-    _native.attention_forward(
-        *inputs, view, False, is_causal, factor, dropout, _NO_OFFSETS, out_view, stats, None
-    )
+    options = AttentionOptions(is_causal, factor, *dropout)
+    tensors = AttentionTensors(*inputs, mask and mask.array)
+    _native.attention_forward(options, tensors, out_view, stats, None)
 
     # 4. Results as the caller's kind of array.
     results = [restore(out, q_kind)]
@@ -269,22 +276,13 @@ def scaled_dot_product_attention_backward(
     # 3. The engine.
     delta = np.empty(d_out_view.shape[:-1], compute)
     _native.delta(d_out_view, cache.out, delta)
-    view = None if mask is None else mask.view
     _native.attention_backward(
-        *cache.inputs,
-        view,
-        False,
-        cache.is_causal,
-        cache.scale,
-        cache.dropout,
-        _NO_OFFSETS,
+        AttentionOptions(cache.is_causal, cache.scale, *cache.dropout),
+        AttentionTensors(*cache.inputs, mask and mask.array),
         cache.stats,
         delta,
         d_out_view,
-        _folded(d_q),
-        _folded(d_k),
-        _folded(d_v),
-        d_mask,
+        AttentionTensors(_folded(d_q), _folded(d_k), _folded(d_v), d_mask),
     )
 
     # 4. Results as the caller's kinds of arrays.
@@ -320,15 +318,15 @@ def _folded(array: Array) -> Array:
 def _lse(cache: AttentionCache) -> Array:
     """Natural logarithm from the engine's row maximum in log2 units and inverse sum.
 
-    The engine clamps masks that are finite, but not in log2 units: such rows are computed here.
+    The engine squeezes masks that are finite, but not in log2 units: such rows are computed here.
     """
     top, inverse = cache.stats
     with np.errstate(divide="ignore", invalid="ignore"):
         lse = top * _LN2 - np.log(inverse)
     lse = np.where(inverse == 0, -np.inf, lse).astype(top.dtype, copy=False)
-    clamped = (np.abs(top) == np.finfo(top.dtype).max) & (inverse != 0)
-    for n, h in np.argwhere(clamped.any(-1)) if clamped.any() else ():
-        rows = np.flatnonzero(clamped[n, h])
+    squeezed = (np.abs(top) > np.finfo(top.dtype).max / 2) & (inverse != 0)
+    for n, h in np.argwhere(squeezed.any(-1)) if squeezed.any() else ():
+        rows = np.flatnonzero(squeezed[n, h])
         lse[n, h, rows] = _lse_of_rows(cache, n, h, rows)
     return lse
 
@@ -342,7 +340,8 @@ def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
         if cache.is_causal:
             hidden = np.arange(scores.shape[1]) > rows[:, None]
         if cache.mask is not None:
-            mask = cache.mask.view[n, h, rows]
+            of_scores = (*q.shape[:3], k.shape[2])
+            mask = np.broadcast_to(cache.mask.array, of_scores)[n, h, rows]
             is_bool = mask.dtype == np.bool_
             hidden |= ~mask if is_bool else mask == -np.inf
             scores += 0 if is_bool else mask

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from multihead import _native
+from multihead.arguments import LayerOptions, LayerTensors
 from multihead.arrays import Array
 from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
 from multihead.checks import boolean, wrong
-from multihead.layouts import Dense, RaggedBatch
+from multihead.layouts import Dense, RaggedBatch, given_once
 from multihead.ragged import Ragged
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import layer_backward, layer_call, typed_as
@@ -231,33 +232,28 @@ class MultiheadAttention(LayerState):
         padding, attn = batch.masks(key_padding_mask, attn_mask)
         if (padding is not None or attn is not None) and self._watch.left:
             given = {"key_padding_mask": padding, "attn_mask": attn}
-            views = {name: mask.view for name, mask in given.items() if mask is not None}
-            self._watch.look(views, self._sizes.extra_keys > 0)
+            arrays = {name: mask.array for name, mask in given.items() if mask is not None}
+            self._watch.look(arrays, batch.queries, self._sizes.extra_keys > 0)
 
         # 2. Outputs, in the caller's layout and as the engine writes them.
-        out, out_view = batch.new_out()
+        out = batch.new_out()
         average = average_attn_weights if need_weights else None
         weights: Any = None
-        weights_view: Array | None = None
+        weights_memory: Array | None = None
         if average is not None:
-            weights, weights_view = batch.new_weights(average)
+            weights, weights_memory = batch.new_weights(average)
 
         # 3. The engine.
         training = self._training
         dropout = self._draw() if training and self._dropout else _NO_DROPOUT
+        masks = padding and padding.array, attn and attn.array
         try:
             native = _native.layer_forward(
-                self._sizes.heads,
-                self._sizes.zero_row,
-                self._params_now(),
-                batch.inputs,
+                self._options(batch, is_causal, average, dropout),
+                LayerTensors(*given_once(*batch.inputs), *masks, *self._params_now()),
                 batch.offsets,
-                (padding and padding.view, attn and attn.view),
-                is_causal,
-                dropout,
-                out_view,
-                weights_view,
-                bool(average),
+                out,
+                weights_memory,
                 training,
             )
         except BaseException:
@@ -269,8 +265,8 @@ class MultiheadAttention(LayerState):
         if native is None:
             self._slot.held = IN_EVAL
         else:
-            masks = (padding, attn)
-            cache = LayerCache(self._token, batch, masks, is_causal, dropout, average, native)
+            kept = (padding, attn)
+            cache = LayerCache(self._token, batch, kept, is_causal, dropout, average, native)
             self._slot.held = cache
         return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
@@ -336,50 +332,41 @@ class MultiheadAttention(LayerState):
             need_mask_grad = boolean("need_mask_grad", need_mask_grad)
         call = usable(self._slot.held if cache is None else cache, self._token)
         batch = call.batch
-        d_out_view, d_out_raw = batch.read_d_out(d_out)
-        d_weights_view: Array | None = None
+        d_out_array, d_out_raw = batch.read_d_out(d_out)
+        d_weights_array: Array | None = None
         d_weights_raw: list[Array] = []
         if d_weights is not None:
             if call.average is None:
                 raise wrong("d_weights", "None, as the call had need_weights=False", "an array")
-            d_weights_view, d_weights_raw = batch.read_d_weights(d_weights, call.average)
+            d_weights_array, d_weights_raw = batch.read_d_weights(d_weights, call.average)
         grads, grads_memory = self._grads_now()
 
         # 2. Where the gradients of the inputs and the masks go.
         if out is None:
             outputs, fresh = None, batch.new_gradients()
-            views: tuple[Array | None, ...] = tuple(map(batch.view, fresh))
+            arrays: tuple[Array | None, ...] = fresh
         else:
             outputs = batch.outputs(out)
             others = list(zip(("query", "key", "value"), batch.raw, strict=True))
             others += [("d_out", d_out_raw), ("the parameters", self._block.memory)]
             others += [("d_weights", array) for array in d_weights_raw]
             others += [("grads", array) for array in grads_memory]
-            others += [("a mask", mask) for mask in call.mask_views if mask is not None]
+            others += [("a mask", mask) for mask in call.mask_arrays if mask is not None]
             outputs.refuse_overlap(others)
             arrays = outputs.engine_arrays()
-            once = {id(array): batch.view(array) for array in arrays if array is not None}
-            views = tuple(once.get(id(array)) for array in arrays)
+        d_query, d_key, d_value = arrays
         d_masks = call.new_mask_gradients(need_mask_grad)
 
         # 3. The engine; threads take turns to add to the gradients of the parameters.
         with self._lock:
             _native.layer_backward(
-                self._sizes.heads,
-                self._sizes.zero_row,
-                self._params_now(),
-                batch.inputs,
+                self._options(batch, call.is_causal, call.average, call.dropout),
+                LayerTensors(*batch.inputs, *call.mask_arrays, *self._params_now()),
                 batch.offsets,
-                call.mask_views,
-                call.is_causal,
-                call.dropout,
                 call.native,
-                d_out_view,
-                d_weights_view,
-                bool(call.average),
-                views,
-                grads,
-                d_masks,
+                d_out_array,
+                d_weights_array,
+                LayerTensors(d_query, d_key, d_value, *d_masks, *grads),
             )
 
         # 4. The cache is used up, and the results become the caller's kinds of arrays.
@@ -392,3 +379,15 @@ class MultiheadAttention(LayerState):
             outputs.finish()
             results = tuple(out)
         return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
+
+    def _options(
+        self,
+        batch: Dense | RaggedBatch,
+        causal: bool,
+        average: bool | None,
+        dropout: tuple[float, int, int],
+    ) -> LayerOptions:
+        sizes = self._sizes
+        return LayerOptions(
+            sizes.heads, sizes.zero_row, causal, average, batch.tokens_first, *dropout
+        )

@@ -6,7 +6,7 @@ Both have the same methods, so that the layer's forward and backward are written
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from multihead.ragged import Ragged
 
 _NAMES = ("query", "key", "value")
 _VALUES = ("query.values", "key.values", "value.values")
-Inputs = tuple[Array, Array, Array]
+Inputs: TypeAlias = tuple[Array, Array, Array]
+GivenOnce: TypeAlias = tuple[Array, Array | None, Array | None]
 
 
 class Sizes(NamedTuple):
@@ -54,8 +55,13 @@ def _read_three(
     return (q, k, v), (q_raw, k_raw, v_raw), (q_kind, k_kind, v_kind)
 
 
+def given_once(query: Array, key: Array, value: Array) -> GivenOnce:
+    """Leave out the value that is the key, and the key that is the query."""
+    return query, None if key is query else key, None if value is key else value
+
+
 class Dense:
-    """Inputs (L, E), (L, N, E) or, batch first, (N, L, E); the engine takes (N, L, E) views."""
+    """Inputs (L, E), (L, N, E) or, batch first, (N, L, E), which the engine takes as they are."""
 
     offsets = None
 
@@ -66,7 +72,7 @@ class Dense:
         (q, k, v), self.raw, self.kinds = _read_three(element, query, key, value)
         self.shapes = (q.shape, k.shape, v.shape)
         self.batched = q.ndim == 3
-        self._swap = self.batched and not batch_first
+        self.tokens_first = self.batched and not batch_first
         if q.ndim not in (2, 3) or q.shape[-1] != sizes.embed:
             raise wrong("query", self._forms("L", sizes.embed, batch_first), q.shape)
         axis = 0 if batch_first else 1
@@ -79,10 +85,7 @@ class Dense:
         self.keys: int = k.shape[-2] if batch_first else k.shape[0]
         if v.shape[:-1] != k.shape[:-1] or v.shape[-1] != sizes.vdim:
             raise wrong("value", (*k.shape[:-1], sizes.vdim), v.shape)
-        one = self.view(q)
-        two = one if k is q else self.view(k)
-        three = two if v is k else one if v is q else self.view(v)
-        self.inputs: Inputs = (one, two, three)
+        self.inputs: Inputs = (q, k, v)
 
     @staticmethod
     def _forms(length: str, width: int, batch_first: bool) -> str:
@@ -92,14 +95,7 @@ class Dense:
     def _form(self, length: str, width: int) -> str:
         if not self.batched:
             return dims(length, width)
-        return dims(*((length, self.batch) if self._swap else (self.batch, length)), width)
-
-    def view(self, array: Array) -> Array:
-        """View an array in the caller's layout as (N, L, E)."""
-        if self._swap:
-            view: Array = array.swapaxes(0, 1)
-            return view
-        return array if self.batched else array[None]
+        return dims(*((length, self.batch) if self.tokens_first else (self.batch, length)), width)
 
     def masks(self, padding: Any, attn: Any) -> tuple[Mask | None, Mask | None]:
         """Check key_padding_mask and attn_mask."""
@@ -110,17 +106,20 @@ class Dense:
             attention_mask(attn, shape, compute),
         )
 
-    def new_out(self) -> tuple[Array, Array]:
-        """Make an output: in the caller's layout, and as the engine writes it."""
-        out = np.empty(self.shapes[0], self.element.compute)
-        return out, self.view(out)
+    def new_out(self) -> Array:
+        """Make an output."""
+        return np.empty(self.shapes[0], self.element.compute)
 
     def new_weights(self, average: bool) -> tuple[Array, Array]:
-        """Make weights: in the caller's shape, and as the engine writes them."""
-        shape = (self.batch, 1 if average else self.sizes.heads, self.queries, self._columns)
-        weights = np.empty(shape, self.element.compute)
-        shown = weights[:, 0] if average else weights
-        return (shown if self.batched else shown[0]), weights
+        """Make weights, twice the same array."""
+        weights = np.empty(self._weights_shape(average), self.element.compute)
+        return weights, weights
+
+    def _weights_shape(self, average: bool) -> Shape:
+        shape: Shape = (self.queries, self._columns)
+        if not average:
+            shape = (self.sizes.heads, *shape)
+        return (self.batch, *shape) if self.batched else shape
 
     @property
     def _columns(self) -> int:
@@ -133,24 +132,18 @@ class Dense:
     finish_weights = finish_out
 
     def read_d_out(self, d_out: Any) -> tuple[Array, Array]:
-        """Check d_out and view it as the engine takes it; also as it lies in memory."""
+        """Check d_out; return it as computed with and as it lies in memory."""
         array, raw, _ = read("d_out", d_out, self.element)
         if array.shape != self.shapes[0]:
             raise wrong("d_out", self.shapes[0], array.shape)
-        return self.view(array), raw
+        return array, raw
 
     def read_d_weights(self, d_weights: Any, average: bool) -> tuple[Array, list[Array]]:
-        """Check d_weights and view it as (N, 1 | H, L, S'); also as it lies in memory."""
+        """Check d_weights; return it as computed with and as it lies in memory."""
         array, raw, _ = read("d_weights", d_weights, self.element)
-        shape: Shape = (self.queries, self._columns)
-        if not average:
-            shape = (self.sizes.heads, *shape)
-        if self.batched:
-            shape = (self.batch, *shape)
-        if array.shape != shape:
-            raise wrong("d_weights", shape, array.shape)
-        array = array if self.batched else array[None]
-        return (array[:, None] if average else array), [raw]
+        if array.shape != self._weights_shape(average):
+            raise wrong("d_weights", self._weights_shape(average), array.shape)
+        return array, [raw]
 
     def new_gradients(self) -> tuple[Array, ...]:
         """Make the gradients of the inputs in the caller's layout."""
@@ -172,6 +165,7 @@ class RaggedBatch:
     """Ragged inputs; the engine takes their values (total, E) and their offsets."""
 
     batched = True
+    tokens_first = False
 
     def __init__(self, element: Element, sizes: Sizes, query: Any, key: Any, value: Any) -> None:
         for name, x in zip(_NAMES, (query, key, value), strict=True):
@@ -194,23 +188,19 @@ class RaggedBatch:
         self.batch = len(query)
         self._queries: list[int] = query.lengths.tolist()
         self._keys: list[int] = key.lengths.tolist()
-
-    def view(self, array: Array) -> Array:
-        """View an array in the caller's layout as the engine takes it: as it is."""
-        return array
+        self.queries = max(self._queries, default=0)
 
     def masks(self, padding: Any, attn: Any) -> tuple[None, Mask | None]:
         """Check attn_mask, which is cut top-left for each sequence."""
         if padding is not None:
             raise wrong("key_padding_mask", "None with ragged inputs", type(padding).__name__)
-        longest = max(self._queries, default=0), max(self._keys, default=0)
-        shape = (self.batch, self.sizes.heads, *longest)
+        keys = max(self._keys, default=0)
+        shape = (self.batch, self.sizes.heads, self.queries, keys)
         return None, attention_mask(attn, shape, self.element.compute)
 
-    def new_out(self) -> tuple[Array, Array]:
-        """Make the values of an output, twice the same array."""
-        out = np.empty(self.shapes[0], self.element.compute)
-        return out, out
+    def new_out(self) -> Array:
+        """Make the values of an output."""
+        return np.empty(self.shapes[0], self.element.compute)
 
     def _weight_shapes(self, average: bool) -> list[Shape]:
         extra = self.sizes.extra_keys

@@ -41,27 +41,30 @@ class MaskWatch:
         self._true_hides = true_hides
         self.left = left
 
-    def look(self, masks: Mapping[str, Array], all_hidden_is_fine: bool = False) -> None:
+    def look(
+        self, masks: Mapping[str, Array], queries: int, all_hidden_is_fine: bool = False
+    ) -> None:
         """Warn the caller's caller if a mask as the engine takes it seems to mean the opposite.
 
         Parameters
         ----------
-        masks : mapping of str to array of shape (N, H, L, S) or (N, S)
-            Steps of 0 bytes where they are broadcast.
+        masks : mapping of str to array
+            ``key_padding_mask``, (N, S) or (S,), and ``attn_mask``, (..., L or 1, S).
+        queries : int
+            L.
         all_hidden_is_fine : bool
             Whether queries see more keys than those of the masks.
         """
         left = self.left - 1
         for name, mask in masks.items():
-            once = tuple(slice(1 if step == 0 else None) for step in mask.strides)
             if mask.size:
-                message = self._doubt(name, mask[once], mask.shape, all_hidden_is_fine)
+                message = self._doubt(name, mask, queries, all_hidden_is_fine)
                 if message:
                     warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=3)
                     left = 0
         self.left = left
 
-    def _doubt(self, name: str, mask: Array, shape: tuple[int, ...], fine: bool) -> str:
+    def _doubt(self, name: str, mask: Array, queries: int, fine: bool) -> str:
         is_bool = mask.dtype == np.bool_
         if not is_bool and mask.min() == 0 and mask.max() == 1 and np.isin(mask, (0, 1)).all():
             keep = f"{name} == 0" if self._true_hides else f"{name} != 0"
@@ -72,10 +75,10 @@ class MaskWatch:
             hidden = mask.max(-1) == -np.inf
         else:
             hidden = mask.all(-1) if self._true_hides else ~mask.any(-1)
-        if mask.ndim == 2:
+        if name == "key_padding_mask":
             what = "every key is hidden in every sequence" if hidden.all() else ""
         else:
-            rows = np.broadcast_to(hidden.all((0, 1)), shape[2:3])
+            rows = np.broadcast_to(hidden.all(tuple(range(hidden.ndim - 1))), queries)
             count = int(rows.sum())
             what = f"{count} of {rows.size} queries see no key in any sequence" if count else ""
         if not what:

@@ -41,7 +41,7 @@ class MaskGradient(NamedTuple):
 class Mask(NamedTuple):
     """A mask as the engine takes it; `gradient` is None when it is boolean."""
 
-    view: Array
+    array: Array
     gradient: MaskGradient | None
 
 
@@ -77,28 +77,23 @@ def _cast(array: Array, compute: np.dtype[Any]) -> Array:
     return cast
 
 
-def _broadcast(view: Array, shape: Shape) -> Array:
-    return view if view.shape == shape else np.broadcast_to(view, shape)
-
-
 def padding_mask(
     mask: Any, batch: int, keys: int, batched: bool, compute: np.dtype[Any]
 ) -> Mask | None:
-    """Check a key_padding_mask, (N, S) or unbatched (S,), and view it as (N, S)."""
+    """Check a key_padding_mask, (N, S) or unbatched (S,)."""
     if mask is None:
         return None
     array, kind = _read("key_padding_mask", mask, compute)
     shape = (batch, keys) if batched else (keys,)
     if array.shape != shape:
         raise wrong("key_padding_mask", shape, array.shape)
-    view = array if batched else array[None]
-    return Mask(view, kind and MaskGradient((batch, keys), shape, kind))
+    return Mask(array, kind and MaskGradient(shape, shape, kind))
 
 
 def attention_mask(
     mask: Any, shape: tuple[int, int, int, int], compute: np.dtype[Any]
 ) -> Mask | None:
-    """Check an attn_mask against `shape` (N, H, L, S) and view it in that shape.
+    """Check an attn_mask against `shape` (N, H, L, S).
 
     It is (L, S), (N * H, L, S), or 4-D and broadcastable to (N, H, L, S).
     """
@@ -107,13 +102,10 @@ def attention_mask(
     array, kind = _read("attn_mask", mask, compute)
     batch, heads, queries, keys = shape
     given = array.shape
-    if given == (queries, keys):
-        view = array[None, None]
-    elif given == (batch * heads, queries, keys):
-        view = array.reshape(shape)
-    elif len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True)):
-        view = array
-    else:
+    fits = given in ((queries, keys), (batch * heads, queries, keys))
+    if not fits and not (
+        len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True))
+    ):
         each = (batch * heads, queries, keys)
         expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
         ways = {
@@ -121,7 +113,7 @@ def attention_mask(
             (heads, queries, keys): "attn_mask[None]",
         }
         raise wrong("attn_mask", expected, _with_way(given, ways))
-    return Mask(_broadcast(view, shape), kind and MaskGradient(view.shape, given, kind))
+    return Mask(array, kind and MaskGradient(given, given, kind))
 
 
 def _with_way(given: Shape, ways: Mapping[Any, str]) -> str:
@@ -138,7 +130,7 @@ def fold(shape: Shape) -> tuple[int, int, int, int]:
 
 
 def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
-    """Check a mask that broadcasts to `scores` (..., L, S) and view it as (N, H, L, S)."""
+    """Check a mask that broadcasts to `scores` (..., L, S) and fold its leading axes into two."""
     if mask is None:
         return None
     array, kind = _read("attn_mask", mask, compute, _SHOWS)
@@ -150,14 +142,12 @@ def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
         )
         expected = f"a shape that broadcasts to {scores}"
         raise wrong("attn_mask", expected, _with_way(given, way))
-    view = _broadcast(array, scores).reshape(fold(scores))
-    if kind is None:
-        return Mask(view, None)
-    outer = lead[:-3]
-    if outer == scores[: len(outer)] or max(outer) == 1:
-        return Mask(view, MaskGradient(fold(lead), given, kind))
-    expanded = scores[: len(outer)] + lead[-3:]
-    return Mask(view, MaskGradient(fold(expanded), given, kind, expanded))
+    outer, expanded = lead[:-3], None
+    if outer != scores[: len(outer)] and max(outer) > 1:  # broadcast in some of them
+        expanded = scores[: len(outer)] + lead[-3:]
+        array = np.broadcast_to(array, expanded)
+    shape = fold(expanded or lead)
+    return Mask(array.reshape(shape), kind and MaskGradient(shape, given, kind, expanded))
 
 
 def merge(
@@ -174,11 +164,14 @@ def merge(
     mask = attention_mask(attn_mask, (batch, heads, queries, keys), compute)
     padding = padding_mask(key_padding_mask, batch, keys, True, compute)
     assert mask is not None
-    merged = mask.view
+    scores = (batch, heads, queries, keys)
+    by_head = mask.array.reshape(scores) if mask.array.ndim == 3 else mask.array
+    mask = Mask(np.broadcast_to(by_head, scores), mask.gradient)
+    merged = mask.array
     if padding is not None:
-        columns = Mask(padding.view[:, None, None, :], padding.gradient)
+        columns = Mask(padding.array[:, None, None, :], padding.gradient)
         if mask.gradient is None and padding.gradient is None:
-            merged = merged | columns.view
+            merged = merged | columns.array
         else:
             with np.errstate(invalid="ignore"):
                 merged = _added(mask, compute) + _added(columns, compute)
@@ -188,6 +181,6 @@ def merge(
 def _added(mask: Mask, compute: np.dtype[Any]) -> Array:
     """Return a mask as the floats to add to the scores."""
     if mask.gradient is not None:
-        return mask.view
-    added: Array = np.where(mask.view, compute.type(-np.inf), compute.type(0))
+        return mask.array
+    added: Array = np.where(mask.array, compute.type(-np.inf), compute.type(0))
     return added

@@ -7,11 +7,12 @@ import os
 import threading
 from collections.abc import Mapping
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 
+from multihead.arguments import LayerParameters
 from multihead.arrays import (
     Array,
     Element,
@@ -25,8 +26,6 @@ from multihead.arrays import (
 )
 from multihead.checks import wrong_type
 from multihead.layouts import Sizes
-
-EngineArrays: TypeAlias = tuple[Array | None, ...]
 
 
 def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
@@ -72,20 +71,22 @@ class Block:
         return cls(shapes, np.zeros(sum(map(math.prod, shapes.values())), dtype))
 
 
-def engine_arrays(arrays: Mapping[str, Array]) -> EngineArrays:
-    """Order arrays as the engine takes them, the packed ones as views of their rows."""
-    q, k, v = (arrays.get(f"{x}_proj_weight") for x in "qkv")
-    if (packed := arrays.get("in_proj_weight")) is not None:
-        embed = packed.shape[1]
-        q, k, v = packed[:embed], packed[embed : 2 * embed], packed[2 * embed :]
-    q_bias = k_bias = v_bias = None
-    if (packed := arrays.get("in_proj_bias")) is not None:
-        embed = packed.shape[0] // 3
-        q_bias, k_bias, v_bias = packed[:embed], packed[embed : 2 * embed], packed[2 * embed :]
-    bias_k = arrays["bias_k"][0, 0] if "bias_k" in arrays else None
-    bias_v = arrays["bias_v"][0, 0] if "bias_v" in arrays else None
-    out = (arrays["out_proj.weight"], arrays.get("out_proj.bias"))
-    return (q, k, v, q_bias, k_bias, v_bias, bias_k, bias_v, *out)
+_NAMES = {
+    "in_proj_weight": "in_weight",
+    "q_proj_weight": "q_weight",
+    "k_proj_weight": "k_weight",
+    "v_proj_weight": "v_weight",
+    "in_proj_bias": "in_bias",
+    "bias_k": "bias_k",
+    "bias_v": "bias_v",
+    "out_proj.weight": "out_weight",
+    "out_proj.bias": "out_bias",
+}
+
+
+def engine_arrays(arrays: Mapping[str, Array]) -> LayerParameters:
+    """Name arrays as the engine does."""
+    return LayerParameters(**{_NAMES[name]: array for name, array in arrays.items()})
 
 
 def initial_values(shapes: Mapping[str, Shape], rng: np.random.Generator) -> dict[str, Array]:
@@ -286,7 +287,7 @@ class AttentionParameters:
         for name, value in initial_values(self._shapes, rng).items():
             self._block.arrays[name][...] = encode(value, self._block.memory.dtype, bits)
 
-    def _params_now(self) -> EngineArrays:
+    def _params_now(self) -> LayerParameters:
         """Return the parameters for the engine, widened if they are of half precision."""
         if not self._element.half:
             return self._engine_params
@@ -294,7 +295,7 @@ class AttentionParameters:
         arrays = self._block.arrays.items()
         return engine_arrays({name: decode(array, compute, bits) for name, array in arrays})
 
-    def _grads_now(self) -> tuple[EngineArrays, list[Array]]:
+    def _grads_now(self) -> tuple[LayerParameters, list[Array]]:
         """Return the gradients for the engine, and the memory that they take."""
         grads = self.grads
         assert self._grads is not None

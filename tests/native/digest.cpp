@@ -1,11 +1,12 @@
 // Runs random layers and attention, forward and backward, and prints a digest of all results for
 // each kind and dtype: the lines of digests.txt that begin with FMA, on any architecture, or those
 // of the baseline. MULTIHEAD_ISA names the set.
+#include <cmath>
 #include <cstdio>
 #include <string>
 
-#include "../../csrc/engine/cpu.h"
 #include "../../csrc/engine/functional.h"
+#include "../../csrc/engine/kernel_sets.h"
 #include "../../csrc/engine/layer.h"
 #include "../../csrc/engine/thread_pool.h"
 #include "numbers.h"
@@ -53,33 +54,29 @@ struct LayerProblem {
   bool adds = false;
 };
 
-View broadcast(View v, const Sizes& sizes) {
-  for (int i = 0; i < v.rank; ++i)
-    if (v.size[i] != sizes[size_t(i)]) v.size[i] = sizes[size_t(i)], v.stride[i] = 0;
-  return v;
-}
-
 template <class T>
 LayerCall layer_call(const LayerProblem<T>& p) {
   const Shape& s = p.shape;
   LayerCall call;
-  call.dtype = dtype_of<T>();
   call.parameters = p.parameters.views();
-  call.zero_row = s.zero_row;
   call.query = s.shared == 3 ? p.key.view : p.query.view;
   call.key = p.key.view;
   call.value = s.shared ? p.key.view : p.value.view;
-  call.shape.batch = s.N, call.shape.queries = s.L, call.shape.keys = s.S;
+  AttentionSpec& spec = call.attention;
+  spec.dtype = dtype_of<T>();
+  spec.heads = {s.H, s.D, s.Dv};
+  spec.shape.batch = s.N, spec.shape.queries = s.L, spec.shape.keys = s.S;
   if (s.ragged) {
-    call.shape.query_offsets = s.query_offsets.data();
-    call.shape.key_offsets = s.key_offsets.data();
+    spec.shape.query_offsets = s.query_offsets.data();
+    spec.shape.key_offsets = s.key_offsets.data();
   }
-  call.shape.key_padding = p.bool_padding.view ? p.bool_padding.view : p.float_padding.view;
-  call.shape.weight_heads = s.weight_heads;
-  const View& mask = p.bool_mask.view ? p.bool_mask.view : p.float_mask.view;
-  call.attn_mask = broadcast(mask, {s.N, s.H, s.L, s.S});
-  call.causal = s.causal;
-  call.dropout = {s.dropout, s.seed, s.counter};
+  spec.shape.key_padding = p.bool_padding.view ? p.bool_padding.view : p.float_padding.view;
+  spec.bias_key = bool(call.parameters.bias_k);
+  spec.zero_row = s.zero_row;
+  spec.rules.scale = 1.0 / std::sqrt(double(s.D));
+  spec.rules.mask = score_axes(p.bool_mask.view ? p.bool_mask.view : p.float_mask.view, spec);
+  spec.rules.causal = s.causal;
+  spec.rules.dropout = {s.dropout, s.seed, s.counter};
   return call;
 }
 
@@ -97,7 +94,7 @@ void run_layer(LayerProblem<T>& p, Digest& digest) {
   g.query_adds = g.key_adds = g.value_adds = p.adds;
   g.parameters = p.gradients.views();
   g.key_padding = p.d_padding.view;
-  g.attn_mask = p.d_mask.view;
+  g.mask = p.d_mask.view;
   WeightsView d_weights;
   if (p.d_weights.view) d_weights = {p.d_weights.view, s.weight_heads};
   layer_backward(call, kept, p.d_out.view, d_weights, g);
@@ -253,14 +250,17 @@ struct AttentionProblem {
 template <class T>
 AttentionCall attention_call(const AttentionProblem<T>& p) {
   AttentionCall call;
-  call.dtype = dtype_of<T>();
   call.q = p.q.view, call.k = p.k.view, call.v = p.v.view;
-  const View& mask = p.bool_mask.view ? p.bool_mask.view : p.float_mask.view;
   const int64_t *q = call.q.size, *k = call.k.size;
-  call.attn_mask = broadcast(mask, {q[0], q[1], q[2], k[2]});
-  call.true_hides = p.true_hides, call.causal = p.causal, call.scale = p.scale;
-  call.dropout = {p.dropout, p.seed, 0};
-  call.offsets = p.offsets;
+  AttentionSpec& spec = call.attention;
+  spec.dtype = dtype_of<T>();
+  spec.heads = {q[1], q[3], call.v.size[3]};
+  spec.shape.batch = q[0], spec.shape.queries = q[2], spec.shape.keys = k[2];
+  spec.rules.scale = p.scale;
+  spec.rules.mask = score_axes(p.bool_mask.view ? p.bool_mask.view : p.float_mask.view, spec);
+  spec.rules.true_hides = p.true_hides, spec.rules.causal = p.causal;
+  spec.rules.dropout = {p.dropout, p.seed, 0};
+  spec.rules.offsets = p.offsets;
   return call;
 }
 
@@ -322,7 +322,7 @@ uint64_t attentions(Numbers numbers, int count, bool few) {
 template <class T>
 void print_all(const char* dtype) {
   const auto line = [&](const char* kind, uint64_t value) {
-    const char* set = kernels().name == std::string("baseline") ? "baseline" : "FMA";
+    const char* set = kernels_in_use().name == std::string("baseline") ? "baseline" : "FMA";
     std::printf("%s: %s %s %016llx\n", set, kind, dtype, static_cast<unsigned long long>(value));
     std::fflush(stdout);
   };

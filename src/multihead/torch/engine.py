@@ -59,7 +59,7 @@ def forward(
     steps = None if offsets is None else engine_reads(offsets)
     if isinstance(keep, torch.Tensor):
         (keep,) = engine_reads((keep,))
-    cache = _native.tensor_forward(options, engine_reads(tensors), steps, to_out, to_weights, keep)
+    cache = _native.layer_forward(options, engine_reads(tensors), steps, to_out, to_weights, keep)
     return out, weights, None if cache is None else torch.from_numpy(cache)
 
 
@@ -98,7 +98,7 @@ def backward(
         d_out = tensors.query.new_zeros(tensors.query.shape)
     steps = None if offsets is None else engine_reads(offsets)
     kept, d_out, d_weights = engine_reads((cache, d_out, d_weights))
-    _native.tensor_backward(
+    _native.layer_backward(
         options, engine_reads(tensors), steps, kept, d_out, d_weights, engine_reads(made)
     )
     return made

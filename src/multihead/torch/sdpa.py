@@ -43,7 +43,7 @@ def forward(call: AttentionCall, stats: torch.Tensor | None = None) -> torch.Ten
     if out.numel() == 0:
         return out
     written, kept = engine_reads((out, stats))
-    _native.attention_forward(*_arguments(call), out=written, stats=kept, weights=None)
+    _native.attention_forward(call.options, engine_reads(call.tensors), written, kept, None)
     return out
 
 
@@ -73,40 +73,10 @@ def backward(
     delta = tensors.query.new_empty(tensors.query.shape[:3])
     d_out, out, stats, delta = engine_reads((d_out, out, stats, delta))
     _native.delta(d_out, out, delta)
-    d_q, d_k, d_v, d_mask = engine_reads(grads)
     _native.attention_backward(
-        *_arguments(call),
-        stats=stats,
-        delta=delta,
-        d_out=d_out,
-        d_q=d_q,
-        d_k=d_k,
-        d_v=d_v,
-        d_attn_mask=d_mask,
+        call.options, engine_reads(tensors), stats, delta, d_out, engine_reads(grads)
     )
     return grads
-
-
-def _arguments(
-    call: AttentionCall,
-) -> tuple[Any, Any, Any, Any, bool, bool, float, Any, tuple[int, int, int, int]]:
-    """Return what the engine takes; its mask has every axis of the scores."""
-    tensors, o = call
-    q, k, _, mask = tensors
-    if mask is not None:
-        tensors = tensors._replace(mask=mask.expand(*q.shape[:3], k.shape[2]))
-    q, k, v, mask = engine_reads(tensors)
-    return (
-        q,
-        k,
-        v,
-        mask,
-        o.true_hides,
-        o.causal,
-        o.scale,
-        (o.dropout_p, o.seed or 0, o.counter),
-        (o.batch_offset, o.head_offset, o.query_offset, o.key_offset),
-    )
 
 
 def attend(call: AttentionCall) -> torch.Tensor:

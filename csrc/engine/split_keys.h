@@ -7,10 +7,11 @@
 namespace multihead {
 
 // Decided by the shape alone, as it decides the order of additions.
-inline bool few_queries(const AttentionCall& call) {
-  return call.q.size[2] <= 4 && call.k.size[2] >= 256;
+inline bool splits_keys(const AttentionCall& call) {
+  const BatchShape& shape = call.attention.shape;
+  return shape.queries <= 4 && shape.keys >= 256;
 }
 
-void few_queries_forward(const AttentionCall& call, const View& out, const View& stats);
+void split_keys_forward(const AttentionCall& call, const View& out, const View& stats);
 
 }  // namespace multihead

@@ -8,7 +8,7 @@
 namespace multihead {
 
 template <int N>
-class Wanted {
+class PrefetchList {
  public:
   template <class T>
   void add(const T* at, int64_t elements) {
@@ -16,16 +16,16 @@ class Wanted {
     if (at && lines > 0 && count_ < N) list_[count_++] = {reinterpret_cast<const char*>(at), lines};
   }
   // Valid as long as this is, and until something is added.
-  Ahead* ahead() {
-    ahead_ = {};
-    if (count_ > 0) ahead_ = {list_[0], list_ + 1, list_ + count_};
-    return &ahead_;
+  Prefetch* get() {
+    prefetch_ = {};
+    if (count_ > 0) prefetch_ = {list_[0], list_ + 1, list_ + count_};
+    return &prefetch_;
   }
 
  private:
-  Range list_[N];
+  LineRange list_[N];
   int count_ = 0;
-  Ahead ahead_;
+  Prefetch prefetch_;
 };
 
 }  // namespace multihead

@@ -1,0 +1,73 @@
+// How a call runs: what it may use, memory sized up front, then its phases.
+#pragma once
+
+#include <functional>
+
+#include "attention.h"
+#include "kernel_sets.h"
+
+namespace multihead {
+
+// How a caller may have a call run; nothing set: the best kernels, the engine's threads and memory.
+struct Resources {
+  const KernelSet* kernels = nullptr;  // null: the set in use
+  int threads = 0;                     // at most; 0: all
+  Allocator allocator;                 // of what the workspace does not hold
+  void* workspace = nullptr;           // 64-byte aligned, as large as the call's size says
+  // Called when nothing can fail any more, before anything is computed.
+  std::function<void()> ready;
+};
+
+// What every call is prepared with, once: kernels, the plan of its batch, masks, attention.
+template <class E>
+struct Call {
+  const AttentionSpec& spec;
+  const Resources& resources;
+  const KernelSet& set;
+  const Kernels<E>& kernels;
+  const Plan plan;
+  WorkerMemory memory;
+  Masks<E> masks;
+  Attention<E> attention;
+  std::vector<Phase> phases;
+
+  Call(const AttentionSpec& s, const Resources& r)
+      : spec(s),
+        resources(r),
+        set(r.kernels ? *r.kernels : kernels_in_use()),
+        kernels(typed<E>(set)),
+        plan(spec, kernels.layout),
+        memory(r.threads > 0 ? r.threads : num_threads()),
+        masks(plan, set, kernels, spec),
+        attention(plan, kernels, masks, spec.rules, memory) {}
+
+  // `layout` takes the memory of the call from an arena, as much for any number of workers, and
+  // `layout_workers` what depends on their number; each of them has `scratch` bytes for its tasks.
+  // Both run twice: to learn the sizes, and then for real. `add_passes` lists the phases, which
+  // then run.
+  template <class Layout, class LayoutWorkers, class Passes>
+  void run(Layout layout, LayoutWorkers layout_workers, size_t scratch, Passes add_passes) {
+    const auto all_workers = [&](Arena& arena) {
+      layout_workers(arena);
+      memory.layout(arena, scratch);
+    };
+    const Block64 block(resources.workspace ? 0 : layout_bytes(layout), resources.allocator);
+    const Block64 of_workers(layout_bytes(all_workers), resources.allocator);
+    Arena arena(resources.workspace ? resources.workspace : block.data());
+    Arena arena_of_workers(of_workers.data());
+    layout(arena);
+    all_workers(arena_of_workers);
+    add_passes();
+    if (resources.ready) resources.ready();
+    run_phases(phases, memory.workers());
+  }
+
+  template <class Layout>
+  static size_t layout_bytes(Layout layout) {
+    Arena none;
+    layout(none);
+    return none.used();
+  }
+};
+
+}  // namespace multihead

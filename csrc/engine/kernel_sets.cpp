@@ -1,0 +1,57 @@
+#include "kernel_sets.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+
+#include "../platform/cpu.h"
+
+namespace multihead {
+namespace {
+
+std::mutex g_busy;
+std::vector<const KernelSet*> g_added;  // guarded by g_busy
+std::atomic<const KernelSet*> g_in_use{nullptr};
+
+const KernelSet* named(const char* name, const std::string& who) {
+  std::string names;
+  for (const KernelSet* set : available_kernels()) {
+    if (std::string(name) == set->name) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set->name);
+  }
+  throw std::invalid_argument(who + ": expected one of " + names +
+                              " (what this CPU can run), got '" + name + "'");
+}
+
+}  // namespace
+
+std::vector<const KernelSet*> available_kernels() {
+  std::vector<const KernelSet*> sets;
+#if defined(MULTIHEAD_X86)
+  if (platform::has_avx512()) sets.push_back(&avx512_kernels());
+  if (platform::has_avx2()) sets.push_back(&avx2_kernels());
+#elif defined(MULTIHEAD_ARM64)
+  sets.push_back(&neon_kernels());
+#endif
+  sets.push_back(&baseline_kernels());
+  const std::lock_guard<std::mutex> lock(g_busy);
+  sets.insert(sets.end(), g_added.begin(), g_added.end());
+  return sets;
+}
+
+void add_kernels(const KernelSet* set) {
+  const std::lock_guard<std::mutex> lock(g_busy);
+  g_added.push_back(set);
+}
+
+const KernelSet& kernels_in_use() {
+  if (const KernelSet* set = g_in_use.load()) return *set;
+  const char* wanted = std::getenv("MULTIHEAD_ISA");
+  g_in_use = wanted && *wanted ? named(wanted, "MULTIHEAD_ISA") : available_kernels().front();
+  return *g_in_use.load();
+}
+
+void use_kernels(const char* name) { g_in_use = named(name, "isa"); }
+
+}  // namespace multihead

@@ -1,0 +1,238 @@
+#include "masks.h"
+
+#include <algorithm>
+
+namespace multihead {
+namespace {
+
+constexpr uint64_t kEverything = ~uint64_t(0);
+
+uint64_t first_bits(int64_t n) { return n >= kTile ? kEverything : (uint64_t(1) << n) - 1; }
+
+}  // namespace
+
+template <class E>
+Masks<E>::Masks(const Plan& plan, const KernelSet& set, const Kernels<E>& kernels,
+                const AttentionSpec& spec)
+    : plan_(plan),
+      set_(set),
+      kernels_(kernels),
+      rules_(spec.rules),
+      shape_(spec.shape),
+      drops_(rules_.dropout.p > 0 && rules_.dropout.threshold() > 0),
+      padding_is_float_(shape_.key_padding && shape_.key_padding.dtype != DType::Bool) {
+  if (drops_) dropout_key_ = set.dropout_key(rules_.dropout.seed, rules_.dropout.counter);
+  if (!rules_.mask) return;
+  slice_heads_ = rules_.mask.stride[1] ? plan.heads.count : smaller(plan.heads.count, 1);
+  slices_ = (rules_.mask.stride[0] ? shape_.batch : smaller(shape_.batch, 1)) * slice_heads_;
+  query_tiles_ = tiles_of(shape_.queries);
+  key_tiles_ = tiles_of(shape_.keys);
+}
+
+template <class E>
+void Masks<E>::layout(Arena& arena) {
+  if (padding_is_float_) {
+    key_bias_ = arena.take<Acc<E>>(plan_.key_lanes);
+    padding_adds_ = arena.take<uint8_t>(shape_.batch);
+  }
+  words_ = arena.take<uint64_t>(slices_ * query_tiles_ * shape_.keys);
+  kinds_ = arena.take<uint8_t>(slices_ * query_tiles_ * key_tiles_);
+}
+
+template <class E>
+void Masks<E>::add_reading(std::vector<Phase>& phases) {
+  if (padding_is_float_)
+    phases.push_back({shape_.batch, [this](int64_t task, int) { read_padding(task); }});
+  if (slices_ * query_tiles_ * key_tiles_ > 0)
+    phases.push_back({slices_ * query_tiles_, [this](int64_t task, int) { read_queries(task); }});
+}
+
+template <class E>
+void Masks<E>::read_padding(int64_t sequence) {
+  const Sequence& s = plan_.sequences[size_t(sequence)];
+  const View& mask = shape_.key_padding;
+  Acc<E>* const row = key_bias_ + s.key_lane;
+  bool adds = false;
+  for (int64_t j = 0; j < s.keys; ++j) {
+    row[j] = mask.as<const E>()[mask.at(sequence, s.position(j))];
+    adds |= row[j] != Acc<E>(0);
+  }
+  padding_adds_[sequence] = adds;
+  kernels_.additive_to_log2(row, s.keys);
+  std::fill(row + s.keys, row + s.attended_keys, Acc<E>(0));
+}
+
+// Rows of a tile of queries in the mask, null after the last one.
+template <class E>
+template <class T>
+void Masks<E>::mask_rows(int64_t batch, int64_t head, int64_t tile, const T** rows) const {
+  const View& mask = rules_.mask;
+  tile_rows(mask.as<const T>() + mask.at(batch, head, tile * kTile), mask.stride[2],
+            tile_tokens(mask.size[2], tile), rows);
+}
+
+template <class E>
+void Masks<E>::read_queries(int64_t task) {
+  const View& mask = rules_.mask;
+  const int64_t slice = task / query_tiles_, query_tile = task % query_tiles_;
+  const int64_t batch = slice / slice_heads_, head = slice % slice_heads_;
+  const int64_t stride = mask.stride[3];
+  uint64_t* words = words_ + task * shape_.keys;
+  uint8_t* kinds = kinds_ + task * key_tiles_;
+  const uint64_t every = first_bits(tile_tokens(mask.size[2], query_tile));
+  const uint8_t* bools[kTile];
+  const E* values[kTile];
+  if (mask.dtype == DType::Bool) {
+    mask_rows(batch, head, query_tile, bools);
+    kernels_.visible_bits(words, bools, stride, shape_.keys, rules_.true_hides);
+  } else {
+    mask_rows(batch, head, query_tile, values);
+  }
+  for (int64_t t = 0; t < key_tiles_; ++t) {
+    const int64_t keys = tile_tokens(shape_.keys, t);
+    uint64_t* at = words + t * kTile;
+    bool adds = false;
+    if (mask.dtype != DType::Bool) {
+      const E* from[kTile];
+      for (int64_t i = 0; i < kTile; ++i)
+        from[i] = values[i] ? values[i] + t * kTile * stride : nullptr;
+      adds = kernels_.visible_bits_additive(at, from, stride, keys);
+    }
+    uint64_t any = 0, all = kEverything;
+    for (int64_t j = 0; j < keys; ++j) {
+      any |= at[j] & every;
+      all &= at[j] | ~every;
+    }
+    kinds[t] = uint8_t((!any ? kHidden : ~all ? kSome : kAll) | (any && adds ? kAdds : 0));
+  }
+}
+
+template <class E>
+auto Masks<E>::query_row(const TileAt& at) const -> QueryRow {
+  const View& mask = rules_.mask;
+  const int64_t slice =
+      (mask.stride[0] ? at.batch : 0) * slice_heads_ + (mask.stride[1] ? at.head : 0);
+  const int64_t row = slice * query_tiles_ + at.query_tile;
+  return {words_ + row * shape_.keys, kinds_ + row * key_tiles_};
+}
+
+template <class E>
+void Masks<E>::load_bias(const TileAt& at, Acc<E>* bias) const {
+  const Sequence& s = at.sequence;
+  const int64_t lanes = at.query_lanes(), rows = at.keys(), keys = at.given_keys();
+  const int64_t stride = rules_.mask.stride[3];
+  const E* from[kTile];
+  mask_rows(at.batch, at.head, at.query_tile, from);
+  for (int64_t i = at.queries(); i < kTile; ++i) from[i] = nullptr;  // of longer sequences
+  if (s.positions) {
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t column = s.position(at.first_key() + j) * stride;
+      for (int64_t i = 0; i < lanes; ++i) bias[j * lanes + i] = from[i] ? from[i][column] : E(0);
+    }
+  } else {
+    for (int64_t i = 0; i < kTile; ++i)
+      if (from[i]) from[i] += at.first_key() * stride;
+    kernels_.pack_scores(bias, lanes, from, stride, keys);
+  }
+  kernels_.additive_to_log2(bias, keys * lanes);
+  std::fill(bias + keys * lanes, bias + rows * lanes, Acc<E>(0));
+}
+
+template <class E>
+void Masks<E>::draw(const TileAt& at, const DropoutRows& rows, TileScratch<E>& scratch) const {
+  const Sequence& s = at.sequence;
+  const int64_t first = at.first_key(), count = at.keys(), keys = at.given_keys();
+  for (int64_t j = 0; j < keys; ++j)
+    scratch.indices[j] = uint32_t(s.position(first + j) + rules_.offsets.key);
+  for (int64_t j = keys; j < count; ++j)
+    scratch.indices[j] = plan_.bias_key && first + j == s.keys ? kBiasKeyIndex : kZeroRowIndex;
+  set_.keep_bits(scratch.keep, rows, at.query_lanes(), scratch.indices, count,
+                 rules_.dropout.threshold());
+}
+
+template <class E>
+KeyRange Masks<E>::range(const TileAt& at) const {
+  const Sequence& s = at.sequence;
+  KeyRange range{0, s.key_tiles()};
+  if (!rules_.causal || s.attended_keys > s.keys) return range;  // who sees those after the keys?
+  // The last query sees no key from here on; a kept key is never before its place in the list.
+  const int64_t end = larger(0, diagonal(at) + at.queries());
+  range.end = smaller(range.end, tiles_of(end));
+  return range;
+}
+
+template <class E>
+bool Masks<E>::tile(const TileAt& at, const DropoutRows& rows, TileScratch<E>& scratch,
+                    TileMask<E>& mask) const {
+  const Sequence& s = at.sequence;
+  const int64_t first = at.first_key(), count = at.keys(), keys = at.given_keys();
+  const int64_t queries = at.queries();
+  const uint64_t every = first_bits(queries);
+  const bool padding_adds = padding_is_float_ && padding_adds_[at.batch];
+  mask = {nullptr, nullptr, padding_adds ? key_bias_ + s.key_lane + first : nullptr, nullptr};
+
+  const int64_t diagonal = this->diagonal(at);
+  bool partial = false;
+  if (rules_.causal && keys > 0) {
+    if (s.position(first) - diagonal >= queries && keys == count) return false;
+    partial = s.position(first + keys - 1) > diagonal;
+  }
+
+  const uint64_t* words = nullptr;
+  bool adds = false;
+  if (rules_.mask && keys > 0) {
+    const QueryRow row = query_row(at);
+    words = row.words;
+    if (s.positions) {
+      partial = true;
+      const int64_t last = s.position(first + keys - 1) / kTile;
+      for (int64_t t = s.position(first) / kTile; t <= last; ++t)
+        adds |= (row.kinds[t] & kAdds) != 0;
+    } else {
+      const uint8_t kind = row.kinds[at.key_tile];
+      if (!(kind & (kSome | kAll)) && keys == count) return false;
+      adds = (kind & kAdds) != 0;
+      partial |= (kind & kAll) == 0;
+    }
+  }
+
+  if (partial) {
+    uint64_t any = 0, all = kEverything;
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t position = s.position(first + j);
+      uint64_t word = words ? words[position] : kEverything;
+      if (rules_.causal) {
+        const int64_t lane = position - diagonal;
+        if (lane > 0) word &= lane < kTile ? kEverything << lane : 0;
+      }
+      scratch.visible[j] = word;
+      any |= word & every;
+      all &= word | ~every;
+    }
+    if (!any && keys == count) return false;
+    std::fill(scratch.visible + keys, scratch.visible + count, kEverything);
+    if (~all) mask.visible = scratch.visible;
+  }
+  if (adds) {
+    load_bias(at, scratch.bias);
+    mask.bias = scratch.bias;
+  }
+  if (drops_) {
+    draw(at, rows, scratch);
+    mask.keep = scratch.keep;
+  }
+  return true;
+}
+
+template <class E>
+void Masks<E>::dropout_rows(const TileAt& at, DropoutRows& rows) const {
+  if (drops_)
+    set_.dropout_rows(&rows, dropout_key_, uint32_t(at.batch + rules_.offsets.batch),
+                      uint32_t(at.head + rules_.offsets.head),
+                      uint64_t(at.query_tile * kTile + rules_.offsets.query));
+}
+
+template class Masks<float>;
+template class Masks<double>;
+
+}  // namespace multihead

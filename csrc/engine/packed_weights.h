@@ -1,0 +1,74 @@
+// Weights as the left factor of a product: m rows of k elements. They are read where they lie, or
+// packed into panels for the length of one call; nothing of them is kept between calls.
+#pragma once
+
+#include "../kernels/table.h"
+#include "arena.h"
+#include "thread_pool.h"
+#include "view.h"
+
+namespace multihead {
+
+// Weights of H heads, (H, D, features), and their bias (H, D); features of out_proj come first
+// in memory, but the axes are the same.
+struct HeadWeights {
+  View weight, bias;
+};
+
+template <class E>
+class PackedWeights {
+ public:
+  // Rows (h, d), features along k; a group of rows is a head.
+  static PackedWeights by_head(const HeadWeights& weights, TileLayout layout);
+  // Rows are features, (h, d) along k; a group is any part of them.
+  static PackedWeights by_feature(const HeadWeights& weights, const View& bias, TileLayout layout);
+
+  int64_t m() const { return m_; }
+  int64_t k() const { return k_; }  // as a tile of them has rows
+  int64_t groups() const { return divide_up(m_, group_); }
+  int64_t first_row(int64_t group) const { return group * group_; }
+  int64_t rows(int64_t group) const { return smaller(m_ - group * group_, group_); }
+
+  // Takes memory for panels where they pay for so many tokens, or where products cannot read the
+  // weights as they lie. add_packing fills it, before the first product.
+  void layout(Arena& arena, int64_t tokens);
+  void add_packing(std::vector<Phase>& phases) const;
+
+  // One block of k: [k0, k0 + depth) with k0 a multiple of kDepth. Every product after the first
+  // adds to what that left.
+  struct Depth {
+    int64_t first, count;
+  };
+  // c = the bias (c itself if `adds`) + rows of the group . b, where b is the tile from its row
+  // depth.first on.
+  TileGemm<E> product(int64_t group, Depth depth, const E* b, int64_t lanes, E* c, bool adds) const;
+
+ private:
+  // Of an element of k within a row; -1: there is none, a tile has a row of zeros there.
+  int64_t offset_of(int64_t k) const {
+    if (in_place_) return k * k_stride_;
+    const int64_t inside = k % padded_piece_;
+    return inside < piece_ ? k / padded_piece_ * piece_stride_ + inside * k_stride_ : -1;
+  }
+  void pack_block(int64_t task) const;
+
+  const E* data_ = nullptr;
+  int64_t m_ = 0, k_ = 0, group_ = 1;
+  int64_t group_stride_ = 0, row_stride_ = 0, k_stride_ = 0;
+  // k lies in pieces, which a tile may fill up with rows of zeros
+  int64_t piece_ = 1, padded_piece_ = 1, piece_stride_ = 0;
+  bool in_place_ = false;  // whether products can read the weights where they lie
+  const E* bias_ = nullptr;
+  int64_t bias_group_stride_ = 0, bias_stride_ = 0;
+  bool packed_ = false;
+  E* panels_ = nullptr;
+};
+
+// f(depth) for each block of k: a block of the other factor stays in L1 meanwhile.
+template <class E, class F>
+void for_depth(const PackedWeights<E>& w, F f) {
+  for (int64_t k0 = 0; k0 == 0 || k0 < w.k(); k0 += kDepth)
+    f(typename PackedWeights<E>::Depth{k0, smaller(w.k() - k0, kDepth)});
+}
+
+}  // namespace multihead

@@ -1,0 +1,78 @@
+// What the passes of attention's backward share: one block of queries, ready for any tile of keys.
+#pragma once
+
+#include "attention.h"
+
+namespace multihead {
+
+template <class E>
+struct Attention<E>::QueryBlock {
+  BackwardBlock<E> block;
+  E *q, *d_out, *q_rows, *d_out_rows, *p, *ds;
+  Acc<E>*s, *d_p, *d_weights;
+  DropoutRows* rows;
+  TileScratch<E>* mask;
+  bool checked = false;  // block.finite is known: it matters where a mask hides something
+
+  QueryBlock(Arena& arena, const Attention& a)
+      : q(arena.take<E>(a.plan_.layout.size(a.plan_.heads.dim, kTile))),
+        d_out(arena.take<E>(a.plan_.layout.size(a.plan_.heads.value_dim, kTile))),
+        q_rows(arena.take<E>(a.head_pitch_ * kTile)),
+        d_out_rows(arena.take<E>(a.value_pitch_ * kTile)),
+        s(take_scores<E>(arena, p)),
+        d_p(take_scores<E>(arena, ds)),
+        d_weights(arena.take<Acc<E>>(kTile * kTile)),
+        rows(arena.take<DropoutRows>(1)),
+        mask(arena.take<TileScratch<E>>(1)) {
+    block.q = q;
+    block.s = s;
+    block.p = p;
+    block.d_p = d_p;
+    block.ds = ds;
+  }
+
+  // Scales and transposes what the block needs of q and d_out.
+  void load(const Attention& a, const GradientTiles<E>& tiles, const TileAt& at) {
+    const int64_t D = a.plan_.heads.dim, Dv = a.plan_.heads.value_dim;
+    const Acc<E> keep = Acc<E>(a.masks_.keep_scale());
+    const int64_t row = a.plan_.query_row(at);
+    a.load_queries(block, tiles.forward, at);
+    const E* query = tiles.forward.q + a.plan_.query_tile(at, D);
+    const E* gradient = tiles.d_out + a.plan_.query_tile(at, Dv);
+    block.queries = at.queries();
+    block.row_max = tiles.forward.row_max + row;
+    block.row_inv = tiles.forward.row_inv + row;
+    block.delta = tiles.delta + row;
+    a.kernels_.tile_to_rows(q_rows, a.head_pitch_, query, block.lanes, D, Acc<E>(1));
+    a.kernels_.tile_to_rows(d_out_rows, a.value_pitch_, gradient, block.lanes, Dv, keep);
+    block.d_out = gradient;
+    if (a.masks_.drops()) {
+      a.kernels_.scale(d_out, gradient, a.plan_.layout.size(Dv, block.lanes), keep);
+      block.d_out = d_out;
+    }
+    block.q_rows = q_rows;
+    block.d_out_rows = d_out_rows;
+    block.head_pitch = a.head_pitch_;
+    block.value_pitch = a.value_pitch_;
+    checked = false;
+  }
+
+  void meet(const Attention& a, const GradientTiles<E>& tiles, const TileAt& at,
+            const TileMask<E>& mask_of_tile) {
+    a.load_keys(block, tiles.forward, at, mask_of_tile);
+    if (block.visible && !checked) {
+      const TileLayout& layout = a.plan_.layout;
+      block.finite = a.kernels_.finite(q, layout.size(block.head_dim, block.lanes)) &&
+                     a.kernels_.finite(block.d_out, layout.size(block.value_dim, block.lanes));
+      checked = true;
+    }
+    block.d_weights = nullptr;
+    if (tiles.d_weights.heads) {
+      a.load_weights(tiles.d_weights, at,
+                     Acc<E>(a.masks_.keep_scale() * tiles.d_weights.share(a.plan_)), d_weights);
+      block.d_weights = d_weights;
+    }
+  }
+};
+
+}  // namespace multihead

@@ -1,0 +1,358 @@
+#include "arguments.h"
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+namespace multihead::faces {
+namespace {
+
+std::string text(const int64_t* size, int rank) {
+  std::string s = "(";
+  for (int i = 0; i < rank; ++i) s += (i ? ", " : "") + std::to_string(size[i]);
+  return s + (rank == 1 ? ",)" : ")");
+}
+
+[[noreturn]] void wrong(const std::string& name, const std::string& expected,
+                        const std::string& got) {
+  throw WrongArgument(name + ": expected " + expected + ", got " + got);
+}
+
+const char* name_of(DType type) {
+  switch (type) {
+    case DType::Bool:
+      return "bool";
+    case DType::Float32:
+      return "float32";
+    case DType::Float64:
+      return "float64";
+  }
+  return "another";
+}
+
+void check_type(const char* name, const View& v, DType type) {
+  if (v && v.dtype != type) wrong(name, name_of(type), name_of(v.dtype));
+}
+
+void check_rank(const char* name, const View& v, int low, int high) {
+  if (v.rank < low || v.rank > high)
+    wrong(name, "from " + std::to_string(low) + " to " + std::to_string(high) + " axes",
+          text(v.size, v.rank));
+}
+
+void swap_axes(View& v, int a, int b) {
+  std::swap(v.size[a], v.size[b]);
+  std::swap(v.stride[a], v.stride[b]);
+}
+
+// One more axis, of size 1.
+void insert_axis(View& v, int at) {
+  for (int i = v.rank; i > at; --i) v.size[i] = v.size[i - 1], v.stride[i] = v.stride[i - 1];
+  v.size[at] = 1;
+  v.stride[at] = 0;
+  ++v.rank;
+}
+
+// (L, N, E), (N, L, E) or (L, E) as (N, L, E); ragged (total, E) stays.
+View batch_first(View v, const LayerArguments& a) {
+  if (!v || a.offsets.query) return v;
+  if (v.rank == 2)
+    insert_axis(v, 0);
+  else if (a.options.tokens_first)
+    swap_axes(v, 0, 1);
+  return v;
+}
+
+// Rows of H heads: (H * D, in) as (H, D, in), or (H * D) as (H, D).
+View by_head(View v, int64_t heads) {
+  if (!v) return v;
+  insert_axis(v, 0);
+  v.stride[0] = v.stride[1] * (v.size[1] / heads);
+  v.size[1] /= heads;
+  v.size[0] = heads;
+  return v;
+}
+
+// The i-th of three parts of the first axis.
+View third(View v, int i) {
+  if (!v) return v;
+  v.size[0] /= 3;
+  v.data = static_cast<char*>(v.data) + i * v.size[0] * v.stride[0] * item_bytes(v.dtype);
+  return v;
+}
+
+View without_ones(View v) {  // (1, 1, E) as (E)
+  if (!v) return v;
+  v.size[0] = v.size[v.rank - 1];
+  v.stride[0] = v.stride[v.rank - 1];
+  v.rank = 1;
+  return v;
+}
+
+Parameters parameters_of(const LayerTensors& t, int64_t heads) {
+  const bool packed = bool(t.in_weight);
+  const auto projection = [&](const View& separate, int i) {
+    return HeadWeights{by_head(packed ? third(t.in_weight, i) : separate, heads),
+                       by_head(third(t.in_bias, i), heads)};
+  };
+  Parameters p;
+  p.query = projection(t.q_weight, 0);
+  p.key = projection(t.k_weight, 1);
+  p.value = projection(t.v_weight, 2);
+  p.bias_k = by_head(without_ones(t.bias_k), heads);
+  p.bias_v = by_head(without_ones(t.bias_v), heads);
+  View out = t.out_weight;  // (E, H * Dv) as (H, Dv, E)
+  if (out) swap_axes(out, 0, 1);
+  p.out = {by_head(out, heads), t.out_bias};
+  return p;
+}
+
+// What the parameters must be like, or their gradients where there are any.
+struct Widths {
+  int64_t embed, kdim, vdim;
+};
+
+void check_parameters(const LayerTensors& t, const Widths& w, DType type) {
+  const auto check = [&](const char* name, const View& v, std::initializer_list<int64_t> size) {
+    if (v) check_shape(name, v, type, size);
+  };
+  check("in_weight", t.in_weight, {3 * w.embed, w.embed});
+  check("q_weight", t.q_weight, {w.embed, w.embed});
+  check("k_weight", t.k_weight, {w.embed, w.kdim});
+  check("v_weight", t.v_weight, {w.embed, w.vdim});
+  check("in_bias", t.in_bias, {3 * w.embed});
+  const auto check_row = [&](const char* name, const View& v) {
+    check(name, without_ones(v), {w.embed});
+    if (v && v.rank == 3 && v.size[0] * v.size[1] != 1)
+      wrong(name, "(1, 1, " + std::to_string(w.embed) + ")", text(v.size, v.rank));
+  };
+  check_row("bias_k", t.bias_k);
+  check_row("bias_v", t.bias_v);
+  check("out_weight", t.out_weight, {w.embed, w.embed});
+  check("out_bias", t.out_bias, {w.embed});
+}
+
+void check_offsets(const char* name, const int64_t* offsets, int64_t batch, int64_t total) {
+  bool rising = offsets[0] == 0 && offsets[batch] == total;
+  for (int64_t b = 0; b < batch; ++b) rising &= offsets[b] <= offsets[b + 1];
+  if (!rising) wrong(name, "offsets that rise from 0 to " + std::to_string(total), "others");
+}
+
+// Of a dense batch from its tensors, of a ragged one from its offsets.
+BatchShape batch_shape(const LayerArguments& a, const LayerCall& call) {
+  BatchShape s;
+  const View &query = call.query, &key = call.key;
+  if (!a.offsets.query) {
+    s.batch = query.size[0];
+    s.queries = query.size[1];
+    s.keys = key.size[1];
+    if (key.size[0] != s.batch)
+      wrong("key", std::to_string(s.batch) + " sequences", text(key.size, key.rank));
+  } else {
+    s.batch = a.offsets.batch;
+    s.query_offsets = a.offsets.query;
+    s.key_offsets = a.offsets.key;
+    check_offsets("query offsets", s.query_offsets, s.batch, query.size[0]);
+    check_offsets("key offsets", s.key_offsets, s.batch, key.size[0]);
+    for (int64_t b = 0; b < s.batch; ++b) {
+      s.queries = larger(s.queries, s.query_offsets[b + 1] - s.query_offsets[b]);
+      s.keys = larger(s.keys, s.key_offsets[b + 1] - s.key_offsets[b]);
+    }
+  }
+  return s;
+}
+
+View padding_of(View v, const BatchShape& s, DType type) {
+  if (!v) return v;
+  if (v.rank == 1) insert_axis(v, 0);
+  check_shape("padding", v, v.dtype == DType::Bool ? v.dtype : type, {s.batch, s.keys});
+  return v;
+}
+
+View mask_of(const View& v, const AttentionSpec& spec) {
+  if (v && v.dtype != DType::Bool) check_type("mask", v, spec.dtype);
+  return score_axes(v, spec);
+}
+
+// Without a value it is the key, without a key both are the query; `like` says which there are.
+void share_inputs(LayerTensors& t, const LayerTensors& like) {
+  if (!like.key) t.key = t.query;
+  if (!like.value) t.value = t.key;
+}
+
+}  // namespace
+
+void check_shape(const char* name, const View& v, DType type, std::initializer_list<int64_t> size) {
+  bool fits = v.rank == int(size.size());
+  int i = 0;
+  for (int64_t n : size) fits = fits && v.size[i++] == n;
+  if (!fits) wrong(name, text(size.begin(), int(size.size())), text(v.size, v.rank));
+  check_type(name, v, type);
+}
+
+LayerCall layer_call(const LayerArguments& a) {
+  LayerTensors t = a.tensors;
+  share_inputs(t, a.tensors);
+  const int ragged = a.offsets.query ? 1 : 0;
+  check_rank("query", t.query, 2, 3 - ragged);
+  check_rank("key", t.key, t.query.rank, t.query.rank);
+  check_rank("value", t.value, t.query.rank, t.query.rank);
+  LayerCall call;
+  call.query = batch_first(t.query, a);
+  call.key = batch_first(t.key, a);
+  call.value = batch_first(t.value, a);
+  const auto width = [](const View& v) { return v.size[v.rank - 1]; };
+  const Widths widths{width(t.query), width(t.key), width(t.value)};
+  AttentionSpec& spec = call.attention;
+  spec.dtype = t.query.dtype;
+  if (spec.dtype == DType::Bool) wrong("query", "float32 or float64", "bool");
+  check_type("key", t.key, spec.dtype);
+  check_type("value", t.value, spec.dtype);
+  for (int i = 0; i + 1 < call.key.rank; ++i)
+    if (call.key.size[i] != call.value.size[i])
+      wrong("value", "the tokens of key " + text(t.key.size, t.key.rank),
+            text(t.value.size, t.value.rank));
+  const int64_t heads = a.options.num_heads;
+  if (heads < 1 || widths.embed % heads != 0)
+    wrong("num_heads", "a divisor of " + std::to_string(widths.embed), std::to_string(heads));
+  const bool packed = bool(t.in_weight);
+  if (packed && (widths.kdim != widths.embed || widths.vdim != widths.embed))
+    wrong("in_weight", "separate weights for inputs of other widths", "one for all");
+  if (!packed && !(t.q_weight && t.k_weight && t.v_weight))
+    wrong("q_weight, k_weight, v_weight", "all three, or in_weight", "fewer");
+  if (!t.out_weight) wrong("out_weight", "a matrix", "none");
+  if (bool(t.bias_k) != bool(t.bias_v)) wrong("bias_k, bias_v", "both or none", "one");
+  check_parameters(t, widths, spec.dtype);
+  call.parameters = parameters_of(t, heads);
+  const int64_t dim = widths.embed / heads;
+  spec.heads = {heads, dim, dim};
+  spec.shape = batch_shape(a, call);
+  spec.shape.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
+  spec.bias_key = bool(t.bias_k);
+  spec.zero_row = a.options.zero_row;
+  spec.rules.scale = dim > 0 ? 1.0 / std::sqrt(double(dim)) : 0.0;
+  spec.rules.causal = a.options.causal;
+  spec.rules.dropout = a.options.dropout;
+  spec.rules.mask = mask_of(t.mask, spec);
+  return call;
+}
+
+View layer_out(const LayerArguments& a, const LayerCall& call, const View& out) {
+  const View v = batch_first(out, a), &q = call.query;
+  if (q.rank == 3)
+    check_shape("out", v, call.attention.dtype, {q.size[0], q.size[1], q.size[2]});
+  else
+    check_shape("out", v, call.attention.dtype, {q.size[0], q.size[1]});
+  return v;
+}
+
+WeightsView layer_weights(const LayerArguments& a, const LayerCall& call, const View& weights) {
+  WeightsView w;
+  if (!weights) return w;
+  if (a.options.weights == Weights::None) wrong("weights", "none", "an array");
+  const AttentionSpec& spec = call.attention;
+  const BatchShape& s = spec.shape;
+  const bool average = a.options.weights == Weights::Average;
+  const int64_t extra = int64_t(spec.bias_key) + int64_t(spec.zero_row);
+  w.view = weights;
+  w.heads = average ? 1 : spec.heads.count;
+  if (a.offsets.query) {
+    int64_t elements = 0;
+    for (int64_t b = 0; b < s.batch; ++b)
+      elements += (s.query_offsets[b + 1] - s.query_offsets[b]) *
+                  (s.key_offsets[b + 1] - s.key_offsets[b] + extra);
+    check_shape("weights", w.view, spec.dtype, {elements * w.heads});
+    if (w.view.stride[0] != 1 && w.view.size[0] > 1)
+      wrong("weights", "memory in one piece", "gaps");
+    return w;
+  }
+  check_rank("weights", weights, 2, 4);
+  if (average && w.view.rank < 4) insert_axis(w.view, w.view.rank - 2);
+  if (w.view.rank < 4) insert_axis(w.view, 0);
+  check_shape("weights", w.view, spec.dtype, {s.batch, w.heads, s.queries, s.keys + extra});
+  return w;
+}
+
+LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
+                               const LayerTensors& gradients) {
+  LayerTensors t = gradients;
+  share_inputs(t, a.tensors);
+  const AttentionSpec& spec = call.attention;
+  const auto like = [&](const char* name, const View& given, const View& input) {
+    const View v = batch_first(given, a);
+    if (!v) return v;
+    if (input.rank == 3)
+      check_shape(name, v, spec.dtype, {input.size[0], input.size[1], input.size[2]});
+    else
+      check_shape(name, v, spec.dtype, {input.size[0], input.size[1]});
+    return v;
+  };
+  LayerGradients g;
+  g.query = like("d_query", t.query, call.query);
+  g.key = like("d_key", t.key, call.key);
+  g.value = like("d_value", t.value, call.value);
+  const auto width = [](const View& v) { return v.size[v.rank - 1]; };
+  check_parameters(t, {width(call.query), width(call.key), width(call.value)}, spec.dtype);
+  // A gradient without a parameter has no place to come from.
+  const LayerTensors& of = a.tensors;
+  for (const auto& [name, view] : kLayerTensors)
+    if (t.*view && !(of.*view) && view != &LayerTensors::key && view != &LayerTensors::value)
+      wrong(std::string("gradient of ") + name, "none, as there is none of it", "an array");
+  g.parameters = parameters_of(t, spec.heads.count);
+  g.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
+  check_type("d_padding", g.key_padding, spec.dtype);
+  check_type("d_mask", t.mask, spec.dtype);
+  g.mask = own_axes(t.mask, spec);
+  return g;
+}
+
+AttentionCall attention_call(const AttentionArguments& a) {
+  const AttentionTensors& t = a.tensors;
+  check_rank("query", t.query, 4, 4);
+  check_rank("key", t.key, 4, 4);
+  check_rank("value", t.value, 4, 4);
+  AttentionCall call;
+  call.q = t.query;
+  call.k = t.key;
+  call.v = t.value;
+  AttentionSpec& spec = call.attention;
+  spec.dtype = t.query.dtype;
+  if (spec.dtype == DType::Bool) wrong("query", "float32 or float64", "bool");
+  const int64_t *q = t.query.size, keys = t.key.size[2];
+  check_shape("key", t.key, spec.dtype, {q[0], q[1], keys, q[3]});
+  check_shape("value", t.value, spec.dtype, {q[0], q[1], keys, t.value.size[3]});
+  spec.heads = {q[1], q[3], t.value.size[3]};
+  spec.shape.batch = q[0];
+  spec.shape.queries = q[2];
+  spec.shape.keys = keys;
+  spec.rules.scale = a.options.scale;
+  spec.rules.causal = a.options.causal;
+  spec.rules.true_hides = a.options.true_hides;
+  spec.rules.dropout = a.options.dropout;
+  spec.rules.offsets = a.options.offsets;
+  spec.rules.mask = mask_of(t.mask, spec);
+  return call;
+}
+
+void check_results(const AttentionCall& call, const AttentionResults& results) {
+  const AttentionSpec& spec = call.attention;
+  const int64_t N = spec.shape.batch, H = spec.heads.count, L = spec.shape.queries;
+  check_shape("out", results.out, spec.dtype, {N, H, L, spec.heads.value_dim});
+  if (results.stats) check_shape("stats", results.stats, spec.dtype, {2, N, H, L});
+  if (results.weights)
+    check_shape("weights", results.weights, spec.dtype, {N, H, L, spec.shape.keys});
+}
+
+AttentionGradients attention_gradients(const AttentionCall& call,
+                                       const AttentionTensors& gradients) {
+  const auto like = [&](const char* name, const View& v, const View& of) {
+    if (v)
+      check_shape(name, v, call.attention.dtype, {of.size[0], of.size[1], of.size[2], of.size[3]});
+    return v;
+  };
+  check_type("d_mask", gradients.mask, call.attention.dtype);
+  return {like("d_query", gradients.query, call.q), like("d_key", gradients.key, call.k),
+          like("d_value", gradients.value, call.v), own_axes(gradients.mask, call.attention)};
+}
+
+}  // namespace multihead::faces

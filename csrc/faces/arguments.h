@@ -1,0 +1,125 @@
+// What a face is told, by name: tensors and options of a call, in the axes that NumPy and PyTorch
+// have, translated once into what the engine takes. Every shape is checked against every other, so
+// that no input reaches past an array. No Python in it; any face fills the same structures.
+#pragma once
+
+#include "../engine/functional.h"
+#include "../engine/layer.h"
+
+namespace multihead::faces {
+
+// The layer's inputs and parameters, or the gradients of these. Absent ones have rank 0; a value
+// that is absent is the key, a key that is absent is the query.
+struct LayerTensors {
+  View query, key, value;             // (N, L, E), (L, N, E) or (L, E); ragged: (total, E)
+  View padding;                       // (N, S) or (S)
+  View mask;                          // see score_axes
+  View in_weight;                     // (3 E, E), or instead of it
+  View q_weight, k_weight, v_weight;  // (E, E), (E, kdim), (E, vdim)
+  View in_bias;                       // (3 E)
+  View bias_k, bias_v;                // (1, 1, E)
+  View out_weight, out_bias;          // (E, E), (E)
+};
+
+enum class Weights { None, Average, PerHead };
+
+struct LayerOptions {
+  int64_t num_heads = 0;
+  bool zero_row = false, causal = false;
+  Weights weights = Weights::None;
+  bool tokens_first = false;  // (L, N, E)
+  Dropout dropout;
+};
+
+// Where the sequences of a ragged batch begin, (N + 1) each; null: it is dense.
+struct RaggedOffsets {
+  const int64_t *query = nullptr, *key = nullptr;
+  int64_t batch = 0;
+};
+
+struct LayerArguments {
+  LayerTensors tensors;
+  LayerOptions options;
+  RaggedOffsets offsets;
+};
+
+struct LayerResults {
+  View out;      // like query
+  View weights;  // (N, L, S') or (N, H, L, S'), without N or with a head of 1 too; ragged: flat
+};
+
+// What the functions below throw: "name: expected ..., got ...".
+struct WrongArgument : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// All throw WrongArgument. The call refers to the arguments.
+LayerCall layer_call(const LayerArguments& arguments);
+View layer_out(const LayerArguments& arguments, const LayerCall& call, const View& out);
+WeightsView layer_weights(const LayerArguments& arguments, const LayerCall& call,
+                          const View& weights);
+LayerGradients layer_gradients(const LayerArguments& arguments, const LayerCall& call,
+                               const LayerTensors& gradients);
+
+// The same for attention alone.
+struct AttentionTensors {
+  View query, key, value;  // (N, H, L, D), (N, H, S, D), (N, H, S, Dv)
+  View mask;               // see score_axes
+};
+
+struct AttentionOptions {
+  bool true_hides = false, causal = false;
+  double scale = 0;
+  Dropout dropout;
+  Offsets offsets;
+};
+
+struct AttentionArguments {
+  AttentionTensors tensors;
+  AttentionOptions options;
+};
+
+// Of each query, as forward leaves them and backward takes them.
+struct AttentionResults {
+  View out;      // (N, H, L, Dv)
+  View stats;    // (2, N, H, L)
+  View weights;  // (N, H, L, S)
+};
+
+AttentionCall attention_call(const AttentionArguments& arguments);
+void check_results(const AttentionCall& call, const AttentionResults& results);
+AttentionGradients attention_gradients(const AttentionCall& call,
+                                       const AttentionTensors& gradients);
+void check_shape(const char* name, const View& view, DType type,
+                 std::initializer_list<int64_t> size);
+
+// Names of fields and where they are, for faces that get them in a row.
+template <class S>
+struct ViewField {
+  const char* name;
+  View S::* view;
+};
+inline constexpr ViewField<LayerTensors> kLayerTensors[] = {
+    {"query", &LayerTensors::query},
+    {"key", &LayerTensors::key},
+    {"value", &LayerTensors::value},
+    {"padding", &LayerTensors::padding},
+    {"mask", &LayerTensors::mask},
+    {"in_weight", &LayerTensors::in_weight},
+    {"q_weight", &LayerTensors::q_weight},
+    {"k_weight", &LayerTensors::k_weight},
+    {"v_weight", &LayerTensors::v_weight},
+    {"in_bias", &LayerTensors::in_bias},
+    {"bias_k", &LayerTensors::bias_k},
+    {"bias_v", &LayerTensors::bias_v},
+    {"out_weight", &LayerTensors::out_weight},
+    {"out_bias", &LayerTensors::out_bias},
+};
+inline constexpr ViewField<AttentionTensors> kAttentionTensors[] = {
+    {"query", &AttentionTensors::query},
+    {"key", &AttentionTensors::key},
+    {"value", &AttentionTensors::value},
+    {"mask", &AttentionTensors::mask},
+};
+
+}  // namespace multihead::faces

@@ -1,0 +1,46 @@
+// Nothing is thrown out of the library: exceptions become a status, and a reason for the caller.
+#pragma once
+
+#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace multihead::faces {
+
+enum class Status : int { Done, OutOfMemory, WrongArgument, Failed };
+
+// Of the calling thread, until its next call.
+struct Outcome {
+  Status status = Status::Done;
+  const char* why = "";
+};
+
+template <class F>
+Outcome guarded(F f) noexcept {
+  thread_local std::string reason;
+  const auto keep = [](Status status, const char* why) noexcept -> Outcome {
+    try {
+      reason = why;
+      return {status, reason.c_str()};
+    } catch (...) {  // no room for the reason
+      return {Status::OutOfMemory, "out of memory"};
+    }
+  };
+  try {
+    f();
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {Status::OutOfMemory, "out of memory"};
+  } catch (const std::length_error&) {  // a list longer than any memory
+    return {Status::OutOfMemory, "out of memory"};
+  } catch (const std::invalid_argument& e) {
+    return keep(Status::WrongArgument, e.what());
+  } catch (const std::exception& e) {
+    return keep(Status::Failed, e.what());
+  } catch (...) {
+    return {Status::Failed, "an unknown failure"};
+  }
+}
+
+}  // namespace multihead::faces

@@ -1,0 +1,128 @@
+#include "arguments.h"
+
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+namespace nb = nanobind;
+
+namespace multihead::binding {
+namespace {
+
+// One option of a structure, and how it is read.
+template <class S>
+struct OptionField {
+  const char* name;
+  void (*read)(S& options, nb::handle value);
+};
+
+uint64_t seed_of(nb::handle value) { return value.is_none() ? 0 : nb::cast<uint64_t>(value); }
+
+using Layer = faces::LayerOptions;
+constexpr OptionField<Layer> kLayerOptions[] = {
+    {"num_heads", [](Layer& o, nb::handle v) { o.num_heads = nb::cast<int64_t>(v); }},
+    {"zero_row", [](Layer& o, nb::handle v) { o.zero_row = nb::cast<bool>(v); }},
+    {"causal", [](Layer& o, nb::handle v) { o.causal = nb::cast<bool>(v); }},
+    {"average",
+     [](Layer& o, nb::handle v) {
+       o.weights = v.is_none()         ? faces::Weights::None
+                   : nb::cast<bool>(v) ? faces::Weights::Average
+                                       : faces::Weights::PerHead;
+     }},
+    {"tokens_first", [](Layer& o, nb::handle v) { o.tokens_first = nb::cast<bool>(v); }},
+    {"dropout_p", [](Layer& o, nb::handle v) { o.dropout.p = nb::cast<double>(v); }},
+    {"seed", [](Layer& o, nb::handle v) { o.dropout.seed = seed_of(v); }},
+    {"counter", [](Layer& o, nb::handle v) { o.dropout.counter = nb::cast<uint64_t>(v); }},
+};
+
+using Attention = faces::AttentionOptions;
+constexpr OptionField<Attention> kAttentionOptions[] = {
+    {"causal", [](Attention& o, nb::handle v) { o.causal = nb::cast<bool>(v); }},
+    {"scale", [](Attention& o, nb::handle v) { o.scale = nb::cast<double>(v); }},
+    {"dropout_p", [](Attention& o, nb::handle v) { o.dropout.p = nb::cast<double>(v); }},
+    {"seed", [](Attention& o, nb::handle v) { o.dropout.seed = seed_of(v); }},
+    {"counter", [](Attention& o, nb::handle v) { o.dropout.counter = nb::cast<uint64_t>(v); }},
+    {"true_hides", [](Attention& o, nb::handle v) { o.true_hides = nb::cast<bool>(v); }},
+    {"batch_offset", [](Attention& o, nb::handle v) { o.offsets.batch = nb::cast<int64_t>(v); }},
+    {"head_offset", [](Attention& o, nb::handle v) { o.offsets.head = nb::cast<int64_t>(v); }},
+    {"query_offset", [](Attention& o, nb::handle v) { o.offsets.query = nb::cast<int64_t>(v); }},
+    {"key_offset", [](Attention& o, nb::handle v) { o.offsets.key = nb::cast<int64_t>(v); }},
+};
+
+// The tuple itself, if it has as many entries as there are fields.
+template <size_t N>
+PyObject* entries(nb::handle tuple, const char* name) {
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != Py_ssize_t(N))
+    throw nb::type_error(
+        (std::string(name) + ": expected a tuple of " + std::to_string(N)).c_str());
+  return tuple.ptr();
+}
+
+template <class S, size_t N>
+S read_views(const faces::ViewField<S> (&fields)[N], nb::handle tuple, bool written) {
+  PyObject* const list = entries<N>(tuple, "tensors");
+  S result;
+  for (size_t i = 0; i < N; ++i) {
+    const nb::handle object = PyTuple_GET_ITEM(list, Py_ssize_t(i));
+    if (!object.is_none())
+      result.*fields[i].view = written ? writable(object, fields[i].name) : view_of(object);
+  }
+  return result;
+}
+
+template <class S, size_t N>
+S read_options(const OptionField<S> (&fields)[N], nb::handle tuple) {
+  PyObject* const list = entries<N>(tuple, "options");
+  S result;
+  for (size_t i = 0; i < N; ++i) fields[i].read(result, PyTuple_GET_ITEM(list, Py_ssize_t(i)));
+  return result;
+}
+
+template <class Field, size_t N>
+void check_fields(const Field (&fields)[N], nb::handle module, const char* tuple) {
+  const nb::object names = module.attr(tuple).attr("_fields");
+  bool same = nb::len(names) == N;
+  for (size_t i = 0; same && i < N; ++i) same = nb::cast<std::string>(names[i]) == fields[i].name;
+  if (!same)
+    throw nb::import_error(
+        (std::string("multihead.arguments.") + tuple + " has other fields than _native").c_str());
+}
+
+using Steps = nb::ndarray<nb::ro, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+faces::RaggedOffsets offsets_of(nb::handle pair) {
+  if (pair.is_none()) return {};
+  const Steps q = nb::cast<Steps>(pair[0]), k = nb::cast<Steps>(pair[1]);
+  if (q.shape(0) != k.shape(0) || q.shape(0) < 1)
+    throw nb::value_error("offsets: expected (N + 1,) of queries and of keys");
+  return {q.data(), k.data(), int64_t(q.shape(0)) - 1};
+}
+
+}  // namespace
+
+void check_fields(nb::handle module) {
+  check_fields(faces::kLayerTensors, module, "LayerTensors");
+  check_fields(kLayerOptions, module, "LayerOptions");
+  check_fields(faces::kAttentionTensors, module, "AttentionTensors");
+  check_fields(kAttentionOptions, module, "AttentionOptions");
+}
+
+faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb::handle offsets) {
+  return {read_views(faces::kLayerTensors, tensors, false), read_options(kLayerOptions, options),
+          offsets_of(offsets)};
+}
+
+faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors) {
+  return {read_views(faces::kAttentionTensors, tensors, false),
+          read_options(kAttentionOptions, options)};
+}
+
+faces::LayerTensors layer_gradients(nb::handle tensors) {
+  return read_views(faces::kLayerTensors, tensors, true);
+}
+
+faces::AttentionTensors attention_gradients(nb::handle tensors) {
+  return read_views(faces::kAttentionTensors, tensors, true);
+}
+
+}  // namespace multihead::binding
