@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+import kernel_sets
 import multihead as mh
 from multihead import _native
 
@@ -36,7 +37,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     mh.set_num_threads(before)
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request: pytest.FixtureRequest) -> str:
-    """Run the test with each instruction set of this machine, chosen in a fresh process."""
-    return str(request.param)
+@pytest.fixture(params=[pytest.param(name, id=f"isa-{name}") for name in kernel_sets.ALL])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test with each kernel set of this machine, and those for tests alone."""
+    before = _native.use_isa(request.param)
+    yield request.param
+    _native.use_isa(before)

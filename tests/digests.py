@@ -1,9 +1,8 @@
-"""Hashes of the bits that the layer computes; run as a program, it prints them as JSON."""
+"""Hashes of the bits that the layer computes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,3 @@ def digests() -> dict[str, str]:
             found[f"{name}, {dtype}"] = step_digest(name, dtype)
         found[f"ragged, {dtype}"] = ragged_digest(dtype)
     return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(digests()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 import platform
@@ -14,10 +13,10 @@ import pytest
 
 import multihead as mh
 from digests import digests
+from kernel_sets import EXACT_SETS, OURS
 from multihead import _native
 
 HERE = pathlib.Path(__file__).parent
-FMA = [isa for isa in _native.available_isas() if isa != "baseline"]
 
 
 def run(
@@ -37,26 +36,19 @@ def run(
 
 @functools.cache
 def digests_of(isa: str, threads: int = 2) -> dict[str, str]:
-    done = run("digests.py", MULTIHEAD_ISA=isa, MULTIHEAD_NUM_THREADS=str(threads))
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
-
-
-@functools.cache
-def single_threaded() -> dict[str, str]:
-    before = mh.get_num_threads()
-    mh.set_num_threads(1)
+    before = _native.use_isa(isa), mh.get_num_threads()
+    mh.set_num_threads(threads)
     try:
         return digests()
     finally:
-        mh.set_num_threads(before)
+        _native.use_isa(before[0])
+        mh.set_num_threads(before[1])
 
 
 @pytest.mark.timeout(120)
 def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     assert mh.get_num_threads() == threads
-    assert digests() == single_threaded()
+    assert digests() == digests_of(_native.isa(), 1)
 
 
 @pytest.mark.timeout(120)
@@ -65,24 +57,14 @@ def test_the_same_call_twice_gives_the_same_bits() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("isa", FMA)
-def test_isas_with_fma_give_the_same_bits(isa: str) -> None:
-    assert digests_of(isa) == digests_of(FMA[0])
+@pytest.mark.parametrize("name", EXACT_SETS)
+def test_sets_with_fma_give_the_same_bits(name: str) -> None:
+    assert digests_of(name) == digests_of(EXACT_SETS[0])
 
 
 @pytest.mark.timeout(300)
-def test_the_baseline_is_reproducible_in_itself() -> None:
-    assert digests_of("baseline", 1) == digests_of("baseline", 3)
-
-
-@pytest.mark.timeout(300)
-def test_every_isa_agrees_with_the_oracle(isa: str) -> None:
-    tests = ["test_oracle.py", "test_masks.py", "test_functional.py", "test_ragged.py"]
-    choice = "head_sizes or cross_tiles or agrees_with_the_oracle or awkward"
-    pytest_options = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    done = run(*pytest_options, *tests, "-k", choice, MULTIHEAD_ISA=isa, timeout=280)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+def test_any_number_of_threads_gives_the_same_bits_on_every_set(isa: str) -> None:
+    assert digests_of(isa, 3) == digests_of(isa)
 
 
 ROUNDED = """
@@ -117,15 +99,14 @@ def test_workers_round_as_the_caller_does() -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("isa", OURS)
 def test_the_environment_chooses_the_isa(isa: str) -> None:
     code = "from multihead import _native; print(_native.isa())"
     assert run("-c", code, MULTIHEAD_ISA=isa).stdout.strip() == isa
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "isa", ["sse9", "AVX 2", *({"avx512", "neon"} - {*_native.available_isas()})]
-)
+@pytest.mark.parametrize("isa", ["sse9", "AVX 2", *({"avx512", "neon"} - {*OURS})])
 def test_an_unavailable_isa_is_an_error_that_names_it(isa: str) -> None:
     code = "import multihead as mh, numpy as np; x = np.ones((2, 1, 4)); "
     code += "mh.MultiheadAttention(4, 2, dtype=float)(x, x, x)"

@@ -10,6 +10,8 @@ from cases import Construction, layer_step, make_call, make_layer
 from multihead import reference
 from tolerance import FORWARD, assert_close, tolerance
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 PROBABILITIES = [0.001, 0.1, 0.25, 0.5, 0.9, 0.99999]
 
 

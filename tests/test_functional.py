@@ -19,6 +19,8 @@ from multihead.functional import (
 )
 from tolerance import FORWARD, GRADIENT, TORCH, assert_all_close, assert_close, tolerance
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 DTYPES = ("float32", "float64")
 MASK_SHAPES = [(5, 7), (1, 7), (5, 1), (2, 1, 1, 7), (3, 5, 7), (1, 3, 5, 7), (2, 3, 5, 7)]
 

@@ -11,6 +11,8 @@ from cases import LAYOUTS, MASKS, PADDING, WEIGHTS, Construction, layer_step, ma
 from differences import central_difference
 from tolerance import CENTRAL_DIFFERENCES, GRADIENT, assert_all_close, assert_close, tolerance
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 EXTRAS = {
     "plain": {},
     "no bias": {"bias": False},

@@ -11,6 +11,8 @@ import pytest
 from cases import Call, Construction, layer_step, make_call, make_layer, oracle_step
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, tolerance
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 DTYPES = ("float32", "float64")
 
 

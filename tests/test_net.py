@@ -6,9 +6,10 @@ import pytest
 
 import net
 import net_draws
+from kernel_sets import EXACT_SETS, FOR_TESTS, OURS
 from multihead import _native
 
-OTHERS = [isa for isa in _native.available_isas() if isa != _native.isa()]
+OTHERS = [isa for isa in OURS if isa != _native.isa()]
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 HELP = "python tests/net.py --calls BUCKET shows each call of a bucket"
 
@@ -22,6 +23,16 @@ def test_no_bit_has_changed() -> None:
 @pytest.mark.parametrize("isa", OTHERS)
 def test_no_bit_of_another_kernel_set_has_changed(isa: str) -> None:
     assert net.differing(net.digests_of(isa, timeout=280), isa) == [], HELP
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("isa", sorted({*FOR_TESTS} & {*EXACT_SETS}))
+def test_no_bit_of_a_set_for_tests_differs(isa: str) -> None:
+    before = _native.use_isa(isa)
+    try:
+        assert net.differing(net.digests(every=10), isa) == [], HELP
+    finally:
+        _native.use_isa(before)
 
 
 def test_every_bucket_is_recorded_and_no_other() -> None:

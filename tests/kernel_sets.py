@@ -1,0 +1,121 @@
+"""Kernel sets for tests alone, which run on any machine: `wide` and `grouped`.
+
+`wide` is the production kernels with 64-byte vectors that the compiler lowers; `grouped` has
+another layout of tiles. Both give the bits of the sets with fused multiply-add.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from multihead import _native
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "tests" / "native"
+EXACT = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
+KERNELS = ("-Wno-maybe-uninitialized", ROOT / "csrc/kernels/kernels.cpp")
+SETS = {
+    "avx512": ("64", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
+    "avx2": ("32", "-mavx2", "-mfma"),
+    "neon": ("16",),
+    "baseline": ("16",),
+}
+ARCHITECTURES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM64", "arm64": "ARM64"}
+OURS = tuple(isa for isa in _native.available_isas() if isa in SETS)  # of the library, best first
+FOR_TESTS = ("wide", "grouped")
+COMPILER = os.environ.get("CXX", "c++")
+
+
+def architecture() -> list[str]:
+    """The macro of this machine's architecture."""
+    name = ARCHITECTURES.get(platform.machine().lower())
+    return [f"-DMULTIHEAD_{name}"] if name else []
+
+
+def kernels_of(name: str, width: str, *options: str) -> tuple[str | Path, ...]:
+    """Arguments that compile the kernels as a set."""
+    return (*options, f"-DMULTIHEAD_ISA={name}", f"-DMULTIHEAD_VECTOR_BYTES={width}", *KERNELS)
+
+
+def start(*command: str | Path) -> subprocess.Popen[str]:
+    """Start a compiler."""
+    return subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for it; fail with what it says."""
+    try:
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+
+
+def objects(parts: list[tuple[str | Path, ...]], folder: Path) -> list[Path]:
+    """Compile each part, two at a time."""
+    made = [folder / f"{i}.o" for i in range(len(parts))]
+    running: list[subprocess.Popen[str]] = []
+    for part, to in zip(parts, made, strict=True):
+        if len(running) == 2:
+            finish(running.pop(0))
+        running.append(start(COMPILER, *EXACT, *architecture(), *part, "-c", "-o", to))
+    for process in running:
+        finish(process)
+    return made
+
+
+def parts() -> list[tuple[str | Path, ...]]:
+    """What the library of the sets is compiled from."""
+    width, *options = SETS[OURS[0]]
+    wide_options = [x for x in options if not x.startswith("-mavx512")]
+    if len(wide_options) < len(options):
+        wide_options.append("-mavx2")
+    header = f'-DMULTIHEAD_VEC_HEADER="{NATIVE / "vec_wide.h"}"'
+    return [
+        ("-fPIC", *kernels_of("wide", "64", header, *wide_options)),
+        ("-fPIC", *kernels_of("plain", width, *options)),
+        ("-fPIC", NATIVE / "grouped.cpp"),
+    ]
+
+
+def library() -> Path:
+    """The library of the sets, compiled unless it was before; parallel runs do not collide."""
+    sha = hashlib.sha256(repr((COMPILER, EXACT, architecture(), parts())).encode())
+    sources = [*(ROOT / "csrc/kernels").iterdir(), ROOT / "csrc/platform/compiler.h"]
+    for source in sorted([*sources, NATIVE / "vec_wide.h", NATIVE / "grouped.cpp"]):
+        sha.update(source.read_bytes())
+    cache = ROOT / "build" / "test-kernels"
+    made = cache / f"{sha.hexdigest()[:16]}.so"
+    if not made.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            linked = Path(folder) / "sets.so"
+            finish(start(COMPILER, "-shared", *objects(parts(), Path(folder)), "-o", linked))
+            linked.replace(made)
+    return made
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Make the sets known to the library, for good."""
+    sets = ctypes.CDLL(str(library()))
+    for name in FOR_TESTS:
+        address = getattr(sets, f"{name}_set")
+        address.restype = ctypes.c_void_p
+        _native.add_kernels(address())
+    return sets
+
+
+load()
+ALL = (*OURS, *FOR_TESTS)
+# those whose bits are the same; what has no fused multiply-add differs, and so does its layout
+EXACT_SETS = tuple(x for x in ALL if x != "baseline" and (x != "grouped" or OURS[0] != "baseline"))
