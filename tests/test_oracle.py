@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -24,6 +25,9 @@ from cases import (
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, tolerance
 
 DTYPES = ("float32", "float64")
+# Tests without it draw or go through so many cases that the best set has to do; on the others a
+# part of these cases, or test_kernel_sets.py's random calls, stand for them.
+EACH_SET = pytest.mark.usefixtures("isa")
 
 
 def check(how: Construction, call: Call, rng: np.random.Generator, note: object = "") -> None:
@@ -42,6 +46,15 @@ def check(how: Construction, call: Call, rng: np.random.Generator, note: object 
     assert_all_close(actual.grads, expected.grads, gradient, note, sizes=expected.sizes)
 
 
+def check_combinations(how: Construction, rng: np.random.Generator, every: int = 1) -> None:
+    """Steps with each combination of the options of a call and dropout, or one in `every`."""
+    combinations = itertools.product((0.0, 0.3), MASKS, PADDING, (False, True), WEIGHTS)
+    for dropout, mask, padding, causal, weights in itertools.islice(combinations, 0, None, every):
+        case = dataclasses.replace(how, dropout=dropout)
+        call = make_call(case, rng, mask=mask, padding=padding, is_causal=causal, weights=weights)
+        check(case, call, rng, (dropout, mask, padding, causal, weights))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dims", [(None, None), (5, 9)], ids=["packed", "kdim, vdim"])
@@ -57,26 +70,32 @@ def test_every_combination_of_options(
     dtype: str,
     rng: np.random.Generator,
 ) -> None:
-    for dropout in (0.0, 0.3):
-        how = Construction(
-            bias=bias,
-            add_bias_kv=bias_kv,
-            add_zero_attn=zero,
-            kdim=dims[0],
-            vdim=dims[1],
-            dropout=dropout,
-            layout=layout,
-            dtype=dtype,
-        )
-        for mask, padding, causal, weights in itertools.product(
-            MASKS, PADDING, (False, True), WEIGHTS
-        ):
-            call = make_call(
-                how, rng, mask=mask, padding=padding, is_causal=causal, weights=weights
-            )
-            check(how, call, rng, (dropout, mask, padding, causal, weights))
+    how = Construction(
+        bias=bias,
+        add_bias_kv=bias_kv,
+        add_zero_attn=zero,
+        kdim=dims[0],
+        vdim=dims[1],
+        layout=layout,
+        dtype=dtype,
+    )
+    check_combinations(how, rng)
 
 
+@EACH_SET
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", [(None, None), (5, 9)], ids=["packed", "kdim, vdim"])
+@pytest.mark.parametrize("extras", [False, True], ids=["", "add_bias_kv, add_zero_attn"])
+def test_some_combinations_of_options(
+    extras: bool, dims: tuple[int | None, int | None], dtype: str, rng: np.random.Generator
+) -> None:
+    how = Construction(
+        add_bias_kv=extras, add_zero_attn=extras, kdim=dims[0], vdim=dims[1], dtype=dtype
+    )
+    check_combinations(how, rng, every=5)
+
+
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "head_dim",
@@ -114,6 +133,7 @@ def test_head_sizes(head_dim: int, dtype: str, rng: np.random.Generator) -> None
     check(how, make_call(how, rng, 1, 33, 18, is_causal=True), rng)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("s", [0, 1, 2, 17])
 @pytest.mark.parametrize("length", [0, 1, 3, 16])
@@ -127,6 +147,7 @@ def test_small_and_empty(n: int, length: int, s: int, dtype: str, rng: np.random
         check(how, call, rng, (extras, padding, mask))
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("length", "s"),
@@ -156,6 +177,7 @@ def test_lengths_that_cross_tiles(
     check(how, call, rng)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_long_rows_of_few_heads(layout: str, dtype: str, rng: np.random.Generator) -> None:
@@ -190,6 +212,7 @@ def freeze(x: np.ndarray) -> np.ndarray:
     return x
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("memory", [spread, reverse, transpose, freeze])
@@ -208,6 +231,7 @@ def test_any_memory_layout(
     check(how, call, rng)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_broadcast_inputs(dtype: str, rng: np.random.Generator) -> None:
     how = Construction(dtype=dtype)
@@ -218,6 +242,7 @@ def test_broadcast_inputs(dtype: str, rng: np.random.Generator) -> None:
     check(how, call, rng)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("same", ["query is key is value", "key is value", "query is key"])
 @pytest.mark.parametrize("layout", LAYOUTS)

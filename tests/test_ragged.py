@@ -15,6 +15,7 @@ from cases import Call as DenseCall
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, tolerance
 
 DTYPES = ("float32", "float64")
+EACH_SET = pytest.mark.usefixtures("isa")  # random lengths: the best set, and test_kernel_sets.py
 
 
 def sequences(
@@ -104,6 +105,7 @@ def check(
     assert_all_close(grads, total, gradient, sizes=sizes)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -122,6 +124,7 @@ def test_each_sequence_is_alone(
         check(how, (5, 1, 9), (3, 7, 9), rng, weights=weights, is_causal=is_causal, mask=mask)
 
 
+@EACH_SET
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("lengths", "key_lengths"),
@@ -151,6 +154,7 @@ def test_random_lengths(lengths: list[tuple[int, int]], seed: int, dtype: str) -
     check(Construction(10, 2, dtype=dtype), queries, keys, np.random.default_rng(seed), mask="bool")
 
 
+@EACH_SET
 @pytest.mark.parametrize("layout", ["batch first", "sequence first"])
 def test_self_attention_sums_to_the_padded_gradient(layout: str, rng: np.random.Generator) -> None:
     lengths = (6, 2, 9)
@@ -180,6 +184,7 @@ def test_self_attention_sums_to_the_padded_gradient(layout: str, rng: np.random.
     assert_all_close(params, step.grads, bound)
 
 
+@EACH_SET
 def test_out_receives_the_gradients(rng: np.random.Generator) -> None:
     layer = make_layer(Construction(), rng)
     x = mh.Ragged.from_list(sequences((4, 0, 7), 12, "float64", rng))
@@ -244,6 +249,7 @@ def test_batches_of_other_sizes_are_refused(rng: np.random.Generator) -> None:
         layer(two, two, moved)
 
 
+@EACH_SET
 def test_sequences_by_index_and_one_after_the_other(rng: np.random.Generator) -> None:
     parts = sequences((3, 0, 5, 2), 4, "float32", rng)
     batch = mh.Ragged.from_list(parts)
@@ -264,6 +270,7 @@ def test_sequences_by_index_and_one_after_the_other(rng: np.random.Generator) ->
         batch[::2]
 
 
+@EACH_SET
 def test_offsets_cannot_be_made_writable() -> None:
     given = np.array([0, 3, 8])
     given.flags.writeable = False
