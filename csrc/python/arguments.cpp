@@ -52,9 +52,10 @@ constexpr OptionField<Attention> kAttentionOptions[] = {
 // The tuple itself, if it has as many entries as there are fields.
 template <size_t N>
 PyObject* entries(nb::handle tuple, const char* name) {
-  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != Py_ssize_t(N))
-    throw nb::type_error(
-        (std::string(name) + ": expected a tuple of " + std::to_string(N)).c_str());
+  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != Py_ssize_t(N)) {
+    PyErr_Format(PyExc_TypeError, "%s: expected a tuple of %zd", name, Py_ssize_t(N));
+    throw nb::python_error();
+  }
   return tuple.ptr();
 }
 
