@@ -14,7 +14,7 @@ namespace multihead {
 struct Phase {
   int64_t tasks;
   std::function<void(int64_t task, int worker)> run;  // must not throw
-  // The first task of each sequence, and behind them the number of tasks; empty where tasks are
+  // The first task of each sequence, and after them the number of tasks; empty where tasks are
   // not in the order of sequences, or reach beyond one.
   std::vector<int64_t> begin = {};
 };

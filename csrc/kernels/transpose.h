@@ -109,14 +109,14 @@ void gather(T* dst, int64_t pitch, const T* const* rows, int64_t stride, int64_t
   }
 }
 
-// dst[c][r] = scale * src[r][c] for r < rows, zero up to dst_columns; c < columns.
+// dst[c][r] = scale * src[r][c] for r < rows, zero up to dst_row; c < columns.
 template <class T>
-void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64_t src_row,
-               int64_t rows, int64_t columns, T scale) {
+void transpose(T* dst, int64_t dst_row, const T* src, int64_t src_row, int64_t rows,
+               int64_t columns, T scale) {
   constexpr int W = kWidth<T>;
   const Vec<T> factor = splat(scale);
   for (int64_t c = 0; c < columns; c += W) {
-    for (int64_t r = 0; r < dst_columns; r += W) {
+    for (int64_t r = 0; r < dst_row; r += W) {
       Vec<T> x[W];
       if (r + W <= rows) {
         MULTIHEAD_UNROLL(16)
@@ -141,13 +141,13 @@ void transpose(T* dst, int64_t dst_row, int64_t dst_columns, const T* src, int64
 
 template <class T>
 void tile_to_rows(T* dst, int64_t pitch, const T* tile, int64_t lanes, int64_t features, T scale) {
-  transpose<T>(dst, pitch, pitch, tile, lanes, features, lanes, scale);
+  transpose<T>(dst, pitch, tile, lanes, features, lanes, scale);
 }
 
 template <class T>
 void rows_to_tile(T* tile, int64_t lanes, const T* rows, int64_t pitch, int64_t count,
                   int64_t features, T scale) {
-  transpose<T>(tile, lanes, lanes, rows, pitch, count, features, scale);
+  transpose<T>(tile, lanes, rows, pitch, count, features, scale);
 }
 
 }  // namespace

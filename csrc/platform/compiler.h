@@ -1,5 +1,5 @@
 // What GCC and Clang offer beyond the standard. Kernels include it: it defines macros alone, so
-// that it leaves no symbol behind.
+// that it leaves no symbol.
 #pragma once
 
 #define MULTIHEAD_PRAGMA(text) _Pragma(#text)
