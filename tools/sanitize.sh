@@ -25,7 +25,8 @@ esac
     echo "-DMULTIHEAD_ISA=$isa -DMULTIHEAD_VECTOR_BYTES=$bytes $extra" \
       "-c csrc/kernels/kernels.cpp -o $build/kernels_$isa.o"
   done
-  for source in csrc/api.cpp csrc/engine/*.cpp csrc/bnns/*.cpp csrc/platform/*.cpp; do
+  for source in csrc/api.cpp csrc/engine/*.cpp csrc/faces/*.cpp csrc/bnns/*.cpp \
+    csrc/platform/*.cpp; do
     echo "-c $source -o $build/$(echo "$source" | tr / _).o"
   done
 } | xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "g++ ${flags[*]} {}"
