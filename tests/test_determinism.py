@@ -9,12 +9,17 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import multihead as mh
 from digests import digests
 from kernel_sets import EXACT_SETS, OURS
 from multihead import _native
+from multihead.functional import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
 
 HERE = pathlib.Path(__file__).parent
 
@@ -65,6 +70,28 @@ def test_sets_with_fma_give_the_same_bits(name: str) -> None:
 @pytest.mark.timeout(300)
 def test_any_number_of_threads_gives_the_same_bits_on_every_set(isa: str) -> None:
     assert digests_of(isa, 3) == digests_of(isa)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 0.5])
+@pytest.mark.parametrize("queries", [70, 1100])
+def test_zeros_have_the_same_sign_for_any_number_of_threads(scale: float, queries: int) -> None:
+    # keys of one head are split into groups for some numbers of threads, and causality hides groups
+    rng = np.random.default_rng(7)
+    q = rng.standard_normal((1, 1, queries, 3)).astype(np.float32)
+    k, v = rng.standard_normal((2, 1, 1, 1100, 3)).astype(np.float32)
+    q[..., 0] = k[..., 0] = 0
+    before, found = mh.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3, 7):
+            mh.set_num_threads(threads)
+            out, cache = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, return_cache=True
+            )
+            d_q, *_ = scaled_dot_product_attention_backward(out, cache)
+            found.add(d_q.tobytes())
+    finally:
+        mh.set_num_threads(before)
+    assert len(found) == 1
 
 
 ROUNDED = """

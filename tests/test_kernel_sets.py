@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kernel_sets
+import multihead as mh
 import net_numpy
 from multihead import _native
 from net_draws import Digest, Draws
@@ -29,19 +30,21 @@ EACH = 40  # calls of a kind
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", CALLS)
-def test_sets_give_the_same_bits_on_random_calls(kind: str) -> None:
-    before = _native.isa()
+def test_sets_and_threads_give_the_same_bits_on_random_calls(kind: str) -> None:
+    before = _native.isa(), mh.get_num_threads()
     try:
         for i in range(EACH):
             found = {}
-            for isa in kernel_sets.EXACT_SETS:
+            for turn, isa in enumerate(kernel_sets.EXACT_SETS, i):
                 _native.use_isa(isa)
+                mh.set_num_threads(1 + turn % 3)
                 digest = Digest()
                 call = CALLS[kind](Draws(f"sets, {kind}, call {i}"), digest)
                 found[isa] = str(digest)
             assert len(set(found.values())) == 1, (i, call, found)
     finally:
-        _native.use_isa(before)
+        _native.use_isa(before[0])
+        mh.set_num_threads(before[1])
 
 
 def test_every_set_is_known(isa: str) -> None:

@@ -127,6 +127,7 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   const KeyRange visible = masks_.range(at);
   const KeyRange range{larger(sums.tiles.begin, visible.begin),
                        smaller(sums.tiles.end, visible.end)};
+  if (!split_ && sums.group > 0 && visible.end <= sums.tiles.begin) return;
   bool any = false;
   masks_.dropout_rows(at, *own.rows);
   for (int64_t t = range.begin; t < range.end; ++t) {
@@ -147,9 +148,16 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
     own.block.prefetch = list.get();
     kernels_.backward_block(own.block);
   }
-  if (!any && (split_ || sums.group == 0)) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
-  if (split_ || (!any && sums.group > 0)) return;
-  kernels_.store_sums(tiles.d_q + plan_.query_tile(at, D), d_q, lanes, D, scale_, sums.group > 0);
+  if (!any) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
+  if (split_) return;
+  const auto store = [&](bool adds) {
+    kernels_.store_sums(tiles.d_q + plan_.query_tile(at, D), d_q, lanes, D, scale_, adds);
+  };
+  store(sums.group > 0);
+  // The zeros of all groups after it, which may turn a -0: bits are those of split groups.
+  if (visible.end > sums.tiles.end || sums.group + 1 == groups_of(at.sequence)) return;
+  std::fill(d_q, d_q + D * lanes, Acc<E>(0));
+  store(true);
 }
 
 // What comes after one tile of queries and one of keys: the rest of the first tile of queries wants

@@ -3,6 +3,7 @@
 // of the baseline. MULTIHEAD_ISA names the set.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "../../csrc/engine/functional.h"
@@ -84,8 +85,11 @@ template <class T>
 void run_layer(LayerProblem<T>& p, Digest& digest) {
   const Shape& s = p.shape;
   const LayerCall call = layer_call(p);
-  std::vector<char> cache(cache_bytes(call) + 64);
-  void* kept = cache.data() + (64 - reinterpret_cast<uintptr_t>(cache.data()) % 64);
+  std::vector<char> cache;
+  const CacheMemory kept = [&](size_t bytes) {
+    cache.resize(bytes + 64);
+    return cache.data() + (64 - reinterpret_cast<uintptr_t>(cache.data()) % 64);
+  };
   layer_forward(call, p.out.view, {p.weights.view, s.weight_heads}, kept);
   LayerGradients g;
   g.query = s.shared == 3 ? p.d_key.view : p.d_query.view;
@@ -336,8 +340,9 @@ void print_all(const char* dtype) {
 
 }  // namespace
 
-int main() {
-  set_num_threads(2);
+// Takes the number of threads, on which nothing depends.
+int main(int count, char** words) {
+  set_num_threads(count > 1 ? std::atoi(words[1]) : 2);
   print_all<float>("float32");
   print_all<double>("float64");
 }
