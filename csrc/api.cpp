@@ -11,12 +11,8 @@ using namespace faces;
 
 const EngineTable kTable = {
     .version = kTableVersion,
-    .cache_bytes =
-        [](const LayerArguments& arguments, size_t* bytes) {
-          return guarded([&] { *bytes = cache_bytes(layer_call(arguments)); });
-        },
     .layer_forward =
-        [](const LayerArguments& arguments, const LayerResults& results, void* cache) {
+        [](const LayerArguments& arguments, const LayerResults& results, const CacheMemory& cache) {
           return guarded([&] {
             const LayerCall call = layer_call(arguments);
             layer_forward(call, layer_out(arguments, call, results.out),
@@ -24,7 +20,7 @@ const EngineTable kTable = {
           });
         },
     .layer_backward =
-        [](const LayerArguments& arguments, const void* cache, const LayerResults& d_results,
+        [](const LayerArguments& arguments, const CacheMemory& cache, const LayerResults& d_results,
            const LayerTensors& gradients) {
           return guarded([&] {
             const LayerCall call = layer_call(arguments);
@@ -89,6 +85,7 @@ const EngineTable kTable = {
         },
     .num_threads = [] { return num_threads(); },
     .set_num_threads = [](int threads) { set_num_threads(threads); },
+    .set_little = [](int64_t multiplications) { set_little(multiplications); },
     .set_thread_source =
         [](const ThreadSource* source) { return guarded([&] { set_thread_source(source); }); },
 };

@@ -2,6 +2,7 @@
 // sides are built together, and a mismatch is refused.
 #pragma once
 
+#include "engine/layer.h"
 #include "engine/partial.h"
 #include "engine/thread_pool.h"
 #include "faces/arguments.h"
@@ -10,16 +11,14 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 5;
+constexpr int kTableVersion = 6;
 
 struct EngineTable {
   int version;
 
-  // What backward needs of a forward: bytes of memory.
-  faces::Outcome (*cache_bytes)(const faces::LayerArguments& arguments, size_t* bytes);
   faces::Outcome (*layer_forward)(const faces::LayerArguments& arguments,
-                                  const faces::LayerResults& results, void* cache);
-  faces::Outcome (*layer_backward)(const faces::LayerArguments& arguments, const void* cache,
+                                  const faces::LayerResults& results, const CacheMemory& cache);
+  faces::Outcome (*layer_backward)(const faces::LayerArguments& arguments, const CacheMemory& cache,
                                    const faces::LayerResults& d_results,
                                    const faces::LayerTensors& gradients);
   faces::Outcome (*attention_forward)(const faces::AttentionArguments& arguments,
@@ -42,6 +41,7 @@ struct EngineTable {
 
   int (*num_threads)();
   void (*set_num_threads)(int threads);
+  void (*set_little)(int64_t multiplications);
   faces::Outcome (*set_thread_source)(const ThreadSource* source);  // which is never destroyed
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 
@@ -22,10 +23,20 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared() -> None:
+    """Let threads share even the little that tests compute."""
+    _native.set_little(0)
+
+
+def _seed(request: pytest.FixtureRequest) -> int:
+    return zlib.crc32(request.node.name.encode())
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the name of the test."""
-    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+    return np.random.default_rng(_seed(request))
 
 
 @pytest.fixture(params=[1, 2, 3, 7])

@@ -32,6 +32,8 @@ import net_numpy
 from multihead import _native
 from net_draws import Digest, Draws
 
+_native.set_little(0)  # threads share all of it, as is recorded
+
 RECORDED = pathlib.Path(__file__).with_name("net.json")
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 Call = Callable[[Draws, Digest], str]

@@ -46,6 +46,24 @@ def test_the_environment_sets_the_number_of_threads() -> None:
     assert run(code, MULTIHEAD_NUM_THREADS="3").stdout.strip() == "3"
 
 
+ALONE = """
+import os, numpy as np, multihead as mh
+def started(tokens, width):
+    layer = mh.MultiheadAttention(width, 2, batch_first=True).eval()
+    x = np.ones((1, tokens, width), np.float32)
+    before = len(os.listdir("/proc/self/task"))
+    layer(x, x, x)
+    return len(os.listdir("/proc/self/task")) - before
+print(started(4, 16), started(256, 128))
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_little_is_computed_alone() -> None:
+    assert run(ALONE, MULTIHEAD_NUM_THREADS="3").stdout.split() == ["0", "2"]
+
+
 NUMBER = "import multihead as mh; print(mh.get_num_threads())"
 
 

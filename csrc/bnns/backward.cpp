@@ -92,7 +92,7 @@ struct Gradients {
   }
 };
 
-void expect_apart(const Gradients& g, const Call& call, const Tensor& workspace,
+void expect_apart(const Gradients& g, const CallTensors& call, const Tensor& workspace,
                   const Tensor& cache) {
   std::vector<const Tensor*> written = g.targets();
   const size_t targets = written.size();
@@ -136,7 +136,7 @@ LayerGradients layer_gradients(const Gradients& g, Staging& staging) {
 }  // namespace
 
 void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments& to) {
-  Call call(f);
+  CallTensors call(f);
   read_call(call, a);
   Gradients g;
   g.query = read_deltas(to.query_delta, "query_param_delta", f.query, call.batch);
@@ -205,20 +205,20 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
     staging.begin_sums();
   } else {
     l.resources.workspace = memory.at + own_cache;
-    const char* kept = memory.at;
+    char* kept = memory.at;
     Block64 moved;  // a cache that was copied to where it is aligned otherwise
     if (cached) {
-      kept = static_cast<const char*>(to.cache) + header.shift;
+      kept = static_cast<char*>(const_cast<void*>(to.cache)) + header.shift;
       if (reinterpret_cast<uintptr_t>(kept) % kAlign != 0) {
         moved = Block64(header.bytes, f.allocator);
         std::memcpy(moved.data(), kept, header.bytes);
-        kept = static_cast<const char*>(moved.data());
+        kept = static_cast<char*>(moved.data());
       }
     } else {
-      layer_forward(l, {}, {}, memory.at);
+      layer_forward(l, {}, {}, [&](size_t) { return kept; });
     }
     l.resources.ready = [&] { staging.begin_sums(); };
-    layer_backward(l, kept, d_out, {}, d);
+    layer_backward(l, [&](size_t) { return kept; }, d_out, {}, d);
   }
   staging.finish();
 }

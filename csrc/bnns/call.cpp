@@ -17,7 +17,7 @@ Tensor read_batch(const Tensor& target, const std::string& name, int64_t batch, 
   return t;
 }
 
-void read_call(Call& call, const ApplyArguments& a) {
+void read_call(CallTensors& call, const ApplyArguments& a) {
   const Filter& f = call.filter;
   if (a.batch_size > (size_t(1) << 31) - 1)
     refuse("batch_size", "fewer than 2^31", std::to_string(a.batch_size));
@@ -54,7 +54,7 @@ static View with_batch(View v) {
   return v;
 }
 
-LayerCall layer_call(const Call& call, uint64_t counter, Staging& staging) {
+LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging) {
   const Filter& f = call.filter;
   LayerCall l;
   Parameters& p = l.parameters;

@@ -15,8 +15,8 @@ struct CacheHeader {
 constexpr uint64_t kCacheMagic = 0x6D68612D63616368ull;
 
 // The tensors of a call, as read and checked.
-struct Call {
-  explicit Call(const Filter& f) : filter(f) {}
+struct CallTensors {
+  explicit CallTensors(const Filter& f) : filter(f) {}
 
   const Filter& filter;
   int64_t batch = 0;
@@ -43,11 +43,11 @@ struct Call {
 };
 
 // Both throw Refused.
-void read_call(Call& call, const ApplyArguments& arguments);
+void read_call(CallTensors& call, const ApplyArguments& arguments);
 Tensor read_batch(const Tensor& target, const std::string& name, int64_t batch, size_t stride,
                   const void* data);
 
-LayerCall layer_call(const Call& call, uint64_t counter, Staging& staging);
+LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging);
 // The same, for sizes: they do not depend on what a key mask hides.
 LayerCall without_mask(LayerCall call);
 size_t cache_size(const LayerCall& call);  // of a cache with its header, wherever it lies

@@ -6,7 +6,7 @@
 namespace multihead::bnns {
 
 void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& to) {
-  Call call(f);
+  CallTensors call(f);
   read_call(call, a);
   Tensor output = read_batch(f.output.target, "output", call.batch, to.output_stride, to.output);
   expect_no_overlap_inside(output, "output_stride");
@@ -74,7 +74,8 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
     f.last_call = counter;
     if (keeps) std::memcpy(to.cache, &header, sizeof header);
   };
-  layer_forward(l, out, {}, kept);
+  const auto at_kept = [&](size_t) { return kept; };
+  layer_forward(l, out, {}, keeps ? CacheMemory(at_kept) : CacheMemory());
   staging.finish();
 }
 

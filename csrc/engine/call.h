@@ -20,7 +20,7 @@ struct Resources {
 
 // What every call is prepared with, once: kernels, the plan of its batch, masks, attention.
 template <class E>
-struct Call {
+struct PreparedCall {
   const AttentionSpec& spec;
   const Resources& resources;
   const KernelSet& set;
@@ -31,13 +31,13 @@ struct Call {
   Attention<E> attention;
   std::vector<Phase> phases;
 
-  Call(const AttentionSpec& s, const Resources& r)
+  PreparedCall(const AttentionSpec& s, const Resources& r)
       : spec(s),
         resources(r),
         set(r.kernels ? *r.kernels : kernels_in_use()),
         kernels(typed<E>(set)),
         plan(spec, kernels.layout),
-        memory(r.threads > 0 ? r.threads : num_threads()),
+        memory(workers_for(plan.work(), r.threads)),
         masks(plan, set, kernels, spec),
         attention(plan, kernels, masks, spec.rules, memory) {}
 

@@ -37,7 +37,7 @@ class Functional {
   }
 
   const AttentionCall& call_;
-  Call<E> run_;
+  PreparedCall<E> run_;
   std::vector<Phase>& phases_;
   AttentionTiles<E> tiles_;
   GradientTiles<E> gradients_;

@@ -105,14 +105,15 @@ size_t Layer<E>::backward_bytes() {
 // Forward, and backward through the same passes
 
 template <class E>
-void Layer<E>::forward(const View& out, const WeightsView& weights, void* cache) {
+void Layer<E>::forward(const View& out, const WeightsView& weights, const CacheMemory& cache) {
+  void* const kept_at = cache ? cache(cache_bytes()) : nullptr;
   weights_for_forward();
   const size_t scratch =
       std::max({projection_.scratch(weights_.query.k()), projection_.scratch(weights_.key.k()),
                 projection_.scratch(weights_.value.k()), run_.attention.forward_scratch(),
                 run_.attention.weights_scratch(weights), projection_.scratch(weights_.out.m())});
   const auto layout = [&](Arena& arena) {
-    Arena kept(cache);
+    Arena kept(kept_at);
     layout_forward(arena, cache ? &kept : nullptr);
   };
   run_.run(
@@ -130,10 +131,10 @@ void Layer<E>::forward(const View& out, const WeightsView& weights, void* cache)
 }
 
 template <class E>
-void Layer<E>::backward(const void* cache, const View& d_out, const WeightsView& d_weights,
+void Layer<E>::backward(const CacheMemory& cache, const View& d_out, const WeightsView& d_weights,
                         const LayerGradients& d) {
+  Arena kept(cache(cache_bytes()));
   weights_for_backward();
-  Arena kept(const_cast<void*>(cache));
   layout_cache(kept);
   gradients_.forward = tiles_;
   gradients_.d_weights = d_weights;
@@ -305,11 +306,11 @@ size_t backward_bytes(const LayerCall& call) {
 }
 
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
-                   void* cache) {
+                   const CacheMemory& cache) {
   dispatch(call.attention.dtype, [&]<class E>() { Layer<E>(call).forward(out, weights, cache); });
 }
 
-void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
+void layer_backward(const LayerCall& call, const CacheMemory& cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients) {
   dispatch(call.attention.dtype,
            [&]<class E>() { Layer<E>(call).backward(cache, d_out, d_weights, gradients); });

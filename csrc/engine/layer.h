@@ -31,6 +31,10 @@ struct LayerGradients {
   View mask;              // (1|N, 1|H, 1|L, 1|S), set
 };
 
+// Gives a call memory for what backward needs of forward, as many bytes as it is asked for: new
+// memory in forward, what forward wrote in backward.
+using CacheMemory = std::function<void*(size_t bytes)>;
+
 template <class E>
 class Layer {
  public:
@@ -44,9 +48,9 @@ class Layer {
   size_t forward_bytes(bool cached);
   size_t backward_bytes();
 
-  // Writes out and weights where wanted. cache: cache_bytes of memory, or null.
-  void forward(const View& out, const WeightsView& weights, void* cache);
-  void backward(const void* cache, const View& d_out, const WeightsView& d_weights,
+  // Writes out and weights where wanted, and a cache where there is memory for it.
+  void forward(const View& out, const WeightsView& weights, const CacheMemory& cache);
+  void backward(const CacheMemory& cache, const View& d_out, const WeightsView& d_weights,
                 const LayerGradients& gradients);
 
  private:
@@ -82,7 +86,7 @@ class Layer {
   bool takes_sequences() const;  // one after another through several passes, in one task each
 
   const LayerCall& call_;
-  Call<E> run_;
+  PreparedCall<E> run_;
   std::vector<Phase>& phases_;
   const Projection<E> projection_;
   const bool by_sequence_;
@@ -95,8 +99,9 @@ class Layer {
 size_t cache_bytes(const LayerCall& call);
 size_t forward_bytes(const LayerCall& call, bool cached);
 size_t backward_bytes(const LayerCall& call);
-void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights, void* cache);
-void layer_backward(const LayerCall& call, const void* cache, const View& d_out,
+void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
+                   const CacheMemory& cache);
+void layer_backward(const LayerCall& call, const CacheMemory& cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients);
 
 }  // namespace multihead

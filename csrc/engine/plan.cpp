@@ -56,4 +56,11 @@ Plan::Plan(const AttentionSpec& spec, TileLayout tile_layout)
   }
 }
 
+int64_t Plan::work() const {
+  const int64_t both = heads.dim + heads.value_dim, width = heads.count * both;
+  int64_t pairs = 0;
+  for (const Sequence& s : sequences) pairs += s.queries * s.attended_keys;
+  return pairs * width + (query_lanes + key_lanes) * width * width / 2;
+}
+
 }  // namespace multihead

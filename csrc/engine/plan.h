@@ -74,6 +74,8 @@ struct Plan {
   Plan(const Plan&) = delete;  // sequences point into positions
   Plan& operator=(const Plan&) = delete;
 
+  // About how many multiplications the whole layer takes.
+  int64_t work() const;
   int64_t extra_keys() const { return int64_t(bias_key) + int64_t(zero_row); }
   const std::vector<TileRef>& tiles(Tokens of) const {
     return of == Tokens::Queries ? query_tiles : key_tiles;

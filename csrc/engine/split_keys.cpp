@@ -73,7 +73,7 @@ class SplitKeys {
   void prefetch(const TokenRows<const E>& rows, int64_t first, int64_t features) const;
 
   const AttentionCall& call_;
-  Call<E> run_;
+  PreparedCall<E> run_;
   const int64_t queries_, keys_, chunks_, q_pitch_, v_pitch_;
   Stat<E>*max_ = nullptr, *sum_ = nullptr;
   Acc<E>* out_ = nullptr;

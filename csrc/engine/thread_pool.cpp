@@ -87,6 +87,7 @@ struct Region {
 
 std::atomic<const ThreadSource*> g_source{nullptr};
 std::atomic<bool> g_forked{false};
+std::atomic<int64_t> g_little{1 << 20};
 
 class Pool {
  public:
@@ -224,6 +225,14 @@ bool fuse_phases(std::vector<Phase>& phases, size_t first) {
 }
 
 int num_threads() { return pool().threads(); }
+
+int workers_for(int64_t multiplications, int most) {
+  if (multiplications < g_little) return 1;
+  return most > 0 ? most : num_threads();
+}
+
+void set_little(int64_t multiplications) { g_little = multiplications; }
+
 void set_num_threads(int threads) { pool().set_threads(threads); }
 
 void set_thread_source(const ThreadSource* source) {

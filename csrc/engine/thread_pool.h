@@ -24,6 +24,11 @@ struct Phase {
 int num_threads();
 void set_num_threads(int threads);  // at least 1
 
+// How many threads take part in about so many multiplications: all of them, at most `most` if that
+// is not 0; or the caller alone, who is done with little before another one has come to help.
+int workers_for(int64_t multiplications, int most);
+void set_little(int64_t multiplications);  // 2^20 at first
+
 using Work = void (*)(void* data, int worker);
 
 // Another runtime's threads, which spin on the cores for a while after its own regions.

@@ -3,7 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cstring>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"
@@ -14,72 +14,80 @@ using namespace nb::literals;
 namespace multihead::binding {
 namespace {
 
-// Memory of the engine's.
-class Block {
+// What a forward leaves for backward, in memory of the engine's. It is seen through the buffer
+// protocol, never empty.
+class Cache {
  public:
-  explicit Block(size_t bytes) { check(engine().block_create(bytes, &block_, &data_)); }
-  ~Block() { engine().block_destroy(block_); }
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
+  Cache() = default;
+  ~Cache() { engine().block_destroy(block_); }
+  Cache(Cache&& other) noexcept { swap(other); }
+  Cache& operator=(Cache&& other) noexcept { return swap(other); }
+
+  void* make(size_t bytes) {  // without the GIL
+    bytes_ = bytes + kAlign;
+    const faces::Outcome outcome = engine().block_create(bytes_, &block_, &data_);
+    if (outcome.status != faces::Status::Done) throw std::bad_alloc();
+    return data_;
+  }
   void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
 
  private:
-  void *block_ = nullptr, *data_ = nullptr;
-};
-
-// A cache in memory of the engine's, as an array of the call's dtype that keeps it.
-class NewCache {
- public:
-  NewCache(size_t bytes, DType type)
-      : bytes_(bytes), type_(type), block_(std::make_unique<Block>(bytes + 1)) {}
-  void* data() const { return block_->data(); }
-  nb::object release() {
-    return dispatch(type_, [&]<class E>() {
-      void* const at = data();
-      nb::capsule owner(block_.get(),
-                        [](void* block) noexcept { delete static_cast<Block*>(block); });
-      (void)block_.release();
-      return nb::cast(nb::ndarray<nb::numpy, E>(at, {bytes_ / sizeof(E)}, owner));
-    });
+  Cache& swap(Cache& other) {
+    std::swap(block_, other.block_);
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
   }
 
- private:
-  size_t bytes_;
-  DType type_;
-  std::unique_ptr<Block> block_;
+  void *block_ = nullptr, *data_ = nullptr;
+  size_t bytes_ = 0;
 };
 
-size_t cache_bytes(const faces::LayerArguments& arguments) {
-  size_t bytes = 0;
-  check(engine().cache_bytes(arguments, &bytes));
-  return bytes;
+int cache_buffer(PyObject* self, Py_buffer* buffer, int flags) {
+  const Cache& cache = *nb::inst_ptr<Cache>(self);
+  return PyBuffer_FillInfo(buffer, self, cache.data(), Py_ssize_t(cache.bytes()), 0, flags);
 }
 
-// Memory that the caller lends for a cache; what is too much of it is set to zeros where written.
-void* lent(nb::handle array, size_t needed, bool written) {
-  const View v = written ? writable(array, "cache") : view_of(array);
-  const size_t bytes = v.rank == 1 ? size_t(v.size[0] * item_bytes(v.dtype)) : 0;
-  if (v.rank != 1 || v.dtype == DType::Bool || bytes < needed ||
-      (v.size[0] > 1 && v.stride[0] != 1))
-    throw nb::value_error("cache: expected what the forward call left");
-  if (written) std::memset(static_cast<char*>(v.data) + needed, 0, bytes - needed);
-  return v.data;
+PyType_Slot cache_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(cache_buffer)},
+                             {0, nullptr}};
+
+// The memory of a cache that a forward left, or that a caller lends: what is too much of that is
+// set to zeros where it is written.
+CacheMemory memory_of(nb::handle object, bool written) {
+  View v;
+  if (nb::isinstance<Cache>(object)) {
+    const Cache& cache = *nb::inst_ptr<Cache>(object);
+    v.data = cache.data();
+    v.dtype = DType::Float32;
+    v.rank = 1;
+    v.size[0] = int64_t(cache.bytes() / sizeof(float));
+    v.stride[0] = 1;
+  } else {
+    v = written ? writable(object, "cache") : view_of(object);
+  }
+  return [v, written](size_t needed) {
+    const size_t bytes = v.rank == 1 ? size_t(v.size[0] * item_bytes(v.dtype)) : 0;
+    if (v.rank != 1 || v.dtype == DType::Bool || bytes < needed ||
+        (v.size[0] > 1 && v.stride[0] != 1))
+      throw std::invalid_argument("cache: expected what the forward call left");
+    if (written) std::memset(static_cast<char*>(v.data) + needed, 0, bytes - needed);
+    return v.data;
+  };
 }
 
 nb::object layer_forward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object out,
                          nb::object weights, nb::object keep) {
   const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets);
   const faces::LayerResults results{writable(out, "out"), writable(weights, "weights")};
-  std::unique_ptr<NewCache> made;
-  void* cache = nullptr;
-  if (keep.ptr() == Py_True) {
-    made = std::make_unique<NewCache>(cache_bytes(arguments), arguments.tensors.query.dtype);
-    cache = made->data();
-  } else if (keep.ptr() != Py_False) {
-    cache = lent(keep, cache_bytes(arguments), true);
-  }
-  run_engine([&] { return engine().layer_forward(arguments, results, cache); });
-  return made ? made->release() : nb::none();
+  Cache made;
+  CacheMemory memory;
+  if (keep.ptr() == Py_True)
+    memory = [&](size_t bytes) { return made.make(bytes); };
+  else if (keep.ptr() != Py_False)
+    memory = memory_of(keep, true);
+  run_engine([&] { return engine().layer_forward(arguments, results, memory); });
+  return made.data() ? nb::cast(std::move(made)) : nb::none();
 }
 
 void layer_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object cache,
@@ -87,7 +95,7 @@ void layer_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb
   const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets);
   const faces::LayerResults results{view_of(d_out), view_of(d_weights)};
   const faces::LayerTensors to = layer_gradients(gradients);
-  const void* kept = lent(cache, cache_bytes(arguments), false);
+  const CacheMemory kept = memory_of(cache, false);
   run_engine([&] { return engine().layer_backward(arguments, kept, results, to); });
 }
 
@@ -127,12 +135,13 @@ void merge_attention(nb::tuple outs, nb::tuple lses, nb::object out, nb::object 
 }  // namespace
 
 void add_calls(nb::module_& m) {
+  nb::class_<Cache>(m, "Cache", nb::type_slots(cache_slots));
   m.def("layer_forward", &layer_forward, "options"_a, "tensors"_a, "offsets"_a.none(), "out"_a,
         "weights"_a.none(), "keep"_a,
         nb::sig("def layer_forward(options: multihead.arguments.LayerOptions, "
                 "tensors: multihead.arguments.LayerTensors, "
                 "offsets: tuple[object, object] | None, out: object, weights: object | None, "
-                "keep: object) -> numpy.typing.NDArray[typing.Any] | None"));
+                "keep: object) -> Cache | None"));
   m.def("layer_backward", &layer_backward, "options"_a, "tensors"_a, "offsets"_a.none(), "cache"_a,
         "d_out"_a, "d_weights"_a.none(), "gradients"_a,
         nb::sig("def layer_backward(options: multihead.arguments.LayerOptions, "

@@ -58,6 +58,7 @@ NB_MODULE(_native, m) {
   add_bfloat16(m);
   m.def("set_num_threads", [](int n) { engine().set_num_threads(n); }, "threads"_a);
   m.def("get_num_threads", [] { return engine().num_threads(); });
+  m.def("set_little", [](int64_t n) { engine().set_little(n); }, "multiplications"_a);
   m.def("isa", &binding::isa);
   m.def("use_isa", &binding::use_isa, "name"_a);  // of calls from now on; returns the one before
   m.def("available_isas", &binding::available_isas);

@@ -1,5 +1,8 @@
 #include "views.h"
 
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/ndarraytypes.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -78,46 +81,41 @@ View borrowed_view(nb::handle object) {
   return v;
 }
 
-// NumPy's arrays speak the buffer protocol, which is the shortest way.
-struct Buffer {
-  Py_buffer view;
-  explicit Buffer(PyObject* object) {
-    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0)
-      throw nb::python_error();
-  }
-  ~Buffer() { PyBuffer_Release(&view); }
-};
-
+// Of NumPy's arrays the fields themselves are read, which is the shortest way.
 bool is_numpy(nb::handle object) {
   static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
       nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
   return Py_TYPE(object.ptr()) == type;
 }
 
-DType dtype_of(const Py_buffer& b) {
-  const char* const f = b.format ? b.format : "";
-  if (f[0] && !f[1]) {
-    if (f[0] == 'f') return DType::Float32;
-    if (f[0] == 'd') return DType::Float64;
-    if (f[0] == '?') return DType::Bool;
+DType dtype_of(PyArrayObject* array) {
+  switch (PyArray_TYPE(array)) {
+    case NPY_FLOAT32:
+      return DType::Float32;
+    case NPY_FLOAT64:
+      return DType::Float64;
+    case NPY_BOOL:
+      return DType::Bool;
+    default:
+      throw nb::type_error("array: expected float32, float64 or bool");
   }
-  throw nb::type_error("array: expected float32, float64 or bool");
 }
 
-View buffer_view(nb::handle object, bool* readonly) {
-  const Buffer buffer(object.ptr());
-  const Py_buffer& b = buffer.view;
-  if (b.ndim > kMaxRank) too_many_axes();
+View numpy_view(nb::handle object) {
+  auto* const array = reinterpret_cast<PyArrayObject*>(object.ptr());
+  if (PyArray_NDIM(array) > kMaxRank) too_many_axes();
   View v;
-  v.data = b.buf;
-  v.dtype = dtype_of(b);
-  v.rank = b.ndim;
-  for (int i = 0; i < b.ndim; ++i) {
-    v.size[i] = b.shape[i];
-    v.stride[i] = b.strides[i] / b.itemsize;
-    if (b.strides[i] % b.itemsize != 0) throw nb::value_error("array: expected whole elements");
+  v.data = PyArray_DATA(array);
+  v.dtype = dtype_of(array);
+  v.rank = PyArray_NDIM(array);
+  const npy_intp item = item_bytes(v.dtype);
+  if (!PyArray_ISNOTSWAPPED(array)) throw nb::type_error("array: expected native byte order");
+  for (int i = 0; i < v.rank; ++i) {
+    v.size[i] = PyArray_DIM(array, i);
+    v.stride[i] = PyArray_STRIDE(array, i) / item;
+    if (PyArray_STRIDE(array, i) % item != 0)
+      throw nb::value_error("array: expected whole elements");
   }
-  *readonly = b.readonly;
   return v;
 }
 
@@ -146,16 +144,14 @@ View view_of(nb::handle object) {
   if (object.is_none()) return View{};
   if (g_exchange.type && PyObject_TypeCheck(object.ptr(), g_exchange.type))
     return borrowed_view(object);
-  bool readonly = false;
-  return is_numpy(object) ? buffer_view(object, &readonly) : array_view(nb::cast<Array>(object));
+  return is_numpy(object) ? numpy_view(object) : array_view(nb::cast<Array>(object));
 }
 
 View writable(nb::handle object, const char* name) {
-  bool readonly = false;
-  if (object.is_none() || !is_numpy(object)) return view_of(object);
-  const View v = buffer_view(object, &readonly);
-  if (readonly) throw nb::value_error((std::string(name) + ": expected a writable array").c_str());
-  return v;
+  if (!object.is_none() && is_numpy(object) &&
+      !PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(object.ptr())))
+    throw nb::value_error((std::string(name) + ": expected a writable array").c_str());
+  return view_of(object);
 }
 
 bool exchange_with(nb::handle type, nb::handle capsule) {

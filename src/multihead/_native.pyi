@@ -1,11 +1,14 @@
-"""The native engine of multihead; the Python modules say what is wrong first."""
-
-from typing import Any
+"""
+The native engine of multihead; the Python modules say what is wrong first.
+"""
 
 import numpy
 import numpy.typing
 
 import multihead.arguments
+
+class Cache:
+    pass
 
 def layer_forward(
     options: multihead.arguments.LayerOptions,
@@ -14,7 +17,7 @@ def layer_forward(
     out: object,
     weights: object | None,
     keep: object,
-) -> numpy.typing.NDArray[Any] | None: ...
+) -> Cache | None: ...
 def layer_backward(
     options: multihead.arguments.LayerOptions,
     tensors: multihead.arguments.LayerTensors,
@@ -48,6 +51,7 @@ def bfloat16_bits(array: object) -> numpy.typing.NDArray[numpy.uint16]: ...
 def dlpack_bfloat16(bits: numpy.typing.NDArray[numpy.uint16]) -> object: ...
 def set_num_threads(threads: int) -> None: ...
 def get_num_threads() -> int: ...
+def set_little(multiplications: int) -> None: ...
 def isa() -> str: ...
 def use_isa(name: str) -> str: ...
 def available_isas() -> list[str]: ...

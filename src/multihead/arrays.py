@@ -18,25 +18,22 @@ Shape: TypeAlias = tuple[int, ...]
 _FLOAT32 = np.dtype(np.float32)
 _UINT16 = np.dtype(np.uint16)
 _CPU = 1  # kDLCPU
+_DENSE = 0x101  # flags of an array: C-contiguous and aligned
 
 
 class Element(NamedTuple):
-    """A floating element type, and the NumPy dtype that the engine computes it in."""
+    """A floating element type, the NumPy dtype it is computed in, and whether that is wider."""
 
     name: str
     compute: np.dtype[Any]
-
-    @property
-    def half(self) -> bool:
-        """Whether the engine computes in another dtype."""
-        return self.name not in ("float32", "float64")
+    half: bool
 
 
 _ELEMENTS = {
-    "float32": Element("float32", _FLOAT32),
-    "float64": Element("float64", np.dtype(np.float64)),
-    "float16": Element("float16", _FLOAT32),
-    "bfloat16": Element("bfloat16", _FLOAT32),
+    "float32": Element("float32", _FLOAT32, False),
+    "float64": Element("float64", np.dtype(np.float64), False),
+    "float16": Element("float16", _FLOAT32, True),
+    "bfloat16": Element("bfloat16", _FLOAT32, True),
 }
 
 
@@ -207,10 +204,9 @@ def read(
     ValueError
         If it is not in CPU memory.
     """
-    compute = element.compute
-    if type(x) is np.ndarray and x.dtype is compute and not element.half:
-        flags = x.flags
-        if flags.c_contiguous and flags.aligned:
+    _, compute, half = element
+    if type(x) is np.ndarray and x.dtype is compute and not half:
+        if x.flags.num & _DENSE == _DENSE:
             return x, x, _NUMPY_KINDS[compute]
     raw, kind = borrow(name, x)
     if dtype_name(raw, kind) != element.name:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from multihead import _native
 from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.layouts import Dense, RaggedBatch
@@ -27,7 +28,7 @@ class LayerCache(NamedTuple):
     is_causal: bool
     dropout: tuple[float, int, int]
     average: bool | None
-    native: Array
+    native: _native.Cache
 
     def __repr__(self) -> str:
         return f"LayerCache(query={self.batch.shapes[0]}, key={self.batch.shapes[1]})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,29 @@ from multihead.arguments import LayerOptions, LayerTensors
 from multihead.arrays import Array
 from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
 from multihead.checks import boolean, wrong
-from multihead.layouts import Dense, RaggedBatch, given_once
+from multihead.layouts import Dense, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import layer_backward, layer_call, typed_as
-from multihead.state import LayerState
+from multihead.state import LayerState, checked_sizes
 from multihead.suggestions import unknown
 
 _NO_DROPOUT = (0.0, 0, 0)
+
+
+@functools.lru_cache(maxsize=256)  # to make one takes longer than the smallest attention
+def _options_without_dropout(
+    sizes: Sizes, causal: bool, average: bool | None, tokens_first: bool
+) -> LayerOptions:
+    return LayerOptions(
+        num_heads=sizes.heads,
+        zero_row=sizes.zero_row,
+        causal=causal,
+        average=average,
+        tokens_first=tokens_first,
+        dropout_p=0.0,
+        seed=None,
+    )
 
 
 class MultiheadAttention(LayerState):
@@ -127,18 +143,8 @@ class MultiheadAttention(LayerState):
             raise unknown(MultiheadAttention.__init__, unknown_options)
         if device is not None and str(device) != "cpu":
             raise wrong("device", 'None or "cpu"', repr(device))
-        super().__init__(
-            embed_dim,
-            num_heads,
-            dropout,
-            bias,
-            add_bias_kv,
-            add_zero_attn,
-            kdim,
-            vdim,
-            batch_first,
-            dtype,
-        )
+        sizes = checked_sizes(embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim)
+        super().__init__(sizes, dropout, batch_first, dtype)
         self.rng_state = (seed_from(seed), 0)
         self._initialise(np.random.default_rng(self.rng_state[0]))
 
@@ -250,7 +256,7 @@ class MultiheadAttention(LayerState):
         try:
             native = _native.layer_forward(
                 self._options(batch, is_causal, average, dropout),
-                LayerTensors(*given_once(*batch.inputs), *masks, *self._params_now()),
+                LayerTensors._make((*given_once(*batch.inputs), *masks, *self._params_now())),
                 batch.offsets,
                 out,
                 weights_memory,
@@ -361,7 +367,7 @@ class MultiheadAttention(LayerState):
         with self._lock:
             _native.layer_backward(
                 self._options(batch, call.is_causal, call.average, call.dropout),
-                LayerTensors(*batch.inputs, *call.mask_arrays, *self._params_now()),
+                LayerTensors._make((*batch.inputs, *call.mask_arrays, *self._params_now())),
                 batch.offsets,
                 call.native,
                 d_out_array,
@@ -387,7 +393,8 @@ class MultiheadAttention(LayerState):
         average: bool | None,
         dropout: tuple[float, int, int],
     ) -> LayerOptions:
-        sizes = self._sizes
-        return LayerOptions(
-            sizes.heads, sizes.zero_row, causal, average, batch.tokens_first, *dropout
-        )
+        options = _options_without_dropout(self._sizes, causal, average, batch.tokens_first)
+        if dropout is _NO_DROPOUT:
+            return options
+        p, seed, counter = dropout
+        return options._replace(dropout_p=p, seed=seed, counter=counter)

@@ -5,6 +5,7 @@ Both have the same methods, so that the layer's forward and backward are written
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,6 +61,41 @@ def given_once(query: Array, key: Array, value: Array) -> GivenOnce:
     return query, None if key is query else key, None if value is key else value
 
 
+class DenseSizes(NamedTuple):
+    """What the shapes of dense inputs say."""
+
+    batched: bool
+    tokens_first: bool
+    batch: int
+    queries: int
+    keys: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _dense_sizes(sizes: Sizes, batch_first: bool, q: Shape, k: Shape, v: Shape) -> DenseSizes:
+    """Check the shapes of query, key and value against a layer's sizes."""
+
+    def forms(length: str, width: int) -> str:
+        batched = ("N", length, width) if batch_first else (length, "N", width)
+        return f"{dims(*batched)} or {dims(length, width)}"
+
+    if len(q) not in (2, 3) or q[-1] != sizes.embed:
+        raise wrong("query", forms("L", sizes.embed), q)
+    if len(k) not in (2, 3) or k[-1] != sizes.kdim:
+        raise wrong("key", forms("S", sizes.kdim), k)
+    batched = len(q) == 3
+    tokens_first = batched and not batch_first
+    axis = 1 if tokens_first else 0
+    batch = q[axis] if batched else 1
+    if len(k) != len(q) or (batched and k[axis] != batch):
+        form = [batch, "S"] if batched else ["S"]
+        raise wrong("key", dims(*(form[::-1] if tokens_first else form), sizes.kdim), k)
+    if v[:-1] != k[:-1] or v[-1] != sizes.vdim:
+        raise wrong("value", (*k[:-1], sizes.vdim), v)
+    tokens = 0 if tokens_first else -2
+    return DenseSizes(batched, tokens_first, batch, q[tokens], k[tokens])
+
+
 class Dense:
     """Inputs (L, E), (L, N, E) or, batch first, (N, L, E), which the engine takes as they are."""
 
@@ -69,36 +105,17 @@ class Dense:
         self, element: Element, sizes: Sizes, batch_first: bool, query: Any, key: Any, value: Any
     ) -> None:
         self.element, self.sizes = element, sizes
-        (q, k, v), self.raw, self.kinds = _read_three(element, query, key, value)
-        self.shapes = (q.shape, k.shape, v.shape)
-        self.batched = q.ndim == 3
-        self.tokens_first = self.batched and not batch_first
-        if q.ndim not in (2, 3) or q.shape[-1] != sizes.embed:
-            raise wrong("query", self._forms("L", sizes.embed, batch_first), q.shape)
-        axis = 0 if batch_first else 1
-        self.batch: int = q.shape[axis] if self.batched else 1
-        self.queries: int = q.shape[-2] if batch_first else q.shape[0]
-        if k.ndim not in (2, 3) or k.shape[-1] != sizes.kdim:
-            raise wrong("key", self._forms("S", sizes.kdim, batch_first), k.shape)
-        if k.ndim != q.ndim or (self.batched and k.shape[axis] != self.batch):
-            raise wrong("key", self._form("S", sizes.kdim), k.shape)
-        self.keys: int = k.shape[-2] if batch_first else k.shape[0]
-        if v.shape[:-1] != k.shape[:-1] or v.shape[-1] != sizes.vdim:
-            raise wrong("value", (*k.shape[:-1], sizes.vdim), v.shape)
-        self.inputs: Inputs = (q, k, v)
-
-    @staticmethod
-    def _forms(length: str, width: int, batch_first: bool) -> str:
-        batched = ("N", length, width) if batch_first else (length, "N", width)
-        return f"{dims(*batched)} or {dims(length, width)}"
-
-    def _form(self, length: str, width: int) -> str:
-        if not self.batched:
-            return dims(length, width)
-        return dims(*((length, self.batch) if self.tokens_first else (self.batch, length)), width)
+        self.inputs, self.raw, self.kinds = _read_three(element, query, key, value)
+        q, k, v = self.inputs
+        shape = q.shape
+        self.shapes = (shape, shape if k is q else k.shape, shape if v is q else v.shape)
+        found = _dense_sizes(sizes, batch_first, *self.shapes)
+        self.batched, self.tokens_first, self.batch, self.queries, self.keys = found
 
     def masks(self, padding: Any, attn: Any) -> tuple[Mask | None, Mask | None]:
         """Check key_padding_mask and attn_mask."""
+        if padding is None and attn is None:
+            return None, None
         compute = self.element.compute
         shape = (self.batch, self.sizes.heads, self.queries, self.keys)
         return (

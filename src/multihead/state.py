@@ -72,22 +72,8 @@ def _flag(name: str, doc: str) -> Any:
 class LayerState(AttentionParameters):
     """Checked options, and zero parameters to fit; `MultiheadAttention` draws their values."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        dropout: float = 0.0,
-        bias: bool = True,
-        add_bias_kv: bool = False,
-        add_zero_attn: bool = False,
-        kdim: int | None = None,
-        vdim: int | None = None,
-        batch_first: bool = False,
-        dtype: Any = None,
-    ) -> None:
-        self._sizes = sizes = checked_sizes(
-            embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim
-        )
+    def __init__(self, sizes: Sizes, dropout: float, batch_first: bool, dtype: Any) -> None:
+        self._sizes = sizes
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
         super().__init__(parameter_shapes(sizes), element_of(dtype))
         self._training: bool
@@ -259,7 +245,9 @@ class LayerState(AttentionParameters):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        LayerState.__init__(self, **state["options"])
+        options = dict(state["options"])
+        sizes = checked_sizes(**{name: options.pop(name) for name in SIZE_OPTIONS})
+        LayerState.__init__(self, sizes, **options)
         self._adopt(Block(self._shapes, state["memory"]))
         if state["grads"] is not None:
             for name, grad in state["grads"].items():

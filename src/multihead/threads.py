@@ -15,7 +15,7 @@ def set_num_threads(n: int) -> None:
     ``MULTIHEAD_NUM_THREADS`` says (from 1 to 1024; anything else is an ImportError), or else the
     number of CPUs that the process may use, at most ``OMP_NUM_THREADS``: joblib and others tell
     their worker processes so what share of the machine is theirs. ``threadpoolctl`` reaches it too,
-    see `register_threadpoolctl`.
+    see `register_threadpoolctl`. The smallest calls run in the calling thread alone.
 
     Parameters
     ----------

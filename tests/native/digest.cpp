@@ -343,6 +343,7 @@ void print_all(const char* dtype) {
 // Takes the number of threads, on which nothing depends.
 int main(int count, char** words) {
   set_num_threads(count > 1 ? std::atoi(words[1]) : 2);
+  set_little(0);
   print_all<float>("float32");
   print_all<double>("float64");
 }

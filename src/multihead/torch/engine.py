@@ -53,14 +53,15 @@ def forward(
     """
     tensors, options, offsets = call
     query = tensors.query
-    out = torch.empty(query.shape, dtype=query.dtype, device="cpu")
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
     weights = new_weights(call)
     to_out, to_weights = engine_reads((out, weights))
     steps = None if offsets is None else engine_reads(offsets)
     if isinstance(keep, torch.Tensor):
         (keep,) = engine_reads((keep,))
     cache = _native.layer_forward(options, engine_reads(tensors), steps, to_out, to_weights, keep)
-    return out, weights, None if cache is None else torch.from_numpy(cache)
+    kept = None if cache is None else torch.frombuffer(cache, dtype=query.dtype)
+    return out, weights, kept
 
 
 def backward(

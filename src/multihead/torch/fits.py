@@ -89,27 +89,32 @@ def _params_fit(module: Any, t: LayerTensors) -> bool:
 
 def _scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | None:
     """Return the shape (N, H, L, S) of the scores; None if the inputs do not fit."""
-    rank = query.dim()
-    if key.dim() != rank or value.dim() != rank or rank not in (2, 3):
-        return None
-    widths = module.embed_dim, module.kdim, module.vdim
-    if not same_shape((query.size(-1), key.size(-1), value.size(-1)), widths):
-        return None
     if query.is_nested or key.is_nested or value.is_nested:
         return _nested_scores(module, query, key, value)
-    if value is not key and not same_shape(key.shape[:-1], value.shape[:-1]):
+    q = query.shape
+    k = q if key is query else key.shape
+    v = k if value is key else value.shape
+    rank = len(q)
+    if len(k) != rank or len(v) != rank or rank not in (2, 3):
+        return None
+    if not same_shape((q[-1], k[-1], v[-1]), (module.embed_dim, module.kdim, module.vdim)):
+        return None
+    if v is not k and not same_shape(k[:-1], v[:-1]):
         return None
     if rank == 2:
-        return 1, module.num_heads, query.shape[0], key.shape[0]
+        return 1, module.num_heads, q[0], k[0]
     batch, tokens = (0, 1) if module.batch_first else (1, 0)
-    if key is not query and not same(key.shape[batch], query.shape[batch]):
+    if k is not q and not same(k[batch], q[batch]):
         return None
-    return query.shape[batch], module.num_heads, query.shape[tokens], key.shape[tokens]
+    return q[batch], module.num_heads, q[tokens], k[tokens]
 
 
 def _nested_scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | None:
     three = (query, key, value)
-    if not module.batch_first or query.dim() != 3 or not all(x.is_nested for x in three):
+    if not module.batch_first or not all(x.is_nested and x.dim() == 3 for x in three):
+        return None
+    widths = module.embed_dim, module.kdim, module.vdim
+    if not same_shape([x.size(-1) for x in three], widths):
         return None
     if len({x.size(0) for x in three}) != 1:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_scri
 from multihead.torch.symbolic import as_leaf, is_symbolic
 
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
-_PARAMETERS = (
+# in the order of `LayerTensors`
+_OF_INPUTS = (
     "in_proj_weight",
     "q_proj_weight",
     "k_proj_weight",
@@ -29,6 +31,7 @@ _PARAMETERS = (
     "bias_k",
     "bias_v",
 )
+_OF_OUT = ("weight", "bias")
 _WAYS = Ways(
     engine=lambda call: forward(call, False)[:2],
     function=attend,
@@ -215,27 +218,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         query, key, value = inputs
         if value is key:  # the engine projects one tensor once
             key, value = None if key is query else key, None
-        padding, mask = masks
-        own, out_proj = self._parameters, self.out_proj
-        packed, q, k, v, biases, bias_k, bias_v = [
-            own[name] if name in own else getattr(self, name) for name in _PARAMETERS
-        ]
-        return LayerTensors(
-            query=query,
-            key=key,
-            value=value,
-            padding=padding,
-            mask=mask,
-            in_weight=packed,
-            q_weight=q,
-            k_weight=k,
-            v_weight=v,
-            in_bias=biases,
-            bias_k=bias_k,
-            bias_v=bias_v,
-            out_weight=None if custom else out_proj.weight,
-            out_bias=None if custom else out_proj.bias,
-        )
+        own = _parameters(self, _OF_INPUTS)
+        of_out = (None, None) if custom else _parameters(self._modules["out_proj"], _OF_OUT)
+        return LayerTensors._make((query, key, value, *masks, *own, *of_out))
 
     def _lets_inputs_change(self, tensors: LayerTensors, unbatched: bool) -> bool:
         """Whether PyTorch lets inputs change in place before backward: it copies, or keeps none."""
@@ -252,14 +237,20 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return int(self.bias_k is not None) + int(self.add_zero_attn)
 
     def _out_proj_is_custom(self) -> bool:
-        m = self.out_proj
+        m: Any = self._modules["out_proj"]
         return type(m) is not _PLAIN or bool(
             "forward" in m.__dict__
-            or m._forward_hooks.keys() - {_HOOK}
+            or len(m._forward_hooks) > (_HOOK in m._forward_hooks)
             or m._forward_pre_hooks
             or m._backward_hooks
             or m._backward_pre_hooks
         )
+
+
+def _parameters(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
+    """Return parameters; the module itself is asked only for what is not among its own."""
+    own = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]
 
 
 def _widened(x: Any, width: torch.dtype) -> Any:

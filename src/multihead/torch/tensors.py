@@ -42,11 +42,30 @@ def engine_reads(tensors: _Tensors) -> _Tensors:
     return read
 
 
+def _keys(x: torch.Tensor) -> int:
+    """Return what PyTorch dispatches on: device, layout, signs to be turned, what is in its way."""
+    keys: int = torch._C._dispatch_keys(x).raw_repr()
+    return keys
+
+
+def _usual_keys() -> frozenset[int]:
+    made = [torch.empty(0, device="cpu")]
+    with torch.inference_mode():
+        made.append(torch.empty(0, device="cpu"))
+    return frozenset(map(_keys, made))
+
+
+_USUAL = _usual_keys()
+
+
 def readable(x: torch.Tensor) -> bool:
     """Whether a tensor is a usual one in CPU memory, or stands for one while PyTorch traces."""
     kind = type(x)
+    own = kind is torch.Tensor or kind is torch.nn.Parameter
+    if own and not torch.compiler.is_compiling() and _keys(x) in _USUAL:  # nearly always
+        return True
     layout = x.layout
-    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+    if not own:
         jagged = x.is_nested and layout == torch.jagged
         if not jagged and not isinstance(x, _STAND_INS):
             return False
