@@ -11,13 +11,15 @@ The maths is that of Vaswani et al., "Attention Is All You Need" (2017).
 
 from __future__ import annotations
 
-from multihead.reference.core import AttentionResult, attention, attention_backward
+from multihead.reference.core import AttentionResult, Rules, attention, attention_backward
 from multihead.reference.dropout import dropout_mask
-from multihead.reference.layer import Result, backward, forward
+from multihead.reference.layer import Options, Result, backward, forward
 
 __all__ = [
     "AttentionResult",
+    "Options",
     "Result",
+    "Rules",
     "attention",
     "attention_backward",
     "backward",

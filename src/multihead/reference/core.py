@@ -14,6 +14,33 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What stands between q kᵀ and the weights, besides masks.
+
+    Attributes
+    ----------
+    is_causal : bool
+        Query i sees keys j <= i, in global positions.
+    scale : float, optional
+        Factor of the scores; 1 / sqrt(D) by default.
+    dropout, seed, counter
+        As in `dropout_mask`.
+    offsets : tuple of four int
+        What to add to batch, head, query and key indices to get global positions.
+    keys : array_like of int (S,), optional
+        Positions of the keys in the dropout mask, instead of key offset + 0, 1, 2...
+    """
+
+    is_causal: bool = False
+    scale: float | None = None
+    dropout: float = 0.0
+    seed: int = 0
+    counter: int = 0
+    offsets: tuple[int, int, int, int] = (0, 0, 0, 0)
+    keys: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
 class AttentionResult:
     """What `attention` computed, and what its backward reads.
 
@@ -61,14 +88,7 @@ def attention(
     k: ArrayLike,
     v: ArrayLike,
     attn_mask: ArrayLike | None = None,
-    *,
-    is_causal: bool = False,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    seed: int = 0,
-    counter: int = 0,
-    offsets: tuple[int, int, int, int] = (0, 0, 0, 0),
-    keys: ArrayLike | None = None,
+    **rules: Any,
 ) -> AttentionResult:
     """Softmax(q kᵀ · scale + attn_mask) v, for every batch entry and head.
 
@@ -77,16 +97,8 @@ def attention(
     q, k, v : array_like (N, H, L, D), (N, H, S, D), (N, H, S, Dv)
     attn_mask : array_like, optional
         Broadcastable to (N, H, L, S). Boolean: True = ignore. Float: added to the scores.
-    is_causal : bool
-        Query i sees keys j <= i, in global positions.
-    scale : float, optional
-        Factor of the scores; 1 / sqrt(D) by default.
-    dropout, seed, counter
-        As in `dropout_mask`.
-    offsets : tuple of four int
-        What to add to batch, head, query and key indices to get global positions.
-    keys : array_like of int (S,), optional
-        Positions of the keys in the dropout mask, instead of key offset + 0, 1, 2...
+    **rules
+        The fields of `Rules`.
 
     Examples
     --------
@@ -97,14 +109,15 @@ def attention(
     """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     (n, h, length, d), s = q.shape, k.shape[2]
-    scale = d**-0.5 if scale is None else scale
+    rule = Rules(**rules)
+    scale = d**-0.5 if rule.scale is None else rule.scale
     batch, head, query, key = (
-        o + np.arange(size) for o, size in zip(offsets, (n, h, length, s), strict=True)
+        o + np.arange(size) for o, size in zip(rule.offsets, (n, h, length, s), strict=True)
     )
 
     # Which keys does each query see?
     visible = np.ones((n, h, length, s), bool)
-    if is_causal:
+    if rule.is_causal:
         visible &= key <= query[:, None]
     added = np.zeros(())
     if attn_mask is not None:
@@ -124,9 +137,9 @@ def attention(
 
     # Dropout, then the weighted sum of the values.
     kept, keep_scale = visible, 1.0
-    if dropout > 0.0:
-        positions = key if keys is None else keys
-        keep, keep_scale = dropout_mask(seed, counter, batch, head, query, positions, dropout)
+    if rule.dropout > 0.0:
+        positions = (batch, head, query, key if rule.keys is None else rule.keys)
+        keep, keep_scale = dropout_mask(rule.seed, rule.counter, *positions, rule.dropout)
         kept = visible & keep
     weights = np.where(kept, p * keep_scale, 0.0)
     out = _product(weights, v, kept)

@@ -14,6 +14,29 @@ from multihead.reference.dropout import BIAS_KEY, ZERO_KEY
 
 
 @dataclass(frozen=True)
+class Options:
+    """What a call of the layer says besides its arrays.
+
+    Attributes
+    ----------
+    num_heads : int
+    is_causal : bool
+        Query i sees keys j <= i, besides what the masks say.
+    add_zero_attn : bool
+        Append a zero key with a zero value.
+    dropout, seed, counter
+        As in `dropout_mask`.
+    """
+
+    num_heads: int
+    is_causal: bool = False
+    add_zero_attn: bool = False
+    dropout: float = 0.0
+    seed: int = 0
+    counter: int = 0
+
+
+@dataclass(frozen=True)
 class Result:
     """What `forward` computed, and what `backward` reads.
 
@@ -81,14 +104,9 @@ def forward(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    num_heads: int,
     key_padding_mask: ArrayLike | None = None,
     attn_mask: ArrayLike | None = None,
-    is_causal: bool = False,
-    add_zero_attn: bool = False,
-    dropout: float = 0.0,
-    seed: int = 0,
-    counter: int = 0,
+    **options: Any,
 ) -> Result:
     """Run the layer, batch first, in float64.
 
@@ -99,17 +117,12 @@ def forward(
         k_proj_weight, v_proj_weight; in_proj_bias (3E,), bias_k and bias_v (1, 1, E),
         out_proj.bias (E,) where the layer has them; out_proj.weight (E, E).
     query, key, value : array_like (N, L, E), (N, S, kdim), (N, S, vdim)
-    num_heads : int
     key_padding_mask : array_like (N, S), optional
         Boolean: True = ignore the key. Float: added to the scores. A hidden key is never read.
     attn_mask : array_like, optional
         Broadcastable to (N, H, L, S). Boolean: True = ignore. Float: added to the scores.
-    is_causal : bool
-        Query i sees keys j <= i, besides what the masks say.
-    add_zero_attn : bool
-        Append a zero key with a zero value.
-    dropout, seed, counter
-        As in `dropout_mask`.
+    **options
+        The fields of `Options`; `num_heads` must be given.
 
     Returns
     -------
@@ -122,12 +135,13 @@ def forward(
     >>> forward(params, x, x, x, num_heads=1, is_causal=True).out.round(2).tolist()
     [[[1.0, 0.0], [0.33, 0.67]]]
     """
+    o = Options(**options)
     p = {name: np.asarray(array, np.float64) for name, array in params.items()}
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     (n, length, _), s = query.shape, key.shape[1]
 
     # 1. One mask for everything; what key_padding_mask hides is never read.
-    mask = np.zeros((n, num_heads, length, s))
+    mask = np.zeros((n, o.num_heads, length, s))
     if attn_mask is not None:
         attn_mask = np.asarray(attn_mask)
         mask = mask + _additive(attn_mask)
@@ -139,7 +153,7 @@ def forward(
         hidden = np.isneginf(mask) | padded[:, None, None]
         both = np.maximum(mask + padding[:, None, None], np.finfo(np.float64).min)
         mask = np.where(hidden, -np.inf, both)
-    if is_causal:
+    if o.is_causal:
         mask = np.where(np.arange(s) > np.arange(length)[:, None], -np.inf, mask)
 
     # 2. Projections.
@@ -154,25 +168,17 @@ def forward(
             for x, b in ((k, "bias_k"), (v, "bias_v"))
         )
         positions.append(BIAS_KEY)
-    if add_zero_attn:
+    if o.add_zero_attn:
         k, v = (np.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (k, v))
         positions.append(ZERO_KEY)
     mask = np.pad(mask, ((0, 0), (0, 0), (0, 0), (0, len(positions) - s)))
 
     # 4. Heads.
-    q, k, v = (_split_heads(x, num_heads) for x in (q, k, v))
+    q, k, v = (_split_heads(x, o.num_heads) for x in (q, k, v))
 
     # 5. Attention.
-    core = attention(
-        q,
-        k,
-        v,
-        mask,
-        dropout=dropout,
-        seed=seed,
-        counter=counter,
-        keys=np.array(positions, np.uint64),
-    )
+    drawn = {"dropout": o.dropout, "seed": o.seed, "counter": o.counter}
+    core = attention(q, k, v, mask, **drawn, keys=np.array(positions, np.uint64))
 
     # 6. Heads side by side, and the output projection.
     merged = _merge_heads(core.out)
