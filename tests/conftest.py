@@ -33,6 +33,13 @@ def _seed(request: pytest.FixtureRequest) -> int:
     return zlib.crc32(request.node.name.encode())
 
 
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Start PyTorch's generator, where a test uses PyTorch, from the name of the test."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(_seed(request))
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the name of the test."""

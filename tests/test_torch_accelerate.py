@@ -21,11 +21,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(31)
-
-
 def encoder(**options: Any) -> torch.nn.TransformerEncoder:
     how = {"batch_first": True, "dtype": torch.float64} | options
     layer = torch.nn.TransformerEncoderLayer(12, 2, 24, 0.0, **how)

@@ -24,8 +24,7 @@ pytorch_s = torch.nn.functional.scaled_dot_product_attention
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(41)
+def compiled_anew() -> None:
     torch._dynamo.reset()
 
 

@@ -22,11 +22,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(23)
-
-
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
     assert_close(found.detach().numpy(), expected.detach().numpy(), 1e-11)

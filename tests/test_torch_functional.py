@@ -28,11 +28,6 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 MASKS = ("none", "causal", "bool", "bool row", "float", "float 2-D", "float row")
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(29)
-
-
 def mask_of(kind: str, scores: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
     if kind in ("none", "causal"):
         return None

@@ -13,11 +13,6 @@ from tolerance import CANCELLED, assert_close
 pytorch_s = torch.nn.functional.scaled_dot_product_attention
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(43)
-
-
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     a, b = found.detach().numpy(), expected.detach().numpy()
     assert_close(a, b, 1e-11, scale=CANCELLED)

@@ -20,12 +20,6 @@ from tolerance import CANCELLED, TORCH, assert_close, tolerance
 BOUND = {torch.float32: tolerance(TORCH, "float32"), torch.float64: tolerance(TORCH, "float64")}
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Start from one state of PyTorch's generator."""
-    torch.manual_seed(11)
-
-
 def pair(*args: Any, **kwargs: Any) -> tuple[torch.nn.MultiheadAttention, MultiheadAttention]:
     """PyTorch's module and ours, with the same parameters."""
     theirs = torch.nn.MultiheadAttention(*args, **kwargs)

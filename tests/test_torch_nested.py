@@ -24,11 +24,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(23)
-
-
 def nested(parts: list[torch.Tensor], layout: Any, offsets: Any = None) -> torch.Tensor:
     """Leaves in, their NestedTensor out, with a graph in between."""
     if layout == torch.strided:

@@ -19,11 +19,6 @@ from tolerance import assert_close
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(120)]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(29)
-
-
 def translated(model: torch.nn.Module, inputs: tuple[Any, ...], opset: int) -> set[str]:
     """Assert that a model's ONNX program computes the same; return its operations."""
     program = torch.onnx.export(

@@ -15,11 +15,6 @@ from multihead.torch import MultiheadAttention, accelerate, restore, scaled_dot_
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(37)
-
-
 class Around(torch.nn.Module):
     def __init__(self, kind: Any = MultiheadAttention) -> None:
         super().__init__()
