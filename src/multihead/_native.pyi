@@ -1,6 +1,4 @@
-"""
-The native engine of multihead; the Python modules say what is wrong first.
-"""
+"""The native engine of multihead; the Python modules say what is wrong first."""
 
 import numpy
 import numpy.typing
