@@ -162,9 +162,10 @@ def targets(results: Mapping[str, Results]) -> str:
         form, bound, value = forms[each["name"]], each["bound"], each["value"]
         sign = "≤" if each["at_most"] else "≥"
         wanted = NOTHING if bound is None else f"{sign} {form.format(bound)}"
-        busy = each["granted_processor_time"] < QUIET
-        reached = NOTHING if value is None or busy else form.format(value)
-        rows.append([f"`{each['name']}`", each["what"], wanted, reached, each["verdict"]])
+        quiet = _quiet(each)
+        reached = form.format(value) if value is not None and quiet else NOTHING
+        verdict = each["verdict"] if value is None or quiet else BUSY
+        rows.append([f"`{each['name']}`", each["what"], wanted, reached, verdict])
     heading = ["target", "what", "wanted", "reached", "verdict"]
     return f"{origin(found)}\n\n{table(heading, rows)}"
 
@@ -224,8 +225,14 @@ def _values(found: Results) -> dict[str, float]:
     return {
         each["name"]: each["value"]
         for each in found["targets"]
-        if each["value"] is not None and each["granted_processor_time"] >= QUIET
+        if each["value"] is not None and _quiet(each)
     }
+
+
+def _quiet(target: Results) -> bool:
+    """Whether nothing disturbed a target: more than the limit says that the limit was."""
+    beyond = re.match(r"share-|avx2-", target["name"]) and (target["value"] or 0) > 1
+    return bool(target["granted_processor_time"] >= QUIET and not beyond)
 
 
 def _written(found: Results) -> dict[str, str]:
