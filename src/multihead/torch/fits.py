@@ -99,12 +99,12 @@ def _scores(module: Any, query: Any, key: Any, value: Any) -> tuple[int, ...] | 
         return None
     if not same_shape((q[-1], k[-1], v[-1]), (module.embed_dim, module.kdim, module.vdim)):
         return None
-    if v is not k and not same_shape(k[:-1], v[:-1]):
+    if value is not key and not same_shape(k[:-1], v[:-1]):
         return None
     if rank == 2:
         return 1, module.num_heads, q[0], k[0]
     batch, tokens = (0, 1) if module.batch_first else (1, 0)
-    if k is not q and not same(k[batch], q[batch]):
+    if key is not query and not same(k[batch], q[batch]):
         return None
     return q[batch], module.num_heads, q[tokens], k[tokens]
 
