@@ -47,15 +47,16 @@ const EngineTable kTable = {
             check_results(call, d_results);
             const AttentionGradients to = attention_gradients(call, gradients);
             const View& q = call.q;
-            check_shape("delta", delta, q.dtype, {q.size[0], q.size[1], q.size[2]});
+            check_shape("delta", delta, computed_in(q.dtype), {q.size[0], q.size[1], q.size[2]});
             attention_backward(call, d_results.stats, delta, d_results.out, to);
           });
         },
     .row_dot =
         [](const View& a, const View& b, const View& result) {
           return guarded([&] {
-            check_shape("out", b, a.dtype, {a.size[0], a.size[1], a.size[2], a.size[3]});
-            check_shape("delta", result, a.dtype, {a.size[0], a.size[1], a.size[2]});
+            const DType of_out = b.dtype == computed_in(a.dtype) ? b.dtype : a.dtype;
+            check_shape("out", b, of_out, {a.size[0], a.size[1], a.size[2], a.size[3]});
+            check_shape("delta", result, computed_in(a.dtype), {a.size[0], a.size[1], a.size[2]});
             row_dot(a, b, result);
           });
         },

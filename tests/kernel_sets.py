@@ -23,7 +23,7 @@ EXACT = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wno-psab
 KERNELS = ("-Wno-maybe-uninitialized", ROOT / "csrc/kernels/kernels.cpp")
 SETS = {
     "avx512": ("64", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
-    "avx2": ("32", "-mavx2", "-mfma"),
+    "avx2": ("32", "-mavx2", "-mfma", "-mf16c"),
     "neon": ("16",),
     "baseline": ("16",),
 }

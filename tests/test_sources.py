@@ -13,7 +13,7 @@ SOURCES = sorted(CSRC.rglob("*.h")) + sorted(CSRC.rglob("*.cpp"))
 # lacks; vector types and shuffles, which the kernels are written in, are not among them
 SYSTEM = re.compile(
     r"#\s*pragma (?!once)|__attribute__|__declspec|\basm\b"
-    r"|__builtin_(?!inf\b|memcpy\b|shufflevector\b)\w+"
+    r"|__builtin_(?!inf\b|memcpy\b|shufflevector\b|convertvector\b)\w+"
     r"|\b(pthread|sched|clock|posix|dl)_?(open|sym|atfork|\w*affinity|get\w*time|getcpu\w*)\b"
     r"|\b(pthread_\w+|aligned_alloc|madvise|mmap|sysconf|_aligned_\w+)\b"
     r"|<(sys/\w+|unistd|pthread|sched|dlfcn|windows|malloc)\.h>"

@@ -12,7 +12,7 @@ sets=("baseline 16")
 case $(uname -m) in
   x86_64 | amd64)
     flags+=(-DMULTIHEAD_X86)
-    sets+=("avx2 32 -mavx2 -mfma" "avx512 64 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma") ;;
+    sets+=("avx2 32 -mavx2 -mfma -mf16c" "avx512 64 -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma") ;;
   aarch64 | arm64)
     flags+=(-DMULTIHEAD_ARM64)
     sets+=("neon 16") ;;

@@ -24,7 +24,7 @@ FLAGS = ("-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-shared", "-fvisibility=hidd
 EXACT = ("-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
 ISAS: dict[str, tuple[int, tuple[str, ...]]] = {
     "avx512": (64, ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma")),
-    "avx2": (32, ("-mavx2", "-mfma")),
+    "avx2": (32, ("-mavx2", "-mfma", "-mf16c")),
     "neon": (16, ()),
     "baseline": (16, ()),
 }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "half.h"
+#include "../kernels/storage.h"
 
 namespace multihead::bnns {
 namespace {
@@ -49,7 +49,7 @@ float load(const char* at, BNNSDataType type) {
   }
   uint16_t bits;
   std::memcpy(&bits, at, 2);
-  return type == BNNSDataTypeFloat16 ? half_to_float(bits) : bfloat16_to_float(bits);
+  return type == BNNSDataTypeFloat16 ? widen(Float16{bits}) : widen(BFloat16{bits});
 }
 
 void store(char* at, BNNSDataType type, float x) {
@@ -57,8 +57,10 @@ void store(char* at, BNNSDataType type, float x) {
     std::memcpy(at, &x, 4);
     return;
   }
-  const uint16_t bits = type == BNNSDataTypeFloat16 ? float_to_half(x) : float_to_bfloat16(x);
-  std::memcpy(at, &bits, 2);
+  Float16 half;
+  BFloat16 brain;
+  narrow(half, x), narrow(brain, x);
+  std::memcpy(at, type == BNNSDataTypeFloat16 ? &half.bits : &brain.bits, 2);
 }
 
 // f(element's address) for every element, in the order of the indices.

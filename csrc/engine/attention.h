@@ -38,8 +38,7 @@ struct WeightsView {
   View view;          // dense: (N, 1 or H, L, S'); ragged: flat, see Sequence::pairs
   int64_t heads = 0;  // 0: not wanted
 
-  template <class E>
-  E* row(const Plan& plan, const TileAt& at, int64_t query) const;
+  void* row(const Plan& plan, const TileAt& at, int64_t query) const;
   int64_t stride() const { return view.rank == 4 ? view.stride[3] : 1; }
   // The part of a head's weight in what is returned.
   double share(const Plan& plan) const { return heads == 1 ? 1.0 / double(plan.heads.count) : 1.0; }
@@ -115,7 +114,7 @@ class Attention {
   void forward(const TileAt& at, const AttentionTiles<E>& tiles, Arena arena) const;
   void weights(const TileAt& at, const AttentionTiles<E>& tiles, const WeightsView& weights,
                Arena arena) const;
-  void write_weights(const TileAt& at, const Acc<E>* tile, E* const* rows, int64_t stride) const;
+  void write_weights(const WeightsView& weights, const TileAt& at, const Acc<E>* tile) const;
   void load_weights(const WeightsView& weights, const TileAt& at, Acc<E> factor,
                     Acc<E>* tile) const;
 

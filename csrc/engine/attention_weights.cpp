@@ -5,20 +5,21 @@
 
 namespace multihead {
 
-template <class E>
-E* WeightsView::row(const Plan& plan, const TileAt& at, int64_t query) const {
+void* WeightsView::row(const Plan& plan, const TileAt& at, int64_t query) const {
   const int64_t head = heads == 1 ? 0 : at.head;
-  if (view.rank == 4) return view.as<E>() + view.at(at.batch, head, query);
+  if (view.rank == 4) return view.address(view.at(at.batch, head, query));
   const Sequence& s = at.sequence;
   const int64_t columns = s.source_keys + plan.extra_keys();
-  return view.as<E>() + s.pairs * heads + (head * s.queries + query) * columns;
+  return view.address(s.pairs * heads + (head * s.queries + query) * columns);
 }
 
-template <class E>
-static void weight_rows(const WeightsView& weights, const Plan& plan, const TileAt& at, E** rows) {
-  const int64_t n = at.queries();
+// Rows of a tile's queries, from a column on; null after the last one.
+static void weight_rows(const WeightsView& weights, const Plan& plan, const TileAt& at,
+                        int64_t column, void** rows) {
+  const int64_t n = at.queries(), skip = column * weights.stride() * item_bytes(weights.view.dtype);
   for (int64_t i = 0; i < kTile; ++i)
-    rows[i] = i < n ? weights.row<E>(plan, at, at.query_tile * kTile + i) : nullptr;
+    rows[i] = i < n ? static_cast<char*>(weights.row(plan, at, at.query_tile * kTile + i)) + skip
+                    : nullptr;
 }
 
 template <class E>
@@ -68,10 +69,10 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
   const int64_t heads = heads_at_once(view, plan_), stride = view.stride();
   const WeightsScratch scratch(arena, plan_, heads);
   const int64_t columns = at.sequence.source_keys + plan_.extra_keys();
-  E* rows[kTile];
-  weight_rows(view, plan_, at, rows);
-  for (E* row : rows)
-    for (int64_t c = 0; row && c < columns; ++c) row[c * stride] = E(0);
+  void* rows[kTile];
+  weight_rows(view, plan_, at, 0, rows);
+  for (void* row : rows)
+    if (row) clear_elements(row, stride, columns, view.view.dtype);
   const auto of_head = [&](int64_t h) {
     return TileAt{at.sequence, at.batch, at.head + h, at.query_tile};
   };
@@ -97,26 +98,27 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);
       any = true;
     }
-    if (any) write_weights(at.with_keys(t), scratch.sum, rows, stride);
+    if (any) write_weights(view, at.with_keys(t), scratch.sum);
   }
 }
 
 // A tile of weights to the columns of its keys: those that padding left, and those after them.
 template <class E>
-void Attention<E>::write_weights(const TileAt& at, const Acc<E>* tile, E* const* rows,
-                                 int64_t stride) const {
+void Attention<E>::write_weights(const WeightsView& view, const TileAt& at,
+                                 const Acc<E>* tile) const {
   const Sequence& s = at.sequence;
-  const int64_t lanes = at.query_lanes(), first = at.first_key();
+  const int64_t lanes = at.query_lanes(), first = at.first_key(), stride = view.stride();
+  void* rows[kTile];
   int64_t done = 0;
   if (!s.positions) {
-    E* here[kTile];
-    for (int64_t i = 0; i < kTile; ++i) here[i] = rows[i] ? rows[i] + first * stride : nullptr;
+    weight_rows(view, plan_, at, first, rows);
     done = at.given_keys();
-    kernels_.unpack_scores(here, stride, tile, lanes, done);
+    kernels_.unpack_scores({rows, stride, view.view.dtype}, tile, lanes, done);
   }
+  weight_rows(view, plan_, at, 0, rows);
   for (int64_t j = done; j < at.keys(); ++j)
     for (int64_t i = 0; i < at.queries(); ++i)
-      rows[i][s.column(first + j) * stride] = E(tile[j * lanes + i]);
+      set_element(rows[i], s.column(first + j) * stride, view.view.dtype, tile[j * lanes + i]);
 }
 
 // And back, scaled.
@@ -125,18 +127,19 @@ void Attention<E>::load_weights(const WeightsView& view, const TileAt& at, Acc<E
                                 Acc<E>* tile) const {
   const Sequence& s = at.sequence;
   const int64_t lanes = at.query_lanes(), first = at.first_key(), stride = view.stride();
-  const E* rows[kTile];
-  weight_rows(view, plan_, at, rows);
+  void* rows[kTile];
   int64_t done = 0;
   if (!s.positions) {
-    const E* here[kTile];
-    for (int64_t i = 0; i < kTile; ++i) here[i] = rows[i] ? rows[i] + first * stride : nullptr;
+    weight_rows(view, plan_, at, first, rows);
     done = at.given_keys();
-    kernels_.pack_scores(tile, lanes, here, stride, done);
+    kernels_.pack_scores(tile, lanes, {rows, stride, view.view.dtype}, done);
   }
+  weight_rows(view, plan_, at, 0, rows);
   for (int64_t j = done; j < at.keys(); ++j)
     for (int64_t i = 0; i < lanes; ++i)
-      tile[j * lanes + i] = rows[i] ? Acc<E>(rows[i][s.column(first + j) * stride]) : Acc<E>(0);
+      tile[j * lanes + i] =
+          rows[i] ? element<Acc<E>>(rows[i], s.column(first + j) * stride, view.view.dtype)
+                  : Acc<E>(0);
   kernels_.scale_sums(tile, tile, at.keys() * lanes, factor);
 }
 

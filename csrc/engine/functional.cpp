@@ -60,12 +60,12 @@ template <class E>
 void Functional<E>::read(const View& from, Tokens tokens, E* to) {
   each_tile(tokens, [=, this](const TileAt& at) {
     const Plan& plan = run_.plan;
-    const TokenRows<const E> source = head_rows<const E>(from, at.batch, at.head);
-    const E* rows[kTile];
+    const TokenRows source = head_rows(from, at.batch, at.head);
+    void* rows[kTile];
     source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
                                                     : plan.key_tile_by_head(at, from.size[3]));
-    run_.kernels.pack(tile, lanes(at, tokens), rows, source.stride, from.size[3]);
+    run_.kernels.pack(tile, lanes(at, tokens), source.source(rows), from.size[3]);
   });
 }
 
@@ -74,12 +74,12 @@ void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
   if (!to) return;
   each_tile(tokens, [=, this](const TileAt& at) {
     const Plan& plan = run_.plan;
-    const TokenRows<E> target = head_rows<E>(to, at.batch, at.head);
-    E* rows[kTile];
+    const TokenRows target = head_rows(to, at.batch, at.head);
+    void* rows[kTile];
     target.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     const E* const tile = from + (tokens == Tokens::Queries ? plan.query_tile(at, to.size[3])
                                                             : plan.key_tile(at, to.size[3]));
-    run_.kernels.unpack(rows, target.stride, tile, lanes(at, tokens), to.size[3], false);
+    run_.kernels.unpack(target.target(rows), tile, lanes(at, tokens), to.size[3], false);
   });
 }
 
@@ -167,11 +167,13 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
 
 template <class E>
 void row_dot_of_head(const View& a, const View& b, const View& result, int64_t n, int64_t h) {
-  const TokenRows<const E> x = head_rows<const E>(a, n, h), y = head_rows<const E>(b, n, h);
+  const TokenRows x = head_rows(a, n, h), y = head_rows(b, n, h);
   for (int64_t q = 0; q < a.size[2]; ++q) {
-    const E *left = x.row(q), *right = y.row(q);
+    const void *left = x.row(q), *right = y.row(q);
     Stat<E> sum = 0;
-    for (int64_t d = 0; d < a.size[3]; ++d) sum += left[d * x.stride] * right[d * y.stride];
+    for (int64_t d = 0; d < a.size[3]; ++d)
+      sum += element<Stat<E>>(left, d * x.stride, x.type) *
+             element<Stat<E>>(right, d * y.stride, y.type);
     result.as<Stat<E>>()[result.at(n, h, q)] = sum;
   }
 }

@@ -163,7 +163,7 @@ template <class E>
 void Layer<E>::read_masks() {
   run_.masks.add_reading(phases_);
   for (const PackedWeights<E>* w : {&weights_.query, &weights_.key, &weights_.value, &weights_.out})
-    w->add_packing(phases_);
+    w->add_packing(phases_, run_.kernels);
   join_phases(phases_, 0);
 }
 

@@ -7,6 +7,10 @@ namespace {
 
 constexpr uint64_t kEverything = ~uint64_t(0);
 
+void* column_of(const View& mask, void* row, int64_t column) {
+  return row ? static_cast<char*>(row) + column * mask.stride[3] * item_bytes(mask.dtype) : nullptr;
+}
+
 uint64_t first_bits(int64_t n) { return n >= kTile ? kEverything : (uint64_t(1) << n) - 1; }
 
 }  // namespace
@@ -54,7 +58,7 @@ void Masks<E>::read_padding(int64_t sequence) {
   Acc<E>* const row = key_bias_ + s.key_lane;
   bool adds = false;
   for (int64_t j = 0; j < s.keys; ++j) {
-    row[j] = mask.as<const E>()[mask.at(sequence, s.position(j))];
+    row[j] = mask.get<Acc<E>>(mask.at(sequence, s.position(j)));
     adds |= row[j] != Acc<E>(0);
   }
   padding_adds_[sequence] = adds;
@@ -64,11 +68,11 @@ void Masks<E>::read_padding(int64_t sequence) {
 
 // Rows of a tile of queries in the mask, null after the last one.
 template <class E>
-template <class T>
-void Masks<E>::mask_rows(int64_t batch, int64_t head, int64_t tile, const T** rows) const {
+void Masks<E>::mask_rows(int64_t batch, int64_t head, int64_t tile, void** rows) const {
   const View& mask = rules_.mask;
-  tile_rows(mask.as<const T>() + mask.at(batch, head, tile * kTile), mask.stride[2],
-            tile_tokens(mask.size[2], tile), rows);
+  const int64_t n = tile_tokens(mask.size[2], tile);
+  for (int64_t i = 0; i < kTile; ++i)
+    rows[i] = i < n ? mask.address(mask.at(batch, head, tile * kTile + i)) : nullptr;
 }
 
 template <class E>
@@ -80,23 +84,19 @@ void Masks<E>::read_queries(int64_t task) {
   uint64_t* words = words_ + task * shape_.keys;
   uint8_t* kinds = kinds_ + task * key_tiles_;
   const uint64_t every = first_bits(tile_tokens(mask.size[2], query_tile));
-  const uint8_t* bools[kTile];
-  const E* values[kTile];
-  if (mask.dtype == DType::Bool) {
-    mask_rows(batch, head, query_tile, bools);
-    kernels_.visible_bits(words, bools, stride, shape_.keys, rules_.true_hides);
-  } else {
-    mask_rows(batch, head, query_tile, values);
-  }
+  void* rows[kTile];
+  mask_rows(batch, head, query_tile, rows);
+  if (mask.dtype == DType::Bool)
+    kernels_.visible_bits(words, reinterpret_cast<const uint8_t* const*>(rows), stride, shape_.keys,
+                          rules_.true_hides);
   for (int64_t t = 0; t < key_tiles_; ++t) {
     const int64_t keys = tile_tokens(shape_.keys, t);
     uint64_t* at = words + t * kTile;
     bool adds = false;
     if (mask.dtype != DType::Bool) {
-      const E* from[kTile];
-      for (int64_t i = 0; i < kTile; ++i)
-        from[i] = values[i] ? values[i] + t * kTile * stride : nullptr;
-      adds = kernels_.visible_bits_additive(at, from, stride, keys);
+      void* from[kTile];
+      for (int64_t i = 0; i < kTile; ++i) from[i] = column_of(mask, rows[i], t * kTile);
+      adds = kernels_.visible_bits_additive(at, {from, stride, mask.dtype}, keys);
     }
     uint64_t any = 0, all = kEverything;
     for (int64_t j = 0; j < keys; ++j) {
@@ -120,19 +120,19 @@ template <class E>
 void Masks<E>::load_bias(const TileAt& at, Acc<E>* bias) const {
   const Sequence& s = at.sequence;
   const int64_t lanes = at.query_lanes(), rows = at.keys(), keys = at.given_keys();
-  const int64_t stride = rules_.mask.stride[3];
-  const E* from[kTile];
+  const View& mask = rules_.mask;
+  void* from[kTile];
   mask_rows(at.batch, at.head, at.query_tile, from);
   for (int64_t i = at.queries(); i < kTile; ++i) from[i] = nullptr;  // of longer sequences
   if (s.positions) {
     for (int64_t j = 0; j < keys; ++j) {
-      const int64_t column = s.position(at.first_key() + j) * stride;
-      for (int64_t i = 0; i < lanes; ++i) bias[j * lanes + i] = from[i] ? from[i][column] : E(0);
+      const int64_t column = s.position(at.first_key() + j) * mask.stride[3];
+      for (int64_t i = 0; i < lanes; ++i)
+        bias[j * lanes + i] = from[i] ? element<Acc<E>>(from[i], column, mask.dtype) : Acc<E>(0);
     }
   } else {
-    for (int64_t i = 0; i < kTile; ++i)
-      if (from[i]) from[i] += at.first_key() * stride;
-    kernels_.pack_scores(bias, lanes, from, stride, keys);
+    for (void*& row : from) row = column_of(mask, row, at.first_key());
+    kernels_.pack_scores(bias, lanes, {from, mask.stride[3], mask.dtype}, keys);
   }
   kernels_.additive_to_log2(bias, keys * lanes);
   std::fill(bias + keys * lanes, bias + rows * lanes, Acc<E>(0));

@@ -66,8 +66,7 @@ class Masks {
     return at.query_tile * kTile + rules_.offsets.query - rules_.offsets.key;
   }
   QueryRow query_row(const TileAt& at) const;
-  template <class T>
-  void mask_rows(int64_t batch, int64_t head, int64_t tile, const T** rows) const;
+  void mask_rows(int64_t batch, int64_t head, int64_t tile, void** rows) const;
   void read_queries(int64_t task);
   void read_padding(int64_t sequence);
   void load_bias(const TileAt& at, Acc<E>* bias) const;

@@ -9,12 +9,12 @@ namespace {
 constexpr int64_t kMany = 1024;
 constexpr int64_t kFeatureGroup = 16 * kPanelRows;
 
-template <class E>
-void pack_panel_row(E* to, const E* from, int64_t stride, int64_t rows) {
+template <class E, class S>
+void pack_panel_row(E* to, const S* from, int64_t stride, int64_t rows) {
   if (rows >= kPanelRows) {
-    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = from[i * stride];
+    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = widen(from[i * stride]);
   } else {
-    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = i < rows ? from[i * stride] : E(0);
+    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = i < rows ? widen(from[i * stride]) : E(0);
   }
 }
 
@@ -24,7 +24,7 @@ template <class E>
 PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights, TileLayout layout) {
   const View &w = weights.weight, &b = weights.bias;
   PackedWeights p;
-  p.data_ = w.as<E>();
+  p.weight_ = w;
   p.group_ = w.size[1];
   p.m_ = w.size[0] * w.size[1];
   p.piece_ = w.size[2];
@@ -34,7 +34,7 @@ PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights, TileLayou
   p.row_stride_ = w.stride[1];
   p.k_stride_ = w.stride[2];
   if (b) {
-    p.bias_ = b.as<E>();
+    p.bias_ = b;
     p.bias_group_stride_ = b.stride[0];
     p.bias_stride_ = b.stride[1];
   }
@@ -46,7 +46,7 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
                                               TileLayout layout) {
   const View& w = weights.weight;
   PackedWeights p;
-  p.data_ = w.as<E>();
+  p.weight_ = w;
   p.group_ = kFeatureGroup;
   p.m_ = w.size[2];
   p.piece_ = w.size[1];
@@ -59,7 +59,7 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
   p.in_place_ =
       p.padded_piece_ == p.piece_ && (w.size[0] == 1 || w.stride[0] == w.size[1] * w.stride[1]);
   if (bias) {
-    p.bias_ = bias.as<E>();
+    p.bias_ = bias;
     p.bias_stride_ = bias.stride[0];
     p.bias_group_stride_ = kFeatureGroup * bias.stride[0];
   }
@@ -68,26 +68,43 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
 
 template <class E>
 void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
-  const bool readable = in_place_ && (row_stride_ == 1 || k_stride_ == 1);
+  const bool readable =
+      in_place_ && weight_.dtype == kTypeOf<E> && (row_stride_ == 1 || k_stride_ == 1);
   const bool pays = tokens >= (row_stride_ == 1 ? kMany : 2 * kMany);
   packed_ = !readable || pays;
   if (packed_) panels_ = arena.take<E>(groups() * panel_rows(group_) * k_);
+  if (bias_ && bias_.dtype != kTypeOf<E>) wide_bias_ = arena.take<E>(m_);
 }
 
 template <class E>
-void PackedWeights<E>::add_packing(std::vector<Phase>& phases) const {
+void PackedWeights<E>::add_packing(std::vector<Phase>& phases, const Kernels<E>& kernels) const {
   if (packed_)
-    phases.push_back(
-        {groups() * divide_up(k_, kDepth), [this](int64_t task, int) { pack_block(task); }});
+    phases.push_back({groups() * divide_up(k_, kDepth),
+                      [this, &kernels](int64_t task, int) { pack_block(task, kernels); }});
+  if (wide_bias_) phases.push_back({1, [this](int64_t, int) { widen_bias(); }});
 }
 
 template <class E>
-void PackedWeights<E>::pack_block(int64_t task) const {
+void PackedWeights<E>::widen_bias() const {
+  for (int64_t i = 0; i < m_; ++i)
+    wide_bias_[i] = bias_.get<E>(i / group_ * bias_group_stride_ + i % group_ * bias_stride_);
+}
+
+template <class E>
+void PackedWeights<E>::pack_block(int64_t task, const Kernels<E>& kernels) const {
   const int64_t blocks = divide_up(k_, kDepth);
   const int64_t group = task / blocks, k0 = task % blocks * kDepth;
   const int64_t depth = smaller(k_ - k0, kDepth), n = rows(group);
-  const E* from = data_ + group * group_stride_;
   E* const to = panels_ + group * panel_rows(group_) * k_ + k0 * panel_rows(n);
+  if (in_place_ && weight_.dtype != kTypeOf<E>) return pack_stored(kernels, group, to, k0, depth);
+  Stored<E>::as(weight_.dtype, [&]<class S>() {
+    pack_rows(weight_.as<const S>() + group * group_stride_, to, n, k0, depth);
+  });
+}
+
+template <class E>
+template <class S>
+void PackedWeights<E>::pack_rows(const S* from, E* to, int64_t n, int64_t k0, int64_t depth) const {
   const auto pack = [&](int64_t r, int64_t k) {
     const int64_t at = offset_of(k0 + k);
     E* const row = to + r * depth + k * kPanelRows;
@@ -108,6 +125,37 @@ void PackedWeights<E>::pack_block(int64_t task) const {
   }
 }
 
+// Of another type than is computed in: what lies together is converted by the vector first.
+template <class E>
+void PackedWeights<E>::pack_stored(const Kernels<E>& kernels, int64_t group, E* to, int64_t k0,
+                                   int64_t depth) const {
+  constexpr int64_t kSome = kDepth / kPanelRows * kPanelRows;  // rows
+  const int64_t n = rows(group);
+  const auto address = [&](int64_t r, int64_t k) {
+    return weight_.address(group * group_stride_ + r * row_stride_ + (k0 + k) * k_stride_);
+  };
+  E wide[kPanelRows * kDepth];
+  if (row_stride_ == 1) {
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t first = 0; first < n; first += kSome) {
+        void* const row = address(first, k);
+        const int64_t m = smaller(n - first, kSome);
+        kernels.gather_rows(wide, m, {&row, 1, weight_.dtype}, m, 1);
+        for (int64_t r = 0; r < m; r += kPanelRows)
+          pack_panel_row(to + (first + r) * depth + k * kPanelRows, wide + r, 1, m - r);
+      }
+    return;
+  }
+  for (int64_t first = 0; first < n; first += kPanelRows) {
+    const int64_t m = smaller(n - first, kPanelRows);
+    void* row[kPanelRows];
+    for (int64_t r = 0; r < m; ++r) row[r] = address(first + r, 0);
+    kernels.gather_rows(wide, depth, {row, k_stride_, weight_.dtype}, depth, m);
+    for (int64_t k = 0; k < depth; ++k)
+      pack_panel_row(to + first * depth + k * kPanelRows, wide + k, depth, m);
+  }
+}
+
 template <class E>
 TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, int64_t lanes, E* c,
                                       bool adds) const {
@@ -119,15 +167,18 @@ TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, in
            .k = 0,
            .packed = true};
   } else {
-    g.a = {.data = data_ + group * group_stride_ + depth.first * k_stride_,
+    g.a = {.data = weight_.as<E>() + group * group_stride_ + depth.first * k_stride_,
            .row = row_stride_,
            .k = k_stride_};
   }
   if (adds || depth.first > 0) {
     g.init = Init::Load;
+  } else if (wide_bias_) {
+    g.init = Init::Bias;
+    g.bias = wide_bias_ + group * group_;
   } else if (bias_) {
     g.init = Init::Bias;
-    g.bias = bias_ + group * bias_group_stride_;
+    g.bias = bias_.as<E>() + group * bias_group_stride_;
     g.bias_stride = bias_stride_;
   }
   return g;

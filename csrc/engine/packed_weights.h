@@ -30,9 +30,9 @@ class PackedWeights {
   int64_t rows(int64_t group) const { return smaller(m_ - group * group_, group_); }
 
   // Takes memory for panels where they pay for so many tokens, or where products cannot read the
-  // weights as they lie. add_packing fills it, before the first product.
+  // weights as they lie or are stored. add_packing fills it, before the first product.
   void layout(Arena& arena, int64_t tokens);
-  void add_packing(std::vector<Phase>& phases) const;
+  void add_packing(std::vector<Phase>& phases, const Kernels<E>& kernels) const;
 
   // One block of k: [k0, k0 + depth) with k0 a multiple of kDepth. Every product after the first
   // adds to what that left.
@@ -50,16 +50,22 @@ class PackedWeights {
     const int64_t inside = k % padded_piece_;
     return inside < piece_ ? k / padded_piece_ * piece_stride_ + inside * k_stride_ : -1;
   }
-  void pack_block(int64_t task) const;
+  void pack_block(int64_t task, const Kernels<E>& kernels) const;
+  template <class S>
+  void pack_rows(const S* from, E* to, int64_t n, int64_t k0, int64_t depth) const;
+  void pack_stored(const Kernels<E>& kernels, int64_t group, E* to, int64_t k0,
+                   int64_t depth) const;
+  void widen_bias() const;
 
-  const E* data_ = nullptr;
+  View weight_;
   int64_t m_ = 0, k_ = 0, group_ = 1;
   int64_t group_stride_ = 0, row_stride_ = 0, k_stride_ = 0;
   // k lies in pieces, which a tile may fill up with rows of zeros
   int64_t piece_ = 1, padded_piece_ = 1, piece_stride_ = 0;
   bool in_place_ = false;  // whether products can read the weights where they lie
-  const E* bias_ = nullptr;
+  View bias_;
   int64_t bias_group_stride_ = 0, bias_stride_ = 0;
+  E* wide_bias_ = nullptr;  // a copy, where it is of another type than is computed in
   bool packed_ = false;
   E* panels_ = nullptr;
 };

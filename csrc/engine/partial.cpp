@@ -48,7 +48,7 @@ void merge_head(const Kernels<E>& kernels, const MergeCall& call, int64_t n, int
   for (int64_t q = 0; q < call.out.size[2]; ++q) {
     const auto part = [&](int64_t i) {
       const View& lse = call.lses[i];
-      const double x = double(lse.as<const E>()[lse.at(n, h, q)]);
+      const double x = double(lse.get<E>(lse.at(n, h, q)));
       return Partial<E>{Stat<E>(x * kLog2E), 1, i == 0 ? first : other, x != nothing};
     };
     Merge<E> merge(kernels, values);
@@ -56,15 +56,14 @@ void merge_head(const Kernels<E>& kernels, const MergeCall& call, int64_t n, int
     for (int64_t i = 0; i < call.parts; ++i) {
       const Partial<E> here = part(i);
       const View& out = call.outs[i];
-      for (int64_t d = 0; d < values; ++d)
-        here.out[d] = Acc<E>(out.as<const E>()[out.at(n, h, q, d)]);
+      for (int64_t d = 0; d < values; ++d) here.out[d] = out.get<Acc<E>>(out.at(n, h, q, d));
       merge.add(here);
     }
     const bool seen = merge.seen();
     for (int64_t d = 0; d < values; ++d)
-      call.out.as<E>()[call.out.at(n, h, q, d)] = seen ? E(first[d] / merge.sum()) : E(0);
+      call.out.set(call.out.at(n, h, q, d), seen ? Acc<E>(first[d] / merge.sum()) : Acc<E>(0));
     const double lse = double(merge.max()) * kLn2 + std::log(double(merge.sum()));
-    call.lse.as<E>()[call.lse.at(n, h, q)] = E(seen ? lse : nothing);
+    call.lse.set(call.lse.at(n, h, q), Acc<E>(seen ? lse : nothing));
   }
 }
 

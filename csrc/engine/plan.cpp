@@ -9,10 +9,12 @@ bool hides(const View& mask, int64_t at) {
   switch (mask.dtype) {
     case DType::Bool:
       return mask.as<const uint8_t>()[at] != 0;
+    case DType::Float16:
+    case DType::BFloat16:
     case DType::Float32:
-      return mask.as<const float>()[at] == -std::numeric_limits<float>::infinity();
+      return mask.get<float>(at) == -std::numeric_limits<float>::infinity();
     case DType::Float64:
-      return mask.as<const double>()[at] == -std::numeric_limits<double>::infinity();
+      return mask.get<double>(at) == -std::numeric_limits<double>::infinity();
   }
   return false;
 }

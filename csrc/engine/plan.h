@@ -123,10 +123,4 @@ struct Plan {
   std::vector<int32_t> positions_;
 };
 
-// Pointers to the tokens of a tile, null after the last one.
-template <class E>
-void tile_rows(E* first, int64_t stride, int64_t tokens, E** rows) {
-  for (int64_t i = 0; i < kTile; ++i) rows[i] = i < tokens ? first + i * stride : nullptr;
-}
-
 }  // namespace multihead

@@ -48,10 +48,10 @@ void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
   const int64_t H = plan_.heads.count, width = lanes(tokens, part.at);
   const int64_t features = x.size[x.rank - 1];
   E* const panel = arena.take<E>(layout.size(features, kTile));
-  const TokenRows<const E> source = rows<const E>(x, tokens, part.at);
-  const E* from[kTile];
+  const TokenRows source = rows(x, tokens, part.at);
+  void* from[kTile];
   source.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), from);
-  kernels_.pack(panel, width, from, source.stride, features);
+  kernels_.pack(panel, width, source.source(from), features);
   // One set of weights at a time: what a pass over a block of k adds to must stay in L2.
   for (int64_t first = part.begin; first < part.end;) {
     const ProjectionTarget<E>& target = targets[size_t(first / H)];
@@ -90,7 +90,7 @@ void Projection<E>::add_extra_rows(std::vector<Phase>& phases, const View& bias_
         const bool given = bias && key == s.keys;
         for (int64_t d = 0; d < plan_.layout.rows(dim); ++d)
           tile[plan_.layout.at(d, key % kTile, at.key_lanes())] =
-              given && d < dim ? bias.as<E>()[bias.at(h, d)] : E(0);
+              given && d < dim ? bias.get<E>(bias.at(h, d)) : E(0);
       }
   };
   auto run = [=, this](int64_t sequence, int) {
@@ -123,17 +123,18 @@ void Projection<E>::out(const Part& part, const std::vector<ProjectionSource<E>>
   const int64_t first = weights.first_row(part.begin),
                 n = smaller(weights.first_row(part.end), features) - first;
   E* const block = arena.take<E>(plan_.layout.size(features, kTile));
-  const TokenRows<E> target = rows<E>(y, tokens, part.at);
-  E* to[kTile];
+  const TokenRows target = rows(y, tokens, part.at);
+  void* to[kTile];
   target.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), to);
   PrefetchList<kTile> list;  // where the rows go
-  for (E*& row : to) {
+  for (void*& row : to) {
     if (!row) continue;
-    row += first * target.stride;
-    if (target.stride == 1) list.add(row, n);
+    char* const at = static_cast<char*>(row) + first * target.stride * target.item();
+    row = at;
+    if (target.stride == 1) list.add(at, n * target.item());
   }
   combine(part, sources, tokens, block, list.get());
-  kernels_.unpack(to, target.stride, block, width, n, accumulate);
+  kernels_.unpack(target.target(to), block, width, n, accumulate);
 }
 
 // block[rows of weights][lanes] = the sum of weights . tile over the sources, for some groups.
@@ -168,7 +169,7 @@ void Projection<E>::combine(const Part& part, const std::vector<ProjectionSource
 template <class E>
 void Projection<E>::clear_hidden(const View& y, int64_t sequence, int64_t features) const {
   const Sequence& s = plan_.sequences[size_t(sequence)];
-  TokenRows<E> rows = token_rows<E>(y, s, sequence, Tokens::Keys);
+  TokenRows rows = token_rows(y, s, sequence, Tokens::Keys);
   rows.positions = nullptr;
   int64_t next = 0;  // of the keys that padding left
   for (int64_t j = 0; j < s.source_keys; ++j) {
@@ -176,8 +177,7 @@ void Projection<E>::clear_hidden(const View& y, int64_t sequence, int64_t featur
       ++next;
       continue;
     }
-    E* const row = rows.row(j);
-    for (int64_t c = 0; c < features; ++c) row[c * rows.stride] = E(0);
+    clear_elements(rows.row(j), rows.stride, features, rows.type);
   }
 }
 
@@ -201,10 +201,10 @@ void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weigh
   const int64_t dim = plan_.heads.value_dim, size = layout.size(dim, width);
   const auto offset = [&](int64_t head) { return plan_.query_tile(place(part.at, head), dim); };
   E* const panel = arena.take<E>(layout.size(features, kTile));
-  const TokenRows<const E> source = rows<const E>(d_y, Tokens::Queries, part.at);
-  const E* from[kTile];
+  const TokenRows source = rows(d_y, Tokens::Queries, part.at);
+  void* from[kTile];
   source.tile(part.at.tile, plan_.sequence(part.at).queries, from);
-  kernels_.pack(panel, width, from, source.stride, features);
+  kernels_.pack(panel, width, source.source(from), features);
   for_depth(weights, [&](Depth depth) {
     for (int64_t h = part.begin; h < part.end; ++h) {
       PrefetchList<2> list;  // where the next head goes, and what delta reads
@@ -227,14 +227,15 @@ void Projection<E>::add_extra_rows_backward(std::vector<Phase>& phases,
                                             const View& d_bias_v) const {
   if (!d_bias_k && !d_bias_v) return;
   const auto add = [this](const E* base, const View& d_bias, int64_t dim, int64_t head) {
-    if (!d_bias) return;
-    for (size_t b = 0; b < plan_.sequences.size(); ++b) {
-      const Sequence& s = plan_.sequences[b];
-      const TileAt at{s, int64_t(b), head, 0, s.keys / kTile};
-      const E* const tile = base + plan_.key_tile(at, dim);
-      for (int64_t d = 0; d < dim; ++d)
-        d_bias.as<E>()[d_bias.at(head, d)] +=
-            tile[plan_.layout.at(d, s.keys % kTile, at.key_lanes())];
+    for (int64_t d = 0; d_bias && d < dim; ++d) {
+      E sum = d_bias.get<E>(d_bias.at(head, d));
+      for (size_t b = 0; b < plan_.sequences.size(); ++b) {
+        const Sequence& s = plan_.sequences[b];
+        const TileAt at{s, int64_t(b), head, 0, s.keys / kTile};
+        const E* const tile = base + plan_.key_tile(at, dim);
+        sum += tile[plan_.layout.at(d, s.keys % kTile, at.key_lanes())];
+      }
+      d_bias.set(d_bias.at(head, d), sum);
     }
   };
   auto run = [=, this](int64_t head, int) {

@@ -82,9 +82,8 @@ class Projection {
     const Sequence& s = plan_.sequence(at);
     return ((tokens == Tokens::Queries ? s.query_lane : s.key_lane) + at.tile * kTile) * rows;
   }
-  template <class T>
-  TokenRows<T> rows(const View& x, Tokens tokens, TileRef at) const {
-    return token_rows<T>(x, plan_.sequence(at), at.sequence, tokens);
+  TokenRows rows(const View& x, Tokens tokens, TileRef at) const {
+    return token_rows(x, plan_.sequence(at), at.sequence, tokens);
   }
   // Of a tile of queries or of keys, and of both where they are the same tokens.
   TileAt place(TileRef at, int64_t head) const {

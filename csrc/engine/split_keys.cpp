@@ -70,7 +70,7 @@ class SplitKeys {
   void values(const Chunk& chunk, const Scratch& scratch) const;
   void merge(int64_t head, const View& out, const View& stats) const;
   // Asks for the rows of a tile before they are used.
-  void prefetch(const TokenRows<const E>& rows, int64_t first, int64_t features) const;
+  void prefetch(const TokenRows& rows, int64_t first, int64_t features) const;
 
   const AttentionCall& call_;
   PreparedCall<E> run_;
@@ -127,20 +127,21 @@ void SplitKeys<E>::attend(const Chunk& chunk, Arena arena) const {
 
 template <class E>
 void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
-  const TokenRows<const E> rows = head_rows<const E>(call_.q, chunk.at.batch, chunk.at.head);
+  const TokenRows rows = head_rows(call_.q, chunk.at.batch, chunk.at.head);
   const int64_t D = run_.plan.heads.dim;
   const Acc<E> scale = log2_scale<Acc<E>>(call_.attention.rules);
   for (int64_t i = 0; i < queries_; ++i)
     for (int64_t d = 0; d < D; ++d)
-      scratch.q[i * q_pitch_ + d] = E(rows.row(i)[d * rows.stride] * scale);
+      scratch.q[i * q_pitch_ + d] =
+          E(element<Acc<E>>(rows.row(i), d * rows.stride, rows.type) * scale);
 }
 
 template <class E>
-void SplitKeys<E>::prefetch(const TokenRows<const E>& rows, int64_t first, int64_t features) const {
+void SplitKeys<E>::prefetch(const TokenRows& rows, int64_t first, int64_t features) const {
   if (rows.stride != 1) return;
   for (int64_t i = first; i < smaller(first + kTile, keys_); ++i)
-    for (int64_t d = 0; d < features; d += int64_t(kAlign / sizeof(E)))
-      MULTIHEAD_PREFETCH_L1(rows.row(i) + d);
+    for (int64_t at = 0; at < features * rows.item(); at += int64_t(kAlign))
+      MULTIHEAD_PREFETCH_L1(rows.row(i) + at);
 }
 
 // Of one tile of keys, and what masks say of them.
@@ -157,20 +158,20 @@ void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, const DropoutRows& r
       std::fill(to + i * kChunk, to + i * kChunk + kTile, Acc<E>(0));
     return;
   }
-  const TokenRows<const E> keys = head_rows<const E>(call_.k, at.batch, at.head);
+  const TokenRows keys = head_rows(call_.k, at.batch, at.head);
   RowScores<E> t{.queries = queries_,
                  .keys = n,
                  .head_dim = D,
                  .q = scratch.q,
                  .q_row = q_pitch_,
-                 .k = keys.row(at.first_key()),
-                 .k_row = keys.row_stride,
+                 .k = reinterpret_cast<const E*>(keys.row(at.first_key())),
+                 .k_row = keys.row_bytes / int64_t(sizeof(E)),
                  .s = to,
                  .s_row = kChunk};
-  if (keys.stride != 1) {
-    const E* from[kTile];
+  if (keys.stride != 1 || keys.type != kTypeOf<E>) {
+    void* from[kTile];
     keys.tile(at.key_tile, keys_, from);
-    run_.kernels.gather_rows(scratch.key_rows, q_pitch_, from, keys.stride, D, n);
+    run_.kernels.gather_rows(scratch.key_rows, q_pitch_, keys.source(from), D, n);
     t.k = scratch.key_rows;
     t.k_row = q_pitch_;
   }
@@ -198,20 +199,20 @@ void SplitKeys<E>::note_mask(const TileMask<E>& mask, int64_t tile, int64_t n,
 // out = probabilities . v, tile by tile; hidden keys are skipped where v is not finite.
 template <class E>
 void SplitKeys<E>::values(const Chunk& chunk, const Scratch& scratch) const {
-  const TokenRows<const E> rows = head_rows<const E>(call_.v, chunk.at.batch, chunk.at.head);
+  const TokenRows rows = head_rows(call_.v, chunk.at.batch, chunk.at.head);
   const int64_t Dv = run_.plan.heads.value_dim;
-  const bool in_place = rows.stride == 1 && Dv == v_pitch_;
+  const bool in_place = rows.stride == 1 && Dv == v_pitch_ && rows.type == kTypeOf<E>;
   Acc<E>* const out = out_ + chunk.task * kMost * v_pitch_;
   for (int64_t t = 0; t < chunk.tiles; ++t) {
     const TileAt at = chunk.at.with_keys(chunk.at.key_tile + t);
     const int64_t n = at.keys();
     prefetch(rows, at.first_key() + kTile, Dv);
-    const E* values = rows.row(at.first_key());
-    int64_t stride = rows.row_stride;
+    const E* values = reinterpret_cast<const E*>(rows.row(at.first_key()));
+    int64_t stride = rows.row_bytes / int64_t(sizeof(E));
     if (!in_place) {
-      const E* from[kTile];
+      void* from[kTile];
       rows.tile(at.key_tile, keys_, from);
-      run_.kernels.gather_rows(scratch.value_rows, v_pitch_, from, rows.stride, Dv, n);
+      run_.kernels.gather_rows(scratch.value_rows, v_pitch_, rows.source(from), Dv, n);
       values = scratch.value_rows;
       stride = v_pitch_;
     }
@@ -251,9 +252,8 @@ void SplitKeys<E>::merge(int64_t head, const View& out, const View& stats) const
     const bool seen = merge.seen();
     const Stat<E> inverse = seen ? Stat<E>(1) / merge.sum() : Stat<E>(0);
     const Acc<E> scale = inverse * Acc<E>(run_.masks.keep_scale());
-    E* const to = out.as<E>() + out.at(n, h, i);
     for (int64_t d = 0; d < run_.plan.heads.value_dim; ++d)
-      to[d * out.stride[3]] = seen ? E(merge.out()[d] * scale) : E(0);
+      out.set(out.at(n, h, i, d), seen ? Acc<E>(merge.out()[d] * scale) : Acc<E>(0));
     if (!stats) continue;
     Stat<E>* const row = stats.as<Stat<E>>() + stats.at(0, n, h, i);
     row[0] = seen ? merge.max() : std::numeric_limits<Stat<E>>::infinity();

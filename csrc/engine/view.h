@@ -6,26 +6,16 @@
 
 #include <stdexcept>
 
+#include "../kernels/storage.h"
+
 namespace multihead {
 
-enum class DType : int { Bool, Float32, Float64 };
-
-constexpr int64_t item_bytes(DType type) {
-  switch (type) {
-    case DType::Bool:
-      return 1;
-    case DType::Float32:
-      return 4;
-    case DType::Float64:
-      return 8;
-  }
-  return 0;
-}
-
-// f<E>() for the element type that a computation's dtype names.
+// f<E>() for the element type in which arrays of a dtype are computed.
 template <class F>
 decltype(auto) dispatch(DType type, F f) {
   switch (type) {
+    case DType::Float16:
+    case DType::BFloat16:
     case DType::Float32:
       return f.template operator()<float>();
     case DType::Float64:
@@ -33,7 +23,7 @@ decltype(auto) dispatch(DType type, F f) {
     case DType::Bool:
       break;
   }
-  throw std::invalid_argument("dtype: expected float32 or float64, got bool");
+  throw std::invalid_argument("dtype: expected a floating one, got bool");
 }
 
 constexpr int kMaxRank = 4;
@@ -50,6 +40,16 @@ struct View {
   T* as() const {
     return static_cast<T*>(data);
   }
+  // An element, as the type that it is computed in.
+  template <class E>
+  E get(int64_t at) const {
+    return element<E>(data, at, dtype);
+  }
+  template <class E>
+  void set(int64_t at, E x) const {
+    set_element(data, at, dtype, x);
+  }
+  void* address(int64_t at) const { return static_cast<char*>(data) + at * item_bytes(dtype); }
   // The element at some indices of the first axes, counted from `data`.
   int64_t at(int64_t a) const { return a * stride[0]; }
   int64_t at(int64_t a, int64_t b) const { return at(a) + b * stride[1]; }

@@ -132,31 +132,35 @@ void Projection<E>::sum_tokens(size_t tile, bool adds, const TileRange& range,
     return g.tiles + tile_begin(g.tokens, ref, all_rows) +
            plan_.layout.size(range.row, lanes(g.tokens, ref));
   };
-  const auto rows_at = [&](TileRef ref, const E** to) {
-    return rows<const E>(g.x, g.tokens, ref)
-        .tile(ref.tile, plan_.sequence(ref).tokens(g.tokens), to);
+  const auto rows_at = [&](TileRef ref, void** to) {
+    return rows(g.x, g.tokens, ref).tile(ref.tile, plan_.sequence(ref).tokens(g.tokens), to);
   };
   const TileRef here = tiles[tile];
   const int64_t width = lanes(g.tokens, here), stride = g.x.stride[g.x.rank - 1];
-  const E* from[kTile];
+  const int64_t item = item_bytes(g.x.dtype);
+  const auto column_of = [&](void* row, int64_t column) {
+    return static_cast<char*>(row) + column * stride * item;
+  };
+  void* from[kTile];
   const int64_t n = rows_at(here, from);
   PrefetchList<kTile + 1> list;
   if (tile + 1 < tiles.size() && g.d_weight) {
-    const E* next[kTile];
+    void* next[kTile];
     const int64_t m = rows_at(tiles[tile + 1], next);
     list.add(tile_at(tiles[tile + 1]),
              plan_.layout.size(range.rows, lanes(g.tokens, tiles[tile + 1])));
-    for (int64_t r = 0; r < m && stride == 1; ++r) list.add(next[r] + range.column, range.columns);
+    for (int64_t r = 0; r < m && stride == 1; ++r)
+      list.add(column_of(next[r], range.column), range.columns * item);
   }
   Prefetch* const prefetch = list.get();
   const bool column_sums = sums_columns(g, range.row);
   const bool reads_x = g.d_weight || column_sums;
   for (int64_t c = 0; c < range.columns && reads_x; c += kTile) {
-    const E* columns_of[kTile];
-    for (int64_t r = 0; r < n; ++r) columns_of[r] = from[r] + (range.column + c) * stride;
+    void* columns_of[kTile];
+    for (int64_t r = 0; r < n; ++r) columns_of[r] = column_of(from[r], range.column + c);
     E* const panel = at.panels + c * kTile;
     const int64_t used = range.in_panel(c), pitch = range.pitch(c);
-    kernels_.gather_tokens(panel, pitch, columns_of, stride, used, n);
+    kernels_.gather_tokens(panel, pitch, {columns_of, stride, g.x.dtype}, used, n);
     if (column_sums) kernels_.column_sums(at.column_part + c, panel, pitch, n, used);
     if (!g.d_weight) continue;
     kernels_.token_gemm({.m = range.rows,
@@ -173,6 +177,11 @@ void Projection<E>::sum_tokens(size_t tile, bool adds, const TileRange& range,
     kernels_.row_sums(at.row_part, tile_at(here), width, range.rows, n);
 }
 
+template <class A>
+static void add(const View& to, int64_t at, A sum) {
+  to.set(at, to.get<A>(at) + sum);
+}
+
 template <class E>
 void Projection<E>::add_sums(const TileRange& range, const WeightGradient<E>& g,
                              const SumScratch& at) const {
@@ -184,23 +193,18 @@ void Projection<E>::add_sums(const TileRange& range, const WeightGradient<E>& g,
     if (d >= g.head_dim) continue;
     for (int64_t c = 0; c < range.columns && d_weight; c += kTile) {
       const Acc<E>* sums = at.total + c * range.rows + r * range.pitch(c);
-      E* const to = d_weight.as<E>() + d_weight.at(head, d, range.column + c);
-      const int64_t used = range.in_panel(c), stride = d_weight.stride[2];
-      if (stride == 1) {
-        kernels_.add_scaled(to, sums, used, Acc<E>(1));
-      } else {
-        for (int64_t e = 0; e < used; ++e) to[e * stride] += sums[e];
-      }
+      void* const to = d_weight.address(d_weight.at(head, d, range.column + c));
+      kernels_.add_to_row({&to, d_weight.stride[2], d_weight.dtype}, sums, range.in_panel(c));
     }
     if (row_sums) {
       Acc<E> sum = 0;
       for (int64_t i = 0; i < kLane; ++i) sum += at.row_total[r * kLane + i];
-      d_bias.as<E>()[d_bias.at(head, d)] += sum;
+      add(d_bias, d_bias.at(head, d), sum);
     }
   }
   if (column_sums)
     for (int64_t c = 0; c < range.columns; ++c)
-      d_bias.as<E>()[d_bias.at(range.column + c)] += at.column_total[c];
+      add(d_bias, d_bias.at(range.column + c), at.column_total[c]);
 }
 
 template class Projection<float>;

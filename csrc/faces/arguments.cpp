@@ -22,6 +22,10 @@ const char* name_of(DType type) {
   switch (type) {
     case DType::Bool:
       return "bool";
+    case DType::Float16:
+      return "float16";
+    case DType::BFloat16:
+      return "bfloat16";
     case DType::Float32:
       return "float32";
     case DType::Float64:
@@ -32,6 +36,18 @@ const char* name_of(DType type) {
 
 void check_type(const char* name, const View& v, DType type) {
   if (v && v.dtype != type) wrong(name, name_of(type), name_of(v.dtype));
+}
+
+void check_size(const char* name, const View& v, std::initializer_list<int64_t> size) {
+  bool fits = v.rank == int(size.size());
+  int i = 0;
+  for (int64_t n : size) fits = fits && v.size[i++] == n;
+  if (!fits) wrong(name, text(size.begin(), int(size.size())), text(v.size, v.rank));
+}
+
+// Of the type of the inputs, or of the one that they are computed in.
+void check_either_type(const char* name, const View& v, DType type) {
+  if (v && v.dtype != computed_in(type)) check_type(name, v, type);
 }
 
 void check_rank(const char* name, const View& v, int low, int high) {
@@ -114,7 +130,8 @@ struct Widths {
 
 void check_parameters(const LayerTensors& t, const Widths& w, DType type) {
   const auto check = [&](const char* name, const View& v, std::initializer_list<int64_t> size) {
-    if (v) check_shape(name, v, type, size);
+    if (v) check_size(name, v, size);
+    check_either_type(name, v, type);
   };
   check("in_weight", t.in_weight, {3 * w.embed, w.embed});
   check("q_weight", t.q_weight, {w.embed, w.embed});
@@ -165,12 +182,13 @@ BatchShape batch_shape(const LayerArguments& a, const LayerCall& call) {
 View padding_of(View v, const BatchShape& s, DType type) {
   if (!v) return v;
   if (v.rank == 1) insert_axis(v, 0);
-  check_shape("padding", v, v.dtype == DType::Bool ? v.dtype : type, {s.batch, s.keys});
+  check_size("padding", v, {s.batch, s.keys});
+  if (v.dtype != DType::Bool) check_either_type("padding", v, type);
   return v;
 }
 
 View mask_of(const View& v, const AttentionSpec& spec) {
-  if (v && v.dtype != DType::Bool) check_type("mask", v, spec.dtype);
+  if (v && v.dtype != DType::Bool) check_either_type("mask", v, spec.dtype);
   return score_axes(v, spec);
 }
 
@@ -183,10 +201,7 @@ void share_inputs(LayerTensors& t, const LayerTensors& like) {
 }  // namespace
 
 void check_shape(const char* name, const View& v, DType type, std::initializer_list<int64_t> size) {
-  bool fits = v.rank == int(size.size());
-  int i = 0;
-  for (int64_t n : size) fits = fits && v.size[i++] == n;
-  if (!fits) wrong(name, text(size.begin(), int(size.size())), text(v.size, v.rank));
+  check_size(name, v, size);
   check_type(name, v, type);
 }
 
@@ -205,7 +220,7 @@ LayerCall layer_call(const LayerArguments& a) {
   const Widths widths{width(t.query), width(t.key), width(t.value)};
   AttentionSpec& spec = call.attention;
   spec.dtype = t.query.dtype;
-  if (spec.dtype == DType::Bool) wrong("query", "float32 or float64", "bool");
+  if (spec.dtype == DType::Bool) wrong("query", "a floating dtype", "bool");
   check_type("key", t.key, spec.dtype);
   check_type("value", t.value, spec.dtype);
   for (int i = 0; i + 1 < call.key.rank; ++i)
@@ -282,9 +297,10 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
     const View v = batch_first(given, a);
     if (!v) return v;
     if (input.rank == 3)
-      check_shape(name, v, spec.dtype, {input.size[0], input.size[1], input.size[2]});
+      check_size(name, v, {input.size[0], input.size[1], input.size[2]});
     else
-      check_shape(name, v, spec.dtype, {input.size[0], input.size[1]});
+      check_size(name, v, {input.size[0], input.size[1]});
+    check_either_type(name, v, spec.dtype);
     return v;
   };
   LayerGradients g;
@@ -300,8 +316,8 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
       wrong(std::string("gradient of ") + name, "none, as there is none of it", "an array");
   g.parameters = parameters_of(t, spec.heads.count);
   g.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
-  check_type("d_padding", g.key_padding, spec.dtype);
-  check_type("d_mask", t.mask, spec.dtype);
+  check_type("d_padding", g.key_padding, computed_in(spec.dtype));
+  check_type("d_mask", t.mask, computed_in(spec.dtype));
   g.mask = own_axes(t.mask, spec);
   return g;
 }
@@ -317,7 +333,7 @@ AttentionCall attention_call(const AttentionArguments& a) {
   call.v = t.value;
   AttentionSpec& spec = call.attention;
   spec.dtype = t.query.dtype;
-  if (spec.dtype == DType::Bool) wrong("query", "float32 or float64", "bool");
+  if (spec.dtype == DType::Bool) wrong("query", "a floating dtype", "bool");
   const int64_t *q = t.query.size, keys = t.key.size[2];
   check_shape("key", t.key, spec.dtype, {q[0], q[1], keys, q[3]});
   check_shape("value", t.value, spec.dtype, {q[0], q[1], keys, t.value.size[3]});
@@ -337,8 +353,9 @@ AttentionCall attention_call(const AttentionArguments& a) {
 void check_results(const AttentionCall& call, const AttentionResults& results) {
   const AttentionSpec& spec = call.attention;
   const int64_t N = spec.shape.batch, H = spec.heads.count, L = spec.shape.queries;
-  check_shape("out", results.out, spec.dtype, {N, H, L, spec.heads.value_dim});
-  if (results.stats) check_shape("stats", results.stats, spec.dtype, {2, N, H, L});
+  check_size("out", results.out, {N, H, L, spec.heads.value_dim});
+  check_either_type("out", results.out, spec.dtype);
+  if (results.stats) check_shape("stats", results.stats, computed_in(spec.dtype), {2, N, H, L});
   if (results.weights)
     check_shape("weights", results.weights, spec.dtype, {N, H, L, spec.shape.keys});
 }
@@ -346,11 +363,11 @@ void check_results(const AttentionCall& call, const AttentionResults& results) {
 AttentionGradients attention_gradients(const AttentionCall& call,
                                        const AttentionTensors& gradients) {
   const auto like = [&](const char* name, const View& v, const View& of) {
-    if (v)
-      check_shape(name, v, call.attention.dtype, {of.size[0], of.size[1], of.size[2], of.size[3]});
+    if (v) check_size(name, v, {of.size[0], of.size[1], of.size[2], of.size[3]});
+    check_either_type(name, v, call.attention.dtype);
     return v;
   };
-  check_type("d_mask", gradients.mask, call.attention.dtype);
+  check_type("d_mask", gradients.mask, computed_in(call.attention.dtype));
   return {like("d_query", gradients.query, call.q), like("d_key", gradients.key, call.k),
           like("d_value", gradients.value, call.v), own_axes(gradients.mask, call.attention)};
 }

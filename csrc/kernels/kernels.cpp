@@ -23,6 +23,7 @@ constexpr Kernels<T> kTable = {
     .unpack_scores = unpack_scores<T>,
     .gather_tokens = gather<T>,
     .gather_rows = gather<T>,
+    .add_to_row = add_to_row<T>,
     .tile_to_rows = tile_to_rows<T>,
     .rows_to_tile = rows_to_tile<T>,
     .scale = scale<T>,

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.h"
-#include "vec.h"
+#include "vec_half.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -52,13 +52,13 @@ inline void visible_bits(uint64_t* words, const uint8_t* const* rows, int64_t st
   }
 }
 
-template <class T>
-bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride, int64_t columns) {
+template <class T, class S>
+bool visible_bits_in(uint64_t* words, const S* const* rows, int64_t stride, int64_t columns) {
   constexpr int W = kWidth<T>;
   constexpr T lowest = -kInfinity<T>;
   uint64_t x[kTile], adds = 0;
   for (int64_t r = 0; r < kTile; ++r) {
-    const T* row = rows[r];
+    const S* row = rows[r];
     uint64_t word = 0;
     int64_t c = 0;
     if (row && stride == 1) {
@@ -70,7 +70,7 @@ bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride
       }
     }
     for (; row && c < columns; ++c) {
-      const T v = row[c * stride];
+      const T v = widen(row[c * stride]);
       word |= uint64_t(v != lowest) << c;
       adds |= uint64_t(v != lowest && v != T(0));
     }
@@ -79,6 +79,14 @@ bool visible_bits_additive(uint64_t* words, const T* const* rows, int64_t stride
   transpose_bits(x);
   for (int64_t c = 0; c < columns; ++c) words[c] = x[c];
   return adds != 0;
+}
+
+template <class T>
+bool visible_bits_additive(uint64_t* words, const SourceRows& rows, int64_t columns) {
+  return Stored<T>::as(rows.type, [&]<class S>() {
+    return visible_bits_in<T>(words, reinterpret_cast<const S* const*>(rows.at), rows.stride,
+                              columns);
+  });
 }
 
 // What is finite stays finite, and what is smaller stays smaller: where the product would come near

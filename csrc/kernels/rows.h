@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.h"
-#include "vec.h"
+#include "vec_half.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -22,6 +22,18 @@ void add_scaled(T* dst, const T* src, int64_t n, T factor) {
   const Vec<T> f = splat(factor);
   for (; i + W <= n; i += W) store(dst + i, load(dst + i) + load(src + i) * f);
   for (; i < n; ++i) dst[i] += src[i] * factor;
+}
+
+// The sums of what has no tile: to += sums, in an array of the caller's.
+template <class T>
+void add_to_row(const TargetRows& row, const T* sums, int64_t n) {
+  constexpr int W = kWidth<T>;
+  Stored<T>::as(row.type, [&]<class S>() {
+    S* const to = static_cast<S*>(row.at[0]);
+    int64_t i = 0;
+    for (; row.stride == 1 && i + W <= n; i += W) store(to + i, load(to + i) + load(sums + i));
+    for (; i < n; ++i) narrow(to[i * row.stride], widen(to[i * row.stride]) + sums[i]);
+  });
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "layout.h"
+#include "storage.h"
 
 namespace multihead {
 
@@ -147,20 +148,21 @@ struct Kernels {
 
   // Between rows of features, the caller's arrays, and tiles. Rows that are null are 0, or left
   // alone.
-  void (*pack)(E* tile, int64_t lanes, const E* const* rows, int64_t stride, int64_t features);
-  void (*unpack)(E* const* rows, int64_t stride, const E* tile, int64_t lanes, int64_t features,
+  void (*pack)(E* tile, int64_t lanes, const SourceRows& rows, int64_t features);
+  void (*unpack)(const TargetRows& rows, const E* tile, int64_t lanes, int64_t features,
                  bool accumulate);
   // The same for [columns][lanes], as scores lie.
-  void (*pack_scores)(Acc<E>* scores, int64_t lanes, const E* const* rows, int64_t stride,
-                      int64_t columns);
-  void (*unpack_scores)(E* const* rows, int64_t stride, const Acc<E>* scores, int64_t lanes,
+  void (*pack_scores)(Acc<E>* scores, int64_t lanes, const SourceRows& rows, int64_t columns);
+  void (*unpack_scores)(const TargetRows& rows, const Acc<E>* scores, int64_t lanes,
                         int64_t columns);
   // Tokens in rows, zero from `columns` up to pitch: for products over tokens, `group` neighbours
   // together as features in a tile, the last group filled up with zeros; and as they are.
-  void (*gather_tokens)(E* panel, int64_t pitch, const E* const* rows, int64_t stride,
-                        int64_t columns, int64_t tokens);
-  void (*gather_rows)(E* dst, int64_t pitch, const E* const* rows, int64_t stride, int64_t columns,
+  void (*gather_tokens)(E* panel, int64_t pitch, const SourceRows& rows, int64_t columns,
+                        int64_t tokens);
+  void (*gather_rows)(E* dst, int64_t pitch, const SourceRows& rows, int64_t columns,
                       int64_t count);
+  // The first of the rows += sums.
+  void (*add_to_row)(const TargetRows& row, const Acc<E>* sums, int64_t n);
   // Tokens in rows for products over tokens, scaled; zero from `features` up to pitch.
   void (*tile_to_rows)(E* dst, int64_t pitch, const E* tile, int64_t lanes, int64_t features,
                        Acc<E> scale);
@@ -208,8 +210,7 @@ struct Kernels {
                        bool true_hides);
   // The same for an additive mask and at most 64 columns: shown unless -inf. Returns whether it
   // adds anything but 0 to what it shows.
-  bool (*visible_bits_additive)(uint64_t* words, const E* const* rows, int64_t stride,
-                                int64_t columns);
+  bool (*visible_bits_additive)(uint64_t* words, const SourceRows& rows, int64_t columns);
   void (*additive_to_log2)(Acc<E>* x, int64_t n);  // times log2(e), finite values stay finite
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.h"
-#include "vec.h"
+#include "vec_half.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -37,8 +37,8 @@ MULTIHEAD_INLINE void transpose_square(Vec<T>* x) {
   }
 }
 
-template <class T>
-void pack(T* dst, int64_t lanes, const T* const* rows, int64_t stride, int64_t columns) {
+template <class T, class S>
+void pack_from(T* dst, int64_t lanes, const S* const* rows, int64_t stride, int64_t columns) {
   constexpr int W = kWidth<T>;
   for (int64_t r = 0; r < lanes; r += W) {
     int64_t c = 0;
@@ -53,15 +53,23 @@ void pack(T* dst, int64_t lanes, const T* const* rows, int64_t stride, int64_t c
       }
     }
     for (int i = 0; i < W; ++i) {
-      const T* row = rows[r + i];
-      for (int64_t d = c; d < columns; ++d) dst[d * lanes + r + i] = row ? row[d * stride] : T(0);
+      const S* row = rows[r + i];
+      for (int64_t d = c; d < columns; ++d)
+        dst[d * lanes + r + i] = row ? widen(row[d * stride]) : T(0);
     }
   }
 }
 
 template <class T>
-void unpack(T* const* rows, int64_t stride, const T* src, int64_t lanes, int64_t columns,
-            bool accumulate) {
+void pack(T* dst, int64_t lanes, const SourceRows& rows, int64_t columns) {
+  Stored<T>::as(rows.type, [&]<class S>() {
+    pack_from<T>(dst, lanes, reinterpret_cast<const S* const*>(rows.at), rows.stride, columns);
+  });
+}
+
+template <class T, class S>
+void unpack_to(S* const* rows, int64_t stride, const T* src, int64_t lanes, int64_t columns,
+               bool accumulate) {
   constexpr int W = kWidth<T>;
   for (int64_t r = 0; r < lanes; r += W) {
     int64_t c = 0;
@@ -73,40 +81,48 @@ void unpack(T* const* rows, int64_t stride, const T* src, int64_t lanes, int64_t
         transpose_square<T>(x);
         MULTIHEAD_UNROLL(16)
         for (int i = 0; i < W; ++i) {
-          T* row = rows[r + i];
+          S* row = rows[r + i];
           if (row) store(row + c, accumulate ? load(row + c) + x[i] : x[i]);
         }
       }
     }
     for (int i = 0; i < W; ++i) {
-      T* row = rows[r + i];
+      S* row = rows[r + i];
       if (!row) continue;
       for (int64_t d = c; d < columns; ++d) {
         const T x = src[d * lanes + r + i];
-        row[d * stride] = accumulate ? row[d * stride] + x : x;
+        narrow(row[d * stride], accumulate ? widen(row[d * stride]) + x : x);
       }
     }
   }
 }
 
 template <class T>
-void unpack_scores(T* const* rows, int64_t stride, const T* scores, int64_t lanes,
-                   int64_t columns) {
-  unpack<T>(rows, stride, scores, lanes, columns, false);
+void unpack(const TargetRows& rows, const T* src, int64_t lanes, int64_t columns, bool accumulate) {
+  Stored<T>::as(rows.type, [&]<class S>() {
+    unpack_to<T>(reinterpret_cast<S* const*>(rows.at), rows.stride, src, lanes, columns,
+                 accumulate);
+  });
 }
 
 template <class T>
-void gather(T* dst, int64_t pitch, const T* const* rows, int64_t stride, int64_t columns,
-            int64_t count) {
+void unpack_scores(const TargetRows& rows, const T* scores, int64_t lanes, int64_t columns) {
+  unpack<T>(rows, scores, lanes, columns, false);
+}
+
+template <class T>
+void gather(T* dst, int64_t pitch, const SourceRows& rows, int64_t columns, int64_t count) {
   constexpr int W = kWidth<T>;
-  for (int64_t r = 0; r < count; ++r, dst += pitch) {
-    const T* row = rows[r];
-    int64_t c = 0;
-    if (stride == 1)
-      for (; c + W <= columns; c += W) store(dst + c, load(row + c));
-    for (; c < columns; ++c) dst[c] = row[c * stride];
-    for (; c < pitch; ++c) dst[c] = T(0);
-  }
+  Stored<T>::as(rows.type, [&]<class S>() {
+    for (int64_t r = 0; r < count; ++r, dst += pitch) {
+      const S* row = static_cast<const S*>(rows.at[r]);
+      int64_t c = 0;
+      if (rows.stride == 1)
+        for (; c + W <= columns; c += W) store(dst + c, load(row + c));
+      for (; c < columns; ++c) dst[c] = widen(row[c * rows.stride]);
+      for (; c < pitch; ++c) dst[c] = T(0);
+    }
+  });
 }
 
 // dst[c][r] = scale * src[r][c] for r < rows, zero up to dst_row; c < columns.

@@ -35,7 +35,7 @@ bool has(unsigned leaf1, unsigned leaf7, unsigned saved) {
 
 }  // namespace
 
-bool has_avx2() { return has(bit_AVX | bit_FMA, bit_AVX2, 0x6); }
+bool has_avx2() { return has(bit_AVX | bit_FMA | bit_F16C, bit_AVX2, 0x6); }
 
 bool has_avx512() {
   return has(bit_AVX | bit_FMA, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL, 0xE6);

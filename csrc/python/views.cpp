@@ -30,11 +30,19 @@ struct Exchange {
   const ExchangeTable* table = nullptr;
 } g_exchange;
 
+[[noreturn]] void wrong_dtype() {
+  throw nb::type_error("array: expected float16, bfloat16, float32, float64 or bool");
+}
+
 DType dtype_of(nb::dlpack::dtype t) {
   if (t == nb::dtype<float>()) return DType::Float32;
   if (t == nb::dtype<double>()) return DType::Float64;
   if (t == nb::dtype<bool>()) return DType::Bool;
-  throw nb::type_error("array: expected float32, float64 or bool");
+  if (t.bits == 16 && t.lanes == 1) {
+    if (t.code == uint8_t(nb::dlpack::dtype_code::Float)) return DType::Float16;
+    if (t.code == uint8_t(nb::dlpack::dtype_code::Bfloat)) return DType::BFloat16;
+  }
+  wrong_dtype();
 }
 
 void too_many_axes() { throw nb::value_error("array: expected at most 4 axes"); }
@@ -96,8 +104,12 @@ DType dtype_of(PyArrayObject* array) {
       return DType::Float64;
     case NPY_BOOL:
       return DType::Bool;
+    case NPY_FLOAT16:
+      return DType::Float16;
+    case NPY_UINT16:  // NumPy has no bfloat16: its bits
+      return DType::BFloat16;
     default:
-      throw nb::type_error("array: expected float32, float64 or bool");
+      wrong_dtype();
   }
 }
 

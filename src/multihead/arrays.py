@@ -16,24 +16,30 @@ Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 
 _FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
 _UINT16 = np.dtype(np.uint16)
 _CPU = 1  # kDLCPU
 _DENSE = 0x101  # flags of an array: C-contiguous and aligned
 
 
 class Element(NamedTuple):
-    """A floating element type, the NumPy dtype it is computed in, and whether that is wider."""
+    """A floating element type.
+
+    `compute` is the NumPy dtype that it is computed in, `stored` that of the arrays which the
+    engine reads and writes: bfloat16, which NumPy has not, is its bits.
+    """
 
     name: str
     compute: np.dtype[Any]
+    stored: np.dtype[Any]
     half: bool
 
 
 _ELEMENTS = {
-    "float32": Element("float32", _FLOAT32, False),
-    "float64": Element("float64", np.dtype(np.float64), False),
-    "float16": Element("float16", _FLOAT32, True),
-    "bfloat16": Element("bfloat16", _FLOAT32, True),
+    "float32": Element("float32", _FLOAT32, _FLOAT32, False),
+    "float64": Element("float64", _FLOAT64, _FLOAT64, False),
+    "float16": Element("float16", _FLOAT32, np.dtype(np.float16), True),
+    "bfloat16": Element("bfloat16", _FLOAT32, _UINT16, True),
 }
 
 
@@ -113,9 +119,10 @@ def decode(array: Array, compute: np.dtype[Any], bfloat16: bool) -> Array:
 
 
 def restore(array: Array, kind: Kind) -> Any:
-    """Return a result of the compute dtype as an array of `kind`."""
+    """Return a result of the engine's, stored or of the compute dtype, as an array of `kind`."""
     if array.dtype is not kind.dtype:
-        array = encode(array, kind.dtype, kind.bfloat16)
+        same_size = array.dtype.itemsize == kind.dtype.itemsize
+        array = array.view(kind.dtype) if same_size else encode(array, kind.dtype, kind.bfloat16)
     return array if kind.from_dlpack is None else kind.wrap(array)
 
 
@@ -193,7 +200,7 @@ def _another_dtype(name: str, got: str, element: Element, instead: str) -> TypeE
 def read(
     name: str, x: Any, element: Element, instead: str = ', or dtype="{}" for the layer'
 ) -> tuple[Array, Array, Kind]:
-    """Take an argument in: as computed with, as it lies in memory, and its kind.
+    """Take an argument in: as the engine reads it, as it lies in memory, and its kind.
 
     `instead` is what an error about the dtype, for which it has ``{}``, names besides a cast.
 
@@ -204,15 +211,16 @@ def read(
     ValueError
         If it is not in CPU memory.
     """
-    _, compute, half = element
+    _, compute, stored, half = element
     if type(x) is np.ndarray and x.dtype is compute and not half:
         if x.flags.num & _DENSE == _DENSE:
             return x, x, _NUMPY_KINDS[compute]
     raw, kind = borrow(name, x)
     if dtype_name(raw, kind) != element.name:
         raise _another_dtype(name, dtype_name(raw, kind), element, instead)
-    if element.half:
-        return decode(raw, compute, kind.bfloat16), raw, kind
+    if half:
+        regular = raw if _regular(raw) else np.array(raw, raw.dtype.newbyteorder("="))
+        return regular.view(stored), raw, kind
     array = raw if _regular(raw) else np.array(raw, compute)
     return array, raw, kind._replace(dtype=compute)
 

@@ -15,6 +15,7 @@ from multihead.arrays import (
     Kind,
     Shape,
     borrow,
+    decode,
     dtype_name,
     element_of,
     read,
@@ -185,7 +186,9 @@ def scaled_dot_product_attention(
 
     # 2. Outputs.
     inputs = (_folded(q), _folded(k), _folded(v))
-    out = np.empty((*shapes[0][:-1], shapes[2][-1]), element.compute)
+    # what a cache keeps is not rounded
+    made = element.compute if return_cache else element.stored
+    out = np.empty((*shapes[0][:-1], shapes[2][-1]), made)
     out_view = _folded(out)
     stats = None
     if return_lse or return_cache:
@@ -268,7 +271,7 @@ def scaled_dot_product_attention_backward(
     d_out_view = _folded(array)
 
     # 2. Outputs.
-    d_q, d_k, d_v = (np.empty(shape, compute) for shape in cache.shapes)
+    d_q, d_k, d_v = (np.empty(shape, cache.element.stored) for shape in cache.shapes)
     mask, d_mask = cache.mask, None
     if need_mask_grad and mask is not None and mask.gradient is not None:
         d_mask = np.empty(mask.gradient.engine_shape, compute)
@@ -333,7 +336,8 @@ def _lse(cache: AttentionCache) -> Array:
 
 def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
     """Compute the statistic of some queries of a head from all of their scores, in float64."""
-    q, k, _ = cache.inputs
+    bits = cache.element.name == "bfloat16"
+    q, k, _ = (decode(x, cache.element.compute, bits) for x in cache.inputs)
     with np.errstate(all="ignore"):
         scores = q[n, h, rows].astype(np.float64) @ k[n, h].T.astype(np.float64) * cache.scale
         hidden = np.zeros(scores.shape, bool)

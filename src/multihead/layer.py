@@ -256,7 +256,7 @@ class MultiheadAttention(LayerState):
         try:
             native = _native.layer_forward(
                 self._options(batch, is_causal, average, dropout),
-                LayerTensors._make((*given_once(*batch.inputs), *masks, *self._params_now())),
+                LayerTensors._make((*given_once(*batch.inputs), *masks, *self._params)),
                 batch.offsets,
                 out,
                 weights_memory,
@@ -367,7 +367,7 @@ class MultiheadAttention(LayerState):
         with self._lock:
             _native.layer_backward(
                 self._options(batch, call.is_causal, call.average, call.dropout),
-                LayerTensors._make((*batch.inputs, *call.mask_arrays, *self._params_now())),
+                LayerTensors._make((*batch.inputs, *call.mask_arrays, *self._params)),
                 batch.offsets,
                 call.native,
                 d_out_array,

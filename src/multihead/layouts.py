@@ -125,11 +125,11 @@ class Dense:
 
     def new_out(self) -> Array:
         """Make an output."""
-        return np.empty(self.shapes[0], self.element.compute)
+        return np.empty(self.shapes[0], self.element.stored)
 
     def new_weights(self, average: bool) -> tuple[Array, Array]:
         """Make weights, twice the same array."""
-        weights = np.empty(self._weights_shape(average), self.element.compute)
+        weights = np.empty(self._weights_shape(average), self.element.stored)
         return weights, weights
 
     def _weights_shape(self, average: bool) -> Shape:
@@ -149,14 +149,14 @@ class Dense:
     finish_weights = finish_out
 
     def read_d_out(self, d_out: Any) -> tuple[Array, Array]:
-        """Check d_out; return it as computed with and as it lies in memory."""
+        """Check d_out; return it as the engine reads it and as it lies in memory."""
         array, raw, _ = read("d_out", d_out, self.element)
         if array.shape != self.shapes[0]:
             raise wrong("d_out", self.shapes[0], array.shape)
         return array, raw
 
     def read_d_weights(self, d_weights: Any, average: bool) -> tuple[Array, list[Array]]:
-        """Check d_weights; return it as computed with and as it lies in memory."""
+        """Check d_weights; return it as the engine reads it and as it lies in memory."""
         array, raw, _ = read("d_weights", d_weights, self.element)
         if array.shape != self._weights_shape(average):
             raise wrong("d_weights", self._weights_shape(average), array.shape)
@@ -164,9 +164,9 @@ class Dense:
 
     def new_gradients(self) -> tuple[Array, ...]:
         """Make the gradients of the inputs in the caller's layout."""
-        compute = self.element.compute
+        stored = self.element.stored
         a, b, c = self.shapes
-        return np.empty(a, compute), np.empty(b, compute), np.empty(c, compute)
+        return np.empty(a, stored), np.empty(b, stored), np.empty(c, stored)
 
     def outputs(self, out: Any) -> Outputs:
         """Check the caller's arrays for the gradients of the inputs."""
@@ -217,7 +217,7 @@ class RaggedBatch:
 
     def new_out(self) -> Array:
         """Make the values of an output."""
-        return np.empty(self.shapes[0], self.element.compute)
+        return np.empty(self.shapes[0], self.element.stored)
 
     def _weight_shapes(self, average: bool) -> list[Shape]:
         extra = self.sizes.extra_keys
@@ -230,7 +230,7 @@ class RaggedBatch:
         """Make weights: one array for each sequence, and the memory they lie in."""
         shapes = self._weight_shapes(average)
         ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
-        weights = np.empty(ends[-1], self.element.compute)
+        weights = np.empty(ends[-1], self.element.stored)
         runs = zip(ends[:-1], ends[1:], shapes, strict=True)
         return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
 
@@ -257,7 +257,7 @@ class RaggedBatch:
         if not isinstance(d_weights, list | tuple) or len(d_weights) != self.batch:
             got = len(d_weights) if hasattr(d_weights, "__len__") else type(d_weights).__name__
             raise wrong("d_weights", f"a list of {self.batch} arrays", got)
-        arrays, raw = [np.empty(0, self.element.compute)], []
+        arrays, raw = [np.empty(0, self.element.stored)], []
         pairs = zip(d_weights, self._weight_shapes(average), strict=True)
         for n, (x, shape) in enumerate(pairs):
             array, memory, _ = read(f"d_weights[{n}]", x, self.element)
@@ -269,7 +269,7 @@ class RaggedBatch:
 
     def new_gradients(self) -> tuple[Array, ...]:
         """Make the values of the gradients of the inputs."""
-        return tuple(np.empty(shape, self.element.compute) for shape in self.shapes)
+        return tuple(np.empty(shape, self.element.stored) for shape in self.shapes)
 
     def outputs(self, out: Any) -> Outputs:
         """Check the caller's Ragged for the gradients of the inputs."""

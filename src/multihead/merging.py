@@ -71,7 +71,7 @@ def merge_attention(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]
             raise wrong(f"outs[{i}]", shape, x.shape)
         if lse.shape != shape[:-1]:
             raise wrong(f"lses[{i}]", shape[:-1], lse.shape)
-    out, total = np.empty(shape, element.compute), np.empty(shape[:-1], element.compute)
+    out, total = np.empty(shape, element.stored), np.empty(shape[:-1], element.compute)
     folded = fold(shape)
     _native.merge_attention(
         tuple(x.reshape(folded) for x in arrays),

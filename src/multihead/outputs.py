@@ -67,19 +67,29 @@ class Outputs:
                     raise wrong(f"out[{i}]", f"memory apart from {name}", "an overlap")
 
     def engine_arrays(self) -> tuple[Array | None, ...]:
-        """Return what the engine writes: new arrays of the compute dtype for half precision."""
-        if self._element.half:
-            compute = self._element.compute
-            wide = {id(a): np.empty(a.shape, compute) for a in self.arrays if a is not None}
-            self.arrays = [None if a is None else wide[id(a)] for a in self.arrays]
+        """Return what the engine writes.
+
+        An array of half precision that was given more than once is a new one of the compute dtype,
+        so that the sum is rounded once.
+        """
+        compute, stored = self._element.compute, self._element.stored
+        given = [id(a) for a in self.arrays if a is not None]
+        written = {
+            id(a): np.empty(a.shape, compute)
+            if self._element.half and given.count(id(a)) > 1
+            else a.view(stored)
+            for a in self.arrays
+            if a is not None
+        }
+        self.arrays = [None if a is None else written[id(a)] for a in self.arrays]
         return tuple(self.arrays)
 
     def finish(self) -> None:
-        """Round what the engine wrote into the caller's half precision arrays."""
-        if self._element.half:
-            for stored, array in zip(self._stored, self.arrays, strict=True):
-                if stored is not None and array is not None:
-                    raw, kind = stored
+        """Round sums that the engine wrote into the caller's half precision arrays."""
+        for stored, array in zip(self._stored, self.arrays, strict=True):
+            if stored is not None and array is not None:
+                raw, kind = stored
+                if array.dtype.itemsize != raw.dtype.itemsize:
                     raw[...] = encode(array, kind.dtype, kind.bfloat16)
 
 

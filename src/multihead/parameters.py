@@ -168,7 +168,8 @@ class AttentionParameters:
     def _adopt(self, block: Block) -> None:
         """Take a block of memory for the parameters."""
         self._block = block
-        self._engine_params = engine_arrays(block.arrays)
+        stored = self._element.stored
+        self._params = engine_arrays({name: x.view(stored) for name, x in block.arrays.items()})
 
     def _adopt_grads(self, block: Block) -> None:
         """Take a block of memory for the gradients; it is seen once all of it is in place."""
@@ -286,14 +287,6 @@ class AttentionParameters:
         bits = self._element.name == "bfloat16"
         for name, value in initial_values(self._shapes, rng).items():
             self._block.arrays[name][...] = encode(value, self._block.memory.dtype, bits)
-
-    def _params_now(self) -> LayerParameters:
-        """Return the parameters for the engine, widened if they are of half precision."""
-        if not self._element.half:
-            return self._engine_params
-        compute, bits = self._element.compute, self._element.name == "bfloat16"
-        arrays = self._block.arrays.items()
-        return engine_arrays({name: decode(array, compute, bits) for name, array in arrays})
 
     def _grads_now(self) -> tuple[LayerParameters, list[Array]]:
         """Return the gradients for the engine, and the memory that they take."""

@@ -94,24 +94,24 @@ void token_gemm(const TokenGemm<E>& g) {
 }
 
 template <class E>
-void pack(E* tile, int64_t lanes, const E* const* rows, int64_t stride, int64_t features) {
+void pack(E* tile, int64_t lanes, const SourceRows& rows, int64_t features) {
   Plain<E> to(features, lanes);
-  plain<E>().pack(to, lanes, rows, stride, features);
+  plain<E>().pack(to, lanes, rows, features);
   to.store(tile);
 }
 
 template <class E>
-void unpack(E* const* rows, int64_t stride, const E* tile, int64_t lanes, int64_t features,
+void unpack(const TargetRows& rows, const E* tile, int64_t lanes, int64_t features,
             bool accumulate) {
   Plain<E> from(tile, features, lanes);
-  plain<E>().unpack(rows, stride, from, lanes, features, accumulate);
+  plain<E>().unpack(rows, from, lanes, features, accumulate);
 }
 
 template <class E>
-void gather_tokens(E* panel, int64_t pitch, const E* const* rows, int64_t stride, int64_t columns,
+void gather_tokens(E* panel, int64_t pitch, const SourceRows& rows, int64_t columns,
                    int64_t tokens) {
   Plain<E> to(tokens, pitch);
-  plain<E>().gather_tokens(to, pitch, rows, stride, columns, tokens);
+  plain<E>().gather_tokens(to, pitch, rows, columns, tokens);
   to.store(panel);
 }
 

@@ -15,10 +15,12 @@ from torch.nn.functional import linear, pad
 from multihead.arguments import AttentionTensors, LayerTensors
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.tensors import in_float32
 
 _Tensors = TypeVar("_Tensors", LayerTensors, AttentionTensors)
 
 
+@in_float32
 def composed(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute what the engine computes, dropout's mask included; every score is in memory.
 
@@ -234,6 +236,7 @@ def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.T
     return out
 
 
+@in_float32
 def composed_attention(call: AttentionCall) -> torch.Tensor:
     """Compute scaled dot-product attention."""
     (q, k, v, mask), options = call

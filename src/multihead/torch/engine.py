@@ -9,7 +9,7 @@ import torch
 from multihead import _native
 from multihead.arguments import LayerTensors
 from multihead.torch.calls import LayerCall
-from multihead.torch.tensors import engine_reads
+from multihead.torch.tensors import HALF, engine_reads
 
 # of what is not a parameter the engine writes the gradient, to that of a parameter it adds
 _WRITTEN = frozenset({"query", "key", "value", "padding", "mask"})
@@ -84,11 +84,12 @@ def backward(
         The tensors whose gradients to compute.
     """
     tensors, options, offsets = call
+    wide = _summed_wide(tensors)
     made = LayerTensors(
         *[
             None
             if x is None or name not in needed
-            else torch.empty_like(x)
+            else torch.empty_like(x, dtype=torch.float32 if name in wide else None)
             if name in _WRITTEN
             else torch.zeros_like(x)
             for name, x in zip(tensors._fields, tensors, strict=True)
@@ -102,4 +103,18 @@ def backward(
     _native.layer_backward(
         options, engine_reads(tensors), steps, kept, d_out, d_weights, engine_reads(made)
     )
-    return made
+    if not wide:
+        return made
+    dtypes = [None if x is None else x.dtype for x in tensors]
+    rounded = [None if x is None else x.to(dtype) for x, dtype in zip(made, dtypes, strict=True)]
+    return LayerTensors._make(rounded)
+
+
+def _summed_wide(tensors: LayerTensors) -> frozenset[str]:
+    """Name the tensors of half precision whose gradients are sums of several, rounded once."""
+    if tensors.query.dtype not in HALF:
+        return frozenset()
+    wide = {"padding", "mask"}
+    wide |= {"query"} if tensors.key is None else set()
+    wide |= {"key", "query"} if tensors.value is None else set()
+    return frozenset(wide)

@@ -11,11 +11,13 @@ import torch
 from torch.nn import functional
 
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.tensors import in_float32
 
 # at import: our function may take the place of PyTorch's
 _theirs = functional.scaled_dot_product_attention
 
 
+@in_float32
 def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute a dense call of the layer; sizes may be symbols."""
     t, options, _ = call
@@ -68,6 +70,7 @@ def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     return out, p.mean(1, keepdim=True) if p is not None and options.average else p
 
 
+@in_float32
 def exported_attention(call: AttentionCall) -> torch.Tensor:
     """Compute scaled dot-product attention; sizes may be symbols."""
     (q, k, v, mask), options = call

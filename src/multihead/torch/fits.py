@@ -18,7 +18,7 @@ def compute_dtype(
     tensors: LayerTensors,
     need_weights: bool,
 ) -> torch.dtype | None:
-    """Return the dtype to compute in; None if the engine does not compute this call.
+    """Return the dtype that the engine takes; None if it does not compute this call.
 
     Parameters
     ----------
@@ -38,9 +38,10 @@ def compute_dtype(
     if not isinstance(module.dropout, (int, float)) or not 0 <= module.dropout <= 1:
         return None
     dtype = query.dtype
+    taken = dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
-        accepted = NARROW
+        taken, accepted = torch.float32, NARROW
     elif dtype not in COMPUTED and dtype not in HALF:
         return None
     for x in (query, own_key, own_value, *params):  # each once
@@ -62,7 +63,7 @@ def compute_dtype(
         return None
     if mask is not None and not _mask_fits(mask, scores):
         return None
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return taken
 
 
 def _params_fit(module: Any, t: LayerTensors) -> bool:

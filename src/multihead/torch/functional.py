@@ -90,14 +90,12 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         return theirs
-    dtype = query.dtype
-    if torch.is_autocast_enabled("cpu") and dtype in NARROW:
-        dtype = torch.get_autocast_dtype("cpu")
-    width = torch.float64 if dtype == torch.float64 else torch.float32
-    inputs = tuple(x.to(width) for x in inputs)
+    dtype = width = query.dtype
     mask = attn_mask
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(width)
+    if torch.is_autocast_enabled("cpu") and dtype in NARROW:
+        dtype, width = torch.get_autocast_dtype("cpu"), torch.float32
+        inputs = tuple(x.to(width) for x in inputs)
+        mask = mask.to(width) if mask is not None and mask.dtype != torch.bool else mask
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         q, k, v, mask = _grouped(inputs, mask, lead)
     else:

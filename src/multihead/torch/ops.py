@@ -18,7 +18,7 @@ from multihead.torch.function import (
     weights_differ,
 )
 from multihead.torch.schema import LAYER_SCHEMA, flat_layer, layer_call
-from multihead.torch.tensors import kept_masks, settled
+from multihead.torch.tensors import computed_in, kept_masks, settled
 
 _LANES = 16  # the engine's rows of tokens end at multiples of this
 _FORWARD = "multihead::attention"
@@ -63,10 +63,18 @@ def _cache_elements(call: LayerCall) -> Any:
     return rows + lanes(key, k_steps, extra) * width
 
 
+def _new_cache(call: LayerCall, keep: bool) -> torch.Tensor:
+    query = call.tensors.query
+    made: torch.Tensor = query.new_empty(
+        _cache_elements(call) if keep else 0, dtype=computed_in(query.dtype)
+    )
+    return made
+
+
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     call, (keep,) = layer_call(arguments)
     query = call.tensors.query
-    cache = query.new_empty(_cache_elements(call) if keep else 0)
+    cache = _new_cache(call, keep)
     out, weights, _ = engine.forward(_seeded(call), cache if keep else False)
     return out, query.new_empty(0) if weights is None else weights, cache
 
@@ -74,7 +82,7 @@ def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def _fake_forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     call, (keep,) = layer_call(arguments)
     query = call.tensors.query
-    cache = query.new_empty(_cache_elements(call) if keep else 0)
+    cache = _new_cache(call, keep)
     if call.options.average is not None and call.offsets is not None:
         weights = query.new_empty(torch.library.get_ctx().new_dynamic_size())
     elif call.options.average is not None:

@@ -13,7 +13,15 @@ from multihead.torch.calls import AttentionCall
 from multihead.torch.composed import composed_attention, derivatives
 from multihead.torch.dispatch import traced, transformed
 from multihead.torch.schema import flat_attention
-from multihead.torch.tensors import batched, engine_reads, kept_masks, settled, unpacked
+from multihead.torch.tensors import (
+    HALF,
+    batched,
+    computed_in,
+    engine_reads,
+    kept_masks,
+    settled,
+    unpacked,
+)
 
 
 def new_out(tensors: AttentionTensors) -> torch.Tensor:
@@ -33,7 +41,7 @@ def new_out(tensors: AttentionTensors) -> torch.Tensor:
 def new_stats(tensors: AttentionTensors) -> torch.Tensor:
     """Make memory for the statistics of the rows: (2, N, H, L)."""
     q = tensors.query
-    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]))
+    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]), dtype=computed_in(q.dtype))
     return stats
 
 
@@ -68,14 +76,19 @@ def backward(
     wanted = tensors._replace(mask=tensors.mask if "mask" in needed else None)
     grads = AttentionTensors(*[None if x is None else torch.empty_like(x) for x in wanted])
     out, stats = kept
+    of_mask = grads.mask
+    if of_mask is not None and of_mask.dtype in HALF:  # sums, rounded once
+        grads = grads._replace(mask=of_mask.to(torch.float32))
     if out.numel() == 0:
         return AttentionTensors(*[None if x is None else x.zero_() for x in grads])
-    delta = tensors.query.new_empty(tensors.query.shape[:3])
+    delta = stats.new_empty(stats.shape[1:])
     d_out, out, stats, delta = engine_reads((d_out, out, stats, delta))
     _native.delta(d_out, out, delta)
     _native.attention_backward(
         call.options, engine_reads(tensors), stats, delta, d_out, engine_reads(grads)
     )
+    if of_mask is not None and grads.mask is not None:
+        grads = grads._replace(mask=grads.mask.to(of_mask.dtype))
     return grads
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,30 @@ def _exchange() -> bool:
 
 
 _DIRECT = _exchange()
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """Return what the engine computes tensors of a dtype in."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def in_float32(way: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a way to compute calls compute those of half precision in float32, as the engine does."""
+
+    @functools.wraps(way)
+    def wide(call: Any) -> Any:
+        dtype = call.tensors.query.dtype
+        if dtype not in HALF:
+            return way(call)
+        floats = [
+            x if x is None or x.dtype == torch.bool else x.to(torch.float32) for x in call.tensors
+        ]
+        found = way(call._replace(tensors=call.tensors._make(floats)))
+        if isinstance(found, torch.Tensor):
+            return found.to(dtype)
+        return tuple(x if x is None else x.to(dtype) for x in found)
+
+    return wide
 
 
 _Tensors = TypeVar("_Tensors", bound=tuple[Any, ...])
@@ -112,7 +137,8 @@ def unpacked(
     if found != list(shapes):
         raise RuntimeError(f"saved tensors: expected shapes {list(shapes)}, got {found}")
     dtypes = {x.dtype for x in tensors if x is not None and x.dtype != torch.bool}
-    if len(dtypes) > 1:
+    beside_float32 = torch.float32 in dtypes and dtypes <= {torch.float32, *HALF}
+    if len(dtypes) > (2 if beside_float32 else 1):
         raise RuntimeError(f"saved tensors: expected one dtype, got {sorted(map(str, dtypes))}")
     return tensors
 
