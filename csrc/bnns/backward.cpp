@@ -199,7 +199,7 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
   Arena arena(staged.data());
   Staging staging(arena, true);
   LayerCall l = layer_call(call, header.counter, staging);
-  const View d_out = staging.in(g.output.target);
+  const View d_out = staging.input(g.output.target);
   const LayerGradients d = layer_gradients(g, staging);
   if (call.batch == 0) {
     staging.begin_sums();

@@ -64,7 +64,7 @@ LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging
   p.out = {staging.in(f.output.weights), staging.in(f.output.bias)};
   p.bias_k = staging.in(f.key_attn_bias);
   p.bias_v = staging.in(f.value_attn_bias);
-  l.query = staging.in(call.query);
+  l.query = staging.input(call.query);
   l.key = same_memory(call.key, call.query) ? l.query : staging.in_visible(call.key, call.key_mask);
   l.value = same_memory(call.value, call.query) ? l.query
             : same_memory(call.value, call.key) ? l.key
@@ -78,7 +78,7 @@ LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging
   spec.bias_key = bool(f.key_attn_bias);
   spec.zero_row = f.zero_row;
   spec.rules.scale = 1.0 / std::sqrt(double(f.dims.d_key));
-  spec.rules.mask = score_axes(with_batch(staging.in(call.attention)), spec);
+  spec.rules.mask = score_axes(with_batch(staging.input(call.attention)), spec);
   spec.rules.dropout = {f.dropout, f.seed, counter};
   l.resources.threads = f.threads;
   l.resources.allocator = f.allocator;

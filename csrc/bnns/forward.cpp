@@ -15,8 +15,7 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   Arena count;
   Staging counting(count, false);
   const LayerCall shape = layer_call(call, 0, counting);
-  bool adds = false;
-  counting.result(output, &adds);
+  counting.output(output);
   const bool asks_cache = to.cache_size && !to.cache,
              asks_workspace = to.workspace_size && !to.workspace;
   const bool keeps = to.cache && to.cache_size && *to.cache_size > 0;
@@ -57,7 +56,7 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   Arena arena(staged.data());
   Staging staging(arena, true);
   LayerCall l = layer_call(call, counter, staging);
-  const View out = staging.result(output, &adds);
+  const View out = staging.output(output);
   l.resources.workspace = memory.at;
   char* const cache_at = static_cast<char*>(to.cache);
   char* const kept = keeps ? align_up(cache_at + sizeof(CacheHeader)) : nullptr;

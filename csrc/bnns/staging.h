@@ -28,16 +28,26 @@ class Staging {
  public:
   Staging(Arena& arena, bool real) : arena_(arena), real_(real) {}
 
+  // A parameter: float, so that the size of a call does not depend on where it lies.
   View in(const Tensor& t) {
     if (!t) return {};
-    if (t.direct() || !t.data) return t.view();
+    if (t.direct()) return t.view();
+    if (!t.data) return contiguous(nullptr, t);
+    return copy(t);
+  }
+  // Something that is read: as it is stored, if it can be.
+  View input(const Tensor& t) {
+    if (!t) return {};
+    return t.readable() || !t.data ? t.view() : copy(t);
+  }
+  View copy(const Tensor& t) {
     float* to = arena_.take<float>(t.elements());
     if (real_) widen(t, to);
     return contiguous(to, t);
   }
   // (batch, tokens, features) of which those that a mask (batch, tokens) hides are not read.
   View in_visible(const Tensor& t, const Tensor& mask) {
-    if (!mask || t.direct() || !t.data) return in(t);
+    if (!mask || t.readable() || !t.data) return input(t);
     float* to = arena_.take<float>(t.elements());
     const View v = contiguous(to, t);
     if (!real_) return v;
@@ -54,6 +64,11 @@ class Staging {
         widen(row, to + (b * t.size[1] + j) * t.size[2]);
       }
     return v;
+  }
+  // The engine sets it, once and with nothing added.
+  View output(const Tensor& t) {
+    bool adds = false;
+    return t && !t.adds && t.readable() ? t.view() : result(t, &adds);
   }
   // The engine sets it; `finish` brings it back. `adds` says that the engine is to add.
   View result(const Tensor& t, bool* adds) {

@@ -110,10 +110,21 @@ bool Tensor::direct() const {
          (type == BNNSDataTypeFloat32 && reinterpret_cast<uintptr_t>(data) % sizeof(float) == 0);
 }
 
+static bool is_half(BNNSDataType type) {
+  return type == BNNSDataTypeFloat16 || type == BNNSDataTypeBFloat16;
+}
+
+bool Tensor::readable() const {
+  return direct() || (is_half(type) && reinterpret_cast<uintptr_t>(data) % sizeof(uint16_t) == 0);
+}
+
 View Tensor::view() const {
   View v;
   v.data = data;
-  v.dtype = type == BNNSDataTypeBoolean ? DType::Bool : DType::Float32;
+  v.dtype = type == BNNSDataTypeBoolean    ? DType::Bool
+            : type == BNNSDataTypeFloat16  ? DType::Float16
+            : type == BNNSDataTypeBFloat16 ? DType::BFloat16
+                                           : DType::Float32;
   v.rank = rank;
   std::copy(size, size + rank, v.size);
   std::copy(stride, stride + rank, v.stride);

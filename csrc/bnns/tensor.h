@@ -29,9 +29,11 @@ struct Tensor {
   explicit operator bool() const { return rank > 0; }
   int64_t elements() const;
   int64_t item_bytes() const { return type == BNNSDataTypeBoolean ? 1 : (type & 0xFF) / 8; }
-  // Whether the engine can use the memory as it is.
+  // Whether the engine can use the memory as it is: to sum in; or only to read it, or to write
+  // there what it rounds once.
   bool direct() const;
-  View view() const;  // of memory that it can use
+  bool readable() const;
+  View view() const;  // of such memory
   // The same memory, another order of indices.
   Tensor permuted(int a, int b) const;
   Tensor permuted(int a, int b, int c) const;
