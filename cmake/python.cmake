@@ -8,6 +8,8 @@ file(GLOB extension_sources CONFIGURE_DEPENDS
 nanobind_add_module(_native NB_STATIC NOMINSIZE ${extension_sources})
 target_compile_options(_native PRIVATE ${warnings})
 target_link_libraries(_native PRIVATE multihead Python::NumPy ${CMAKE_DL_LIBS})
+# nanobind's exceptions have type information that must be one in a process
+show_only(_native PyInit__native _ZTIN8nanobind* _ZTSN8nanobind* _ZTVN8nanobind*)
 if(APPLE)
   set_target_properties(_native PROPERTIES INSTALL_RPATH "@loader_path")
 else()
