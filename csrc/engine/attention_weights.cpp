@@ -116,9 +116,11 @@ void Attention<E>::write_weights(const WeightsView& view, const TileAt& at,
     kernels_.unpack_scores({rows, stride, view.view.dtype}, tile, lanes, done);
   }
   weight_rows(view, plan_, at, 0, rows);
-  for (int64_t j = done; j < at.keys(); ++j)
-    for (int64_t i = 0; i < at.queries(); ++i)
-      set_element(rows[i], s.column(first + j) * stride, view.view.dtype, tile[j * lanes + i]);
+  Stored<Acc<E>>::as(view.view.dtype, [&]<class S>() {
+    for (int64_t j = done; j < at.keys(); ++j)
+      for (int64_t i = 0; i < at.queries(); ++i)
+        narrow(static_cast<S*>(rows[i])[s.column(first + j) * stride], tile[j * lanes + i]);
+  });
 }
 
 // And back, scaled.
@@ -135,11 +137,13 @@ void Attention<E>::load_weights(const WeightsView& view, const TileAt& at, Acc<E
     kernels_.pack_scores(tile, lanes, {rows, stride, view.view.dtype}, done);
   }
   weight_rows(view, plan_, at, 0, rows);
-  for (int64_t j = done; j < at.keys(); ++j)
-    for (int64_t i = 0; i < lanes; ++i)
-      tile[j * lanes + i] =
-          rows[i] ? element<Acc<E>>(rows[i], s.column(first + j) * stride, view.view.dtype)
-                  : Acc<E>(0);
+  Stored<Acc<E>>::as(view.view.dtype, [&]<class S>() {
+    for (int64_t j = done; j < at.keys(); ++j)
+      for (int64_t i = 0; i < lanes; ++i)
+        tile[j * lanes + i] =
+            rows[i] ? widen(static_cast<const S*>(rows[i])[s.column(first + j) * stride])
+                    : Acc<E>(0);
+  });
   kernels_.scale_sums(tile, tile, at.keys() * lanes, factor);
 }
 

@@ -125,11 +125,13 @@ void Masks<E>::load_bias(const TileAt& at, Acc<E>* bias) const {
   mask_rows(at.batch, at.head, at.query_tile, from);
   for (int64_t i = at.queries(); i < kTile; ++i) from[i] = nullptr;  // of longer sequences
   if (s.positions) {
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t column = s.position(at.first_key() + j) * mask.stride[3];
-      for (int64_t i = 0; i < lanes; ++i)
-        bias[j * lanes + i] = from[i] ? element<Acc<E>>(from[i], column, mask.dtype) : Acc<E>(0);
-    }
+    Stored<Acc<E>>::as(mask.dtype, [&]<class S>() {
+      for (int64_t j = 0; j < keys; ++j) {
+        const int64_t column = s.position(at.first_key() + j) * mask.stride[3];
+        for (int64_t i = 0; i < lanes; ++i)
+          bias[j * lanes + i] = from[i] ? widen(static_cast<const S*>(from[i])[column]) : Acc<E>(0);
+      }
+    });
   } else {
     for (void*& row : from) row = column_of(mask, row, at.first_key());
     kernels_.pack_scores(bias, lanes, {from, mask.stride[3], mask.dtype}, keys);
