@@ -4,7 +4,8 @@ execute_process(COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
   OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE nanobind_ROOT)
 find_package(nanobind CONFIG REQUIRED)
 file(GLOB extension_sources CONFIGURE_DEPENDS
-  csrc/python/*.cpp csrc/platform/cpu.cpp csrc/platform/library_*.cpp csrc/platform/threads_*.cpp)
+  csrc/python/*.cpp csrc/platform/cpu.cpp csrc/platform/system_features_*.cpp
+  csrc/platform/library_*.cpp csrc/platform/threads_*.cpp)
 nanobind_add_module(_native NB_STATIC NOMINSIZE ${extension_sources})
 target_compile_options(_native PRIVATE ${warnings})
 target_link_libraries(_native PRIVATE multihead Python::NumPy ${CMAKE_DL_LIBS})

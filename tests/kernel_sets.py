@@ -1,7 +1,9 @@
-"""Kernel sets for tests alone, which run on any machine: `wide` and `grouped`.
+"""Kernel sets for tests alone, which run on any machine.
 
 `wide` is the production kernels with 64-byte vectors that the compiler lowers; `grouped` has
-another layout of tiles. Both give the bits of the sets with fused multiply-add.
+another layout of tiles. Both give the bits of the sets with fused multiply-add. `emulated_dot` and
+`emulated_amx` are the production kernels of bfloat16 on its instructions in plain C++: they give the
+bits of `avx512_bf16` and `amx`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,7 @@ from multihead import _native
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
 EXACT = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi")
-KERNELS = ("-Wno-maybe-uninitialized", ROOT / "csrc/kernels/kernels.cpp")
-SETS = {
+SETS = {  # without pairs of bfloat16
     "avx512": ("64", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"),
     "avx2": ("32", "-mavx2", "-mfma", "-mf16c"),
     "neon": ("16",),
@@ -30,6 +31,8 @@ SETS = {
 ARCHITECTURES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM64", "arm64": "ARM64"}
 OURS = tuple(isa for isa in _native.available_isas() if isa in SETS)  # of the library, best first
 FOR_TESTS = ("wide", "grouped")
+EMULATED = {"emulated_dot": "avx512_bf16", "emulated_amx": "amx"}  # sets, and whose bits they have
+OF_PAIRS = tuple(isa for isa in _native.available_isas() if isa not in SETS)
 COMPILER = os.environ.get("CXX", "c++")
 
 
@@ -39,9 +42,13 @@ def architecture() -> list[str]:
     return [f"-DMULTIHEAD_{name}"] if name else []
 
 
-def kernels_of(name: str, width: str, *options: str) -> tuple[str | Path, ...]:
+def kernels_of(
+    name: str, width: str, *options: str, source: str = "kernels"
+) -> tuple[str | Path, ...]:
     """Arguments that compile the kernels as a set."""
-    return (*options, f"-DMULTIHEAD_ISA={name}", f"-DMULTIHEAD_VECTOR_BYTES={width}", *KERNELS)
+    macros = (f"-DMULTIHEAD_ISA={name}", f"-DMULTIHEAD_VECTOR_BYTES={width}")
+    kernels = ROOT / f"csrc/kernels/{source}.cpp"
+    return ("-fPIC", *options, *macros, "-Wno-maybe-uninitialized", kernels)
 
 
 def start(*command: str | Path) -> subprocess.Popen[str]:
@@ -73,16 +80,25 @@ def objects(parts: list[tuple[str | Path, ...]], folder: Path) -> list[Path]:
     return made
 
 
+def header(what: str, name: str) -> str:
+    """Define a macro that brings a header of ours in the place of the library's."""
+    return f'-DMULTIHEAD_{what}_HEADER="{NATIVE / name}.h"'
+
+
 def parts() -> list[tuple[str | Path, ...]]:
     """What the library of the sets is compiled from."""
     width, *options = SETS[OURS[0]]
     wide_options = [x for x in options if not x.startswith("-mavx512")]
     if len(wide_options) < len(options):
         wide_options.append("-mavx2")
-    header = f'-DMULTIHEAD_VEC_HEADER="{NATIVE / "vec_wide.h"}"'
+    wide = [*wide_options, header("VEC", "vec_wide")]
+    dot = [*wide, "-DMULTIHEAD_PLAIN=wide", header("PAIRS", "pairs_emulated")]
+    amx = [*dot, "-DMULTIHEAD_AMX", header("AMX", "amx_emulated")]
     return [
-        ("-fPIC", *kernels_of("wide", "64", header, *wide_options)),
-        ("-fPIC", *kernels_of("plain", width, *options)),
+        kernels_of("wide", "64", *wide),
+        kernels_of("emulated_dot", "64", *dot, source="bfloat16"),
+        kernels_of("emulated_amx", "64", *amx, source="bfloat16"),
+        kernels_of("plain", width, *options),
         ("-fPIC", NATIVE / "grouped.cpp"),
     ]
 
@@ -91,7 +107,7 @@ def library() -> Path:
     """The library of the sets, compiled unless it was before; parallel runs do not collide."""
     sha = hashlib.sha256(repr((COMPILER, EXACT, architecture(), parts())).encode())
     sources = [*(ROOT / "csrc/kernels").iterdir(), ROOT / "csrc/platform/compiler.h"]
-    for source in sorted([*sources, NATIVE / "vec_wide.h", NATIVE / "grouped.cpp"]):
+    for source in sorted([*sources, *NATIVE.glob("*.h"), NATIVE / "grouped.cpp"]):
         sha.update(source.read_bytes())
     cache = ROOT / "build" / "test-kernels"
     made = cache / f"{sha.hexdigest()[:16]}.so"
@@ -108,7 +124,7 @@ def library() -> Path:
 def load() -> ctypes.CDLL:
     """Make the sets known to the library, for good."""
     sets = ctypes.CDLL(str(library()))
-    for name in FOR_TESTS:
+    for name in (*FOR_TESTS, *EMULATED):
         address = getattr(sets, f"{name}_set")
         address.restype = ctypes.c_void_p
         _native.add_kernels(address())

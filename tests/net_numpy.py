@@ -178,9 +178,9 @@ def layer_call(draws: Draws, digest: Digest, dtype: Any) -> str:
     return f"{layer} N={n} L={length} S={s} shared: {shared} {arrays} {flags} {layer.training=}"
 
 
-def ragged_call(draws: Draws, digest: Digest) -> str:
-    """One call of the layer on ragged batches, and its backward."""
-    dtype = draws.choice([np.dtype(np.float32), np.dtype(np.float64), *HALF])
+def ragged_call(draws: Draws, digest: Digest, dtype: Any = None) -> str:
+    """One call of the layer on ragged batches, and its backward; of any dtype if not of one."""
+    dtype = dtype or draws.choice([np.dtype(np.float32), np.dtype(np.float64), *HALF])
     most = draws.choice([9, 9, 21, 71, 141])
     n = draws.integers(0, 12 if most < 71 else 5)
     spans = [[draws.integers(0, most) for _ in range(n)] for _ in "qk"]

@@ -62,8 +62,14 @@ void Attention<E>::load_queries(Block<E>& block, const AttentionTiles<E>& tiles,
   block.head_dim = plan_.heads.dim;
   block.value_dim = plan_.heads.value_dim;
   block.lanes = at.query_lanes();
-  kernels_.scale(const_cast<E*>(block.q), tiles.q + plan_.query_tile(at, plan_.heads.dim),
-                 plan_.layout.size(plan_.heads.dim, block.lanes), log2_scale_);
+  const E* const q = tiles.q + plan_.query_tile(at, plan_.heads.dim);
+  if constexpr (kRounds<E>) {
+    block.q = q;
+    block.score_factor = log2_scale_;
+  } else {
+    kernels_.scale(const_cast<E*>(block.q), q, plan_.layout.size(plan_.heads.dim, block.lanes),
+                   log2_scale_);
+  }
 }
 
 template <class E>
@@ -90,7 +96,7 @@ struct Attention<E>::ForwardScratch {
   ForwardScratch(Arena& arena, const Plan& plan)
       : q(arena.take<E>(plan.layout.size(plan.heads.dim, kTile))),
         s(take_scores<E>(arena, p)),
-        out(arena.take<Acc<E>>(plan.heads.value_dim * kTile)),
+        out(arena.take<Acc<E>>(plan.layout.rows(plan.heads.value_dim) * kTile)),
         mask(arena.take<TileScratch<E>>(1)) {}
 };
 
@@ -143,6 +149,7 @@ void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Are
   kernels_.forward_end(block, Acc<E>(masks_.keep_scale()), out);
 }
 
+template class Attention<BFloat16>;
 template class Attention<float>;
 template class Attention<double>;
 

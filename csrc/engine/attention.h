@@ -130,14 +130,25 @@ class Attention {
   };
   void prefetch_backward(PrefetchList<8>& list, const TileAt& at, KeyRange range,
                          const After& after, const GradientTiles<E>& tiles) const;
-  void reduce(const Item& item, const GradientTiles<E>& tiles) const;
+  void read_keys(const Item& item, const GroupScratch& sums, const GradientTiles<E>& tiles) const;
+  void add_group(Acc<E>* total, const Acc<E>* sums, int64_t n, bool adds) const;
+  void reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const;
   void mask_gradient(int64_t task, const GradientTiles<E>& tiles, const View& d_mask,
                      Arena arena) const;
+
+  // Dropout's factor is in d_out's rows, or goes to the sums of products with them.
+  Acc<E> factor_of_rows() const { return kRounds<E> ? Acc<E>(1) : Acc<E>(masks_.keep_scale()); }
+  Acc<E> factor_of_values() const { return kRounds<E> ? Acc<E>(masks_.keep_scale()) : Acc<E>(1); }
 
   // Keys are taken in groups whose length follows from the number of keys alone. Each group sums
   // its own gradient of q; the groups are added in order, whoever computed them.
   static int64_t group_tiles(const Sequence& s);
   static int64_t groups_of(const Sequence& s);
+  int64_t longest_group() const;  // tiles
+  int64_t most_queries() const;
+  // Elements of a tile of keys or values.
+  int64_t key_size() const { return plan_.layout.size(plan_.heads.dim, kTile); }
+  int64_t value_size() const { return plan_.layout.size(plan_.heads.value_dim, kTile); }
   Acc<E>* partial_tile(const TileAt& at, int64_t group) const;
 
   const Plan& plan_;

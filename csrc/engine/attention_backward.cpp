@@ -29,24 +29,44 @@ Acc<E>* Attention<E>::partial_tile(const TileAt& at, int64_t group) const {
 template <class E>
 struct Attention<E>::GroupScratch {
   Acc<E>*d_k, *d_v, *d_q;
+  Acc<E>* d_q_sums;         // of the groups so far, where tiles cannot hold them: [queries][D]
+  E *k_columns, *v_tokens;  // of the group's keys, where other products than forward's read them
   int64_t group = 0;
   KeyRange tiles{0, 0};
 
-  GroupScratch(Arena& arena, const Attention& a, int64_t most)
+  // For groups of at most so many tiles, several of them with so many queries.
+  GroupScratch(Arena& arena, const Attention& a, int64_t most, int64_t queries)
       : d_k(arena.take<Acc<E>>(most * kTile * a.head_pitch_)),
         d_v(arena.take<Acc<E>>(most * kTile * a.value_pitch_)),
-        d_q(arena.take<Acc<E>>(a.plan_.heads.dim * kTile)) {}
+        d_q(arena.take<Acc<E>>(a.plan_.heads.dim * kTile)),
+        d_q_sums(a.kernels_.sums_are_tiles
+                     ? nullptr
+                     : arena.take<Acc<E>>(a.plan_.heads.dim * round_up(queries, kTile))),
+        k_columns(kRounds<E> ? arena.take<E>(most * a.key_size()) : nullptr),
+        v_tokens(kRounds<E> ? arena.take<E>(most * a.value_size()) : nullptr) {}
 
   int64_t keys_before(int64_t tile) const { return (tile - tiles.begin) * kTile; }
 };
 
 template <class E>
-size_t Attention<E>::backward_scratch() const {
+int64_t Attention<E>::longest_group() const {
   int64_t longest = 0;
   for (const Sequence& s : plan_.sequences) longest = larger(longest, group_tiles(s));
+  return longest;
+}
+
+template <class E>
+int64_t Attention<E>::most_queries() const {
+  int64_t most = 0;
+  for (const Sequence& s : plan_.sequences) most = larger(most, s.queries);
+  return most;
+}
+
+template <class E>
+size_t Attention<E>::backward_scratch() const {
   Arena none;
   QueryBlock(none, *this);
-  GroupScratch(none, *this, longest);
+  GroupScratch(none, *this, longest_group(), most_queries());
   return none.used();
 }
 
@@ -86,8 +106,8 @@ void Attention<E>::add_backward(std::vector<Phase>& phases, const GradientTiles<
       {tasks, std::move(run), split_ ? std::vector<int64_t>{} : begins(plan_.heads.count, false)});
   if (!split_) return;
   const int64_t reductions = int64_t(heads.size());
-  auto add_up = [this, tiles, heads = std::move(heads)](int64_t task, int) {
-    reduce(heads[size_t(task)], tiles);
+  auto add_up = [this, tiles, heads = std::move(heads)](int64_t task, int worker) {
+    reduce(heads[size_t(task)], tiles, memory_.of(worker));
   };
   phases.push_back({reductions, std::move(add_up)});
 }
@@ -98,13 +118,14 @@ void Attention<E>::backward(const Item& item, const Item* next, const GradientTi
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
   const int64_t size = group_tiles(s), D = plan_.heads.dim, Dv = plan_.heads.value_dim;
   QueryBlock own(arena, *this);
-  GroupScratch sums(arena, *this, size);
+  GroupScratch sums(arena, *this, size, s.queries);
   const int64_t first = split_ ? item.part : 0, last = split_ ? item.part + 1 : groups_of(s);
   for (sums.group = first; sums.group < last; ++sums.group) {
     sums.tiles = {sums.group * size, smaller((sums.group + 1) * size, s.key_tiles())};
     const int64_t keys = larger(sums.keys_before(sums.tiles.end), 0);
     std::fill(sums.d_k, sums.d_k + keys * head_pitch_, Acc<E>(0));
     std::fill(sums.d_v, sums.d_v + keys * value_pitch_, Acc<E>(0));
+    read_keys(item, sums, tiles);
     for (int64_t tile = 0; tile < s.query_tiles(); ++tile)
       backward_queries(place(item, tile), own, sums, next, tiles);
     for (int64_t t = sums.tiles.begin; t < sums.tiles.end; ++t) {
@@ -113,8 +134,24 @@ void Attention<E>::backward(const Item& item, const Item* next, const GradientTi
       kernels_.rows_to_tile(tiles.d_k + plan_.key_tile(at, D), lanes,
                             sums.d_k + before * head_pitch_, head_pitch_, n, D, scale_);
       kernels_.rows_to_tile(tiles.d_v + plan_.key_tile(at, Dv), lanes,
-                            sums.d_v + before * value_pitch_, value_pitch_, n, Dv, Acc<E>(1));
+                            sums.d_v + before * value_pitch_, value_pitch_, n, Dv,
+                            factor_of_values());
     }
+  }
+}
+
+// The keys of a group as backward's other products want them.
+template <class E>
+void Attention<E>::read_keys(const Item& item, const GroupScratch& sums,
+                             const GradientTiles<E>& tiles) const {
+  if (!kRounds<E>) return;
+  for (int64_t t = sums.tiles.begin; t < sums.tiles.end; ++t) {
+    const TileAt at = place(item, 0).with_keys(t);
+    const int64_t i = t - sums.tiles.begin, D = plan_.heads.dim, Dv = plan_.heads.value_dim;
+    kernels_.columns_of_keys(sums.k_columns + i * key_size(),
+                             tiles.forward.k + plan_.key_tile_by_head(at, D), at.key_lanes(), D);
+    kernels_.tokens_of_values(sums.v_tokens + i * value_size(),
+                              tiles.forward.v + plan_.key_tile_by_head(at, Dv), at.key_lanes(), Dv);
   }
 }
 
@@ -141,6 +178,10 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
       any = true;
     }
     own.meet(*this, tiles, here, mask);
+    own.block.k_columns =
+        kRounds<E> ? sums.k_columns + (t - sums.tiles.begin) * key_size() : own.block.k;
+    own.block.v_tokens =
+        kRounds<E> ? sums.v_tokens + (t - sums.tiles.begin) * value_size() : own.block.v;
     own.block.d_k = sums.d_k + sums.keys_before(t) * head_pitch_;
     own.block.d_v = sums.d_v + sums.keys_before(t) * value_pitch_;
     PrefetchList<8> list;
@@ -150,14 +191,22 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   }
   if (!any) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
   if (split_) return;
-  const auto store = [&](bool adds) {
-    kernels_.store_sums(tiles.d_q + plan_.query_tile(at, D), d_q, lanes, D, scale_, adds);
-  };
-  store(sums.group > 0);
+  E* const tile = tiles.d_q + plan_.query_tile(at, D);
+  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile)
+                                                : sums.d_q_sums + at.query_tile * kTile * D;
+  add_group(total, d_q, D * lanes, sums.group > 0);
   // The zeros of all groups after it, which may turn a -0: bits are those of split groups.
-  if (visible.end > sums.tiles.end || sums.group + 1 == groups_of(at.sequence)) return;
-  std::fill(d_q, d_q + D * lanes, Acc<E>(0));
-  store(true);
+  if (visible.end <= sums.tiles.end && sums.group + 1 < groups_of(at.sequence)) {
+    std::fill(d_q, d_q + D * lanes, Acc<E>(0));
+    add_group(total, d_q, D * lanes, true);
+  }
+  if (!kernels_.sums_are_tiles) kernels_.tile_of_sums(tile, total, lanes, D, TileOf::Tokens);
+}
+
+// The gradient of q from one group after another.
+template <class E>
+void Attention<E>::add_group(Acc<E>* total, const Acc<E>* sums, int64_t n, bool adds) const {
+  adds ? kernels_.add_scaled(total, sums, n, scale_) : kernels_.scale_sums(total, sums, n, scale_);
 }
 
 // What comes after one tile of queries and one of keys: the rest of the first tile of queries wants
@@ -195,17 +244,23 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
 }
 
 template <class E>
-void Attention<E>::reduce(const Item& item, const GradientTiles<E>& tiles) const {
+void Attention<E>::reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const {
   const int64_t D = plan_.heads.dim;
+  Acc<E>* const scratch = kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(D * kTile);
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
   for (int64_t tile = 0; tile < s.query_tiles(); ++tile) {
     const TileAt at = place(item, tile);
+    const int64_t lanes = at.query_lanes();
+    E* const tile_of_d_q = tiles.d_q + plan_.query_tile(at, D);
+    Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile_of_d_q) : scratch;
     for (int64_t group = 0; group < groups_of(s); ++group)
-      kernels_.store_sums(tiles.d_q + plan_.query_tile(at, D), partial_tile(at, group),
-                          at.query_lanes(), D, scale_, group > 0);
+      add_group(total, partial_tile(at, group), D * lanes, group > 0);
+    if (!kernels_.sums_are_tiles)
+      kernels_.tile_of_sums(tile_of_d_q, total, lanes, D, TileOf::Tokens);
   }
 }
 
+template class Attention<BFloat16>;
 template class Attention<float>;
 template class Attention<double>;
 

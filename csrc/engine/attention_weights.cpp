@@ -92,7 +92,8 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
       TileMask<E> mask;
       const TileAt here = of_head(h).with_keys(t);
       if (!masks_.tile(here, scratch.rows[h], *scratch.mask, mask)) continue;
-      block.q = scratch.q + h * q_size;
+      block.q = kRounds<E> ? tiles.q + plan_.query_tile(here, plan_.heads.dim)
+                           : scratch.q + h * q_size;
       load_keys(block, tiles, here, mask);
       kernels_.weights_block(block, tiles.row_max + plan_.query_row(here),
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);
@@ -113,7 +114,7 @@ void Attention<E>::write_weights(const WeightsView& view, const TileAt& at,
   if (!s.positions) {
     weight_rows(view, plan_, at, first, rows);
     done = at.given_keys();
-    kernels_.unpack_scores({rows, stride, view.view.dtype}, tile, lanes, done);
+    kernels_.unpack_sums({rows, stride, view.view.dtype}, tile, lanes, done, false);
   }
   weight_rows(view, plan_, at, 0, rows);
   Stored<Acc<E>>::as(view.view.dtype, [&]<class S>() {
@@ -187,6 +188,7 @@ void Attention<E>::weights_backward(const TileAt& at, const GradientTiles<E>& ti
   }
 }
 
+template class Attention<BFloat16>;
 template class Attention<float>;
 template class Attention<double>;
 

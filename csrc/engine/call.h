@@ -31,10 +31,10 @@ struct PreparedCall {
   Attention<E> attention;
   std::vector<Phase> phases;
 
-  PreparedCall(const AttentionSpec& s, const Resources& r)
+  PreparedCall(const AttentionSpec& s, const Resources& r, const KernelSet& kernel_set)
       : spec(s),
         resources(r),
-        set(r.kernels ? *r.kernels : kernels_in_use()),
+        set(kernel_set),
         kernels(typed<E>(set)),
         plan(spec, kernels.layout),
         memory(workers_for(plan.work(), r.threads)),
@@ -59,7 +59,9 @@ struct PreparedCall {
     all_workers(arena_of_workers);
     add_passes();
     if (resources.ready) resources.ready();
-    run_phases(phases, memory.workers());
+    WorkerState state;
+    if constexpr (kRounds<E>) state = {set.enter, set.leave};
+    run_phases(phases, memory.workers(), state);
   }
 
   template <class Layout>

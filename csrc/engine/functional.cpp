@@ -12,8 +12,8 @@ namespace {
 template <class E>
 class Functional {
  public:
-  explicit Functional(const AttentionCall& call)
-      : call_(call), run_(call.attention, call.resources), phases_(run_.phases) {}
+  Functional(const AttentionCall& call, const KernelSet& set)
+      : call_(call), run_(call.attention, call.resources, set), phases_(run_.phases) {}
 
   void forward(const View& out, const View& stats, const WeightsView& weights);
   void backward(const View& stats, const View& delta, const View& d_out,
@@ -23,7 +23,7 @@ class Functional {
   // f(place, tile) for each tile of one head's queries or keys; a phase.
   template <class F>
   void each_tile(Tokens tokens, F f);
-  void read(const View& from, Tokens tokens, E* to);
+  void read(const View& from, Tokens tokens, E* to, TileOf what);
   void write(const E* from, Tokens tokens, const View& to);
   // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q).
   template <class F>
@@ -57,7 +57,7 @@ void Functional<E>::each_tile(Tokens tokens, F f) {
 
 // Queries go by tile, keys by head.
 template <class E>
-void Functional<E>::read(const View& from, Tokens tokens, E* to) {
+void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
   each_tile(tokens, [=, this](const TileAt& at) {
     const Plan& plan = run_.plan;
     const TokenRows source = head_rows(from, at.batch, at.head);
@@ -65,7 +65,7 @@ void Functional<E>::read(const View& from, Tokens tokens, E* to) {
     source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
                                                     : plan.key_tile_by_head(at, from.size[3]));
-    run_.kernels.pack(tile, lanes(at, tokens), source.source(rows), from.size[3]);
+    run_.kernels.pack(tile, lanes(at, tokens), source.source(rows), from.size[3], what);
   });
 }
 
@@ -106,9 +106,9 @@ void Functional<E>::forward(const View& out, const View& stats, const WeightsVie
       layout, [](Arena&) {}, scratch,
       [&] {
         run_.masks.add_reading(phases_);
-        read(call_.q, Tokens::Queries, tiles_.q);
-        read(call_.k, Tokens::Keys, tiles_.k);
-        read(call_.v, Tokens::Keys, tiles_.v);
+        read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
+        read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
+        read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
         join_phases(phases_, 0);
         run_.attention.add_forward(phases_, tiles_);
         const size_t last = phases_.size();
@@ -140,10 +140,10 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
   const auto layout_workers = [&](Arena& arena) { run_.attention.layout_backward(arena); };
   run_.run(layout, layout_workers, run_.attention.backward_scratch(), [&] {
     run_.masks.add_reading(phases_);
-    read(call_.q, Tokens::Queries, tiles_.q);
-    read(call_.k, Tokens::Keys, tiles_.k);
-    read(call_.v, Tokens::Keys, tiles_.v);
-    read(d_out, Tokens::Queries, gradients_.d_out);
+    read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
+    read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
+    read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
+    read(d_out, Tokens::Queries, gradients_.d_out, TileOf::Tokens);
     const auto given = [&stats](int64_t which, Stat<E> nothing) {
       return [&stats, which, nothing](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {
         x = real ? statistic(stats, which, n, h, q) : nothing;
@@ -183,14 +183,16 @@ void row_dot_of_head(const View& a, const View& b, const View& result, int64_t n
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights) {
   if (splits_keys(call) && !weights.heads) return split_keys_forward(call, out, stats);
-  dispatch(call.attention.dtype,
-           [&]<class E>() { Functional<E>(call).forward(out, stats, weights); });
+  const KernelSet& set = kernels_or_in_use(call.resources.kernels);
+  dispatch(set, call.attention.dtype,
+           [&]<class E>() { Functional<E>(call, set).forward(out, stats, weights); });
 }
 
 void attention_backward(const AttentionCall& call, const View& stats, const View& delta,
                         const View& d_out, const AttentionGradients& gradients) {
-  dispatch(call.attention.dtype,
-           [&]<class E>() { Functional<E>(call).backward(stats, delta, d_out, gradients); });
+  const KernelSet& set = kernels_or_in_use(call.resources.kernels);
+  dispatch(set, call.attention.dtype,
+           [&]<class E>() { Functional<E>(call, set).backward(stats, delta, d_out, gradients); });
 }
 
 void row_dot(const View& a, const View& b, const View& result) {

@@ -25,6 +25,8 @@ struct TokenRows {
   }
   SourceRows source(void* const* rows) const { return {rows, stride, type}; }
   TargetRows target(void* const* rows) const { return {rows, stride, type}; }
+  // All rows from one on, where they lie side by side.
+  StoredRows stored(int64_t token) const { return {row(token), row_bytes / item(), type}; }
   int64_t item() const { return item_bytes(type); }
 };
 

@@ -5,9 +5,9 @@
 namespace multihead {
 
 template <class E>
-Layer<E>::Layer(const LayerCall& call)
+Layer<E>::Layer(const LayerCall& call, const KernelSet& set)
     : call_(call),
-      run_(call.attention, call.resources),
+      run_(call.attention, call.resources, set),
       phases_(run_.phases),
       projection_(run_.plan, run_.kernels, run_.memory),
       by_sequence_(takes_sequences()) {
@@ -182,8 +182,8 @@ void Layer<E>::read_masks_backward(const LayerGradients& d) {
 
 template <class E>
 void Layer<E>::project_in() {
-  const ProjectionTarget<E> q{weights_.query, tiles_.q, false}, k{weights_.key, tiles_.k, true},
-      v{weights_.value, tiles_.v, true};
+  const ProjectionTarget<E> q{weights_.query, tiles_.q, TileOf::Tokens}, k{weights_.key, tiles_.k, TileOf::Keys},
+      v{weights_.value, tiles_.v, TileOf::Values};
   const size_t first = phases_.size();
   if (one_input()) {
     projection_.add_in(phases_, call_.query, Tokens::Queries, {q, k, v});
@@ -292,28 +292,36 @@ void Layer<E>::project_out_backward(const View& d_out) {
   projection_.add_out_backward(phases_, weights_.out, d_out, gradients_);
 }
 
+// f(layer) of the type that the call's kernels compute its dtype in.
+template <class F>
+static decltype(auto) with_layer(const LayerCall& call, F f) {
+  const KernelSet& set = kernels_or_in_use(call.resources.kernels);
+  return dispatch(set, call.attention.dtype, [&]<class E>() {
+    Layer<E> layer(call, set);
+    return f(layer);
+  });
+}
+
 size_t cache_bytes(const LayerCall& call) {
-  return dispatch(call.attention.dtype, [&]<class E>() { return Layer<E>(call).cache_bytes(); });
+  return with_layer(call, [](auto& layer) { return layer.cache_bytes(); });
 }
 
 size_t forward_bytes(const LayerCall& call, bool cached) {
-  return dispatch(call.attention.dtype,
-                  [&]<class E>() { return Layer<E>(call).forward_bytes(cached); });
+  return with_layer(call, [&](auto& layer) { return layer.forward_bytes(cached); });
 }
 
 size_t backward_bytes(const LayerCall& call) {
-  return dispatch(call.attention.dtype, [&]<class E>() { return Layer<E>(call).backward_bytes(); });
+  return with_layer(call, [](auto& layer) { return layer.backward_bytes(); });
 }
 
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,
                    const CacheMemory& cache) {
-  dispatch(call.attention.dtype, [&]<class E>() { Layer<E>(call).forward(out, weights, cache); });
+  with_layer(call, [&](auto& layer) { layer.forward(out, weights, cache); });
 }
 
 void layer_backward(const LayerCall& call, const CacheMemory& cache, const View& d_out,
                     const WeightsView& d_weights, const LayerGradients& gradients) {
-  dispatch(call.attention.dtype,
-           [&]<class E>() { Layer<E>(call).backward(cache, d_out, d_weights, gradients); });
+  with_layer(call, [&](auto& layer) { layer.backward(cache, d_out, d_weights, gradients); });
 }
 
 }  // namespace multihead

@@ -38,7 +38,7 @@ using CacheMemory = std::function<void*(size_t bytes)>;
 template <class E>
 class Layer {
  public:
-  explicit Layer(const LayerCall& call);
+  Layer(const LayerCall& call, const KernelSet& set);
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
 

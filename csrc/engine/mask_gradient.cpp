@@ -24,21 +24,21 @@ struct OwnedRows {
   static int64_t tiles_owned(const View& v) { return v.size[2] == 1 ? 1 : tiles_of(v.size[2]); }
   static int64_t tasks(const View& v) { return v.size[0] * v.size[1] * tiles_owned(v); }
 
-  E& element(int64_t query, int64_t key) const {
-    return d_mask.as<E>()[d_mask.at(batch, head, every_query ? 0 : query, every_key ? 0 : key)];
+  Acc<E>& element(int64_t query, int64_t key) const {
+    return d_mask.as<Acc<E>>()[d_mask.at(batch, head, every_query ? 0 : query, every_key ? 0 : key)];
   }
   void clear() const {
     const int64_t first = every_query ? 0 : tile * kTile;
     const int64_t last = every_query ? 1 : smaller(first + kTile, d_mask.size[2]);
     for (int64_t q = first; q < last; ++q)
-      for (int64_t k = 0; k < d_mask.size[3]; ++k) element(q, k) = E(0);
+      for (int64_t k = 0; k < d_mask.size[3]; ++k) element(q, k) = 0;
   }
   // The gradients of one key's scores with a tile of queries.
-  void add(int64_t query_tile, int64_t key, const E* ds, int64_t queries) const {
+  void add(int64_t query_tile, int64_t key, const Acc<E>* ds, int64_t queries) const {
     if (every_query) {
       double sum = 0;
       for (int64_t i = 0; i < queries; ++i) sum += double(ds[i]);
-      element(0, key) += E(sum);
+      element(0, key) += Acc<E>(sum);
     } else {
       for (int64_t i = 0; i < queries; ++i) element(query_tile * kTile + i, key) += ds[i];
     }
@@ -79,15 +79,18 @@ void Attention<E>::mask_gradient(int64_t task, const GradientTiles<E>& tiles, co
           TileMask<E> mask;
           if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;
           own.meet(*this, tiles, here, mask);
+          own.block.v_tokens = kernels_.tokens_of_values(own.v_tokens, own.block.v,
+                                                         own.block.key_lanes, plan_.heads.value_dim);
           kernels_.score_gradients(own.block);
           for (int64_t j = 0; j < here.given_keys(); ++j)
-            rows.add(tile, s.position(here.first_key() + j), own.ds + j * own.block.lanes,
+            rows.add(tile, s.position(here.first_key() + j), own.d_p + j * own.block.lanes,
                      own.block.queries);
         }
       }
   }
 }
 
+template class Attention<BFloat16>;
 template class Attention<float>;
 template class Attention<double>;
 

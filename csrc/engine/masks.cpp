@@ -234,6 +234,7 @@ void Masks<E>::dropout_rows(const TileAt& at, DropoutRows& rows) const {
                       uint64_t(at.query_tile * kTile + rules_.offsets.query));
 }
 
+template class Masks<BFloat16>;
 template class Masks<float>;
 template class Masks<double>;
 

@@ -7,14 +7,14 @@ namespace {
 // product whose rows lie across the reading order, or whose rows all fall into the same few sets of
 // a cache.
 constexpr int64_t kMany = 1024;
-constexpr int64_t kFeatureGroup = 16 * kPanelRows;
 
 template <class E, class S>
 void pack_panel_row(E* to, const S* from, int64_t stride, int64_t rows) {
   if (rows >= kPanelRows) {
-    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = widen(from[i * stride]);
+    for (int64_t i = 0; i < kPanelRows; ++i) narrow(to[i], widen(from[i * stride]));
   } else {
-    for (int64_t i = 0; i < kPanelRows; ++i) to[i] = i < rows ? widen(from[i * stride]) : E(0);
+    for (int64_t i = 0; i < kPanelRows; ++i)
+      to[i] = i < rows ? rounded<E>(widen(from[i * stride])) : E{};
   }
 }
 
@@ -68,12 +68,12 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
 
 template <class E>
 void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
-  const bool readable =
-      in_place_ && weight_.dtype == kTypeOf<E> && (row_stride_ == 1 || k_stride_ == 1);
-  const bool pays = tokens >= (row_stride_ == 1 ? kMany : 2 * kMany);
+  const bool lies_right = kRounds<E> ? k_stride_ == 1 : row_stride_ == 1 || k_stride_ == 1;
+  const bool readable = in_place_ && weight_.dtype == kTypeOf<E> && lies_right;
+  const bool pays = !kRounds<E> && tokens >= (row_stride_ == 1 ? kMany : 2 * kMany);
   packed_ = !readable || pays;
-  if (packed_) panels_ = arena.take<E>(groups() * panel_rows(group_) * k_);
-  if (bias_ && bias_.dtype != kTypeOf<E>) wide_bias_ = arena.take<E>(m_);
+  if (packed_) packed_rows_ = arena.take<E>(groups() * panel_rows(group_) * k_);
+  if (bias_ && bias_.dtype != kTypeOf<Acc<E>>) wide_bias_ = arena.take<Acc<E>>(m_);
 }
 
 template <class E>
@@ -87,19 +87,59 @@ void PackedWeights<E>::add_packing(std::vector<Phase>& phases, const Kernels<E>&
 template <class E>
 void PackedWeights<E>::widen_bias() const {
   for (int64_t i = 0; i < m_; ++i)
-    wide_bias_[i] = bias_.get<E>(i / group_ * bias_group_stride_ + i % group_ * bias_stride_);
+    wide_bias_[i] = bias_.get<Acc<E>>(i / group_ * bias_group_stride_ + i % group_ * bias_stride_);
 }
 
 template <class E>
 void PackedWeights<E>::pack_block(int64_t task, const Kernels<E>& kernels) const {
+  if constexpr (kRounds<E>) {
+    pack_rounded(task, kernels);
+  } else {
+    const int64_t blocks = divide_up(k_, kDepth);
+    const int64_t group = task / blocks, k0 = task % blocks * kDepth;
+    const int64_t depth = smaller(k_ - k0, kDepth), n = rows(group);
+    E* const to = packed_rows_ + group * panel_rows(group_) * k_ + k0 * panel_rows(n);
+    if (in_place_ && weight_.dtype != kTypeOf<E>) return pack_stored(kernels, group, to, k0, depth);
+    Stored<E>::as(weight_.dtype, [&]<class S>() {
+      pack_rows(weight_.as<const S>() + group * group_stride_, to, n, k0, depth);
+    });
+  }
+}
+
+// Rows of k, a block of it for the rows of a group.
+template <class E>
+void PackedWeights<E>::pack_rounded(int64_t task, const Kernels<E>& kernels) const {
   const int64_t blocks = divide_up(k_, kDepth);
   const int64_t group = task / blocks, k0 = task % blocks * kDepth;
   const int64_t depth = smaller(k_ - k0, kDepth), n = rows(group);
-  E* const to = panels_ + group * panel_rows(group_) * k_ + k0 * panel_rows(n);
-  if (in_place_ && weight_.dtype != kTypeOf<E>) return pack_stored(kernels, group, to, k0, depth);
-  Stored<E>::as(weight_.dtype, [&]<class S>() {
-    pack_rows(weight_.as<const S>() + group * group_stride_, to, n, k0, depth);
-  });
+  E* const to = packed_rows_ + first_row(group) * k_ + k0;
+  const auto address = [&](int64_t r, int64_t at) {
+    return weight_.address(group * group_stride_ + r * row_stride_ + at);
+  };
+  if (row_stride_ != 1 || k_stride_ == 1) {  // along k, piece by piece
+    for (int64_t k = 0; k < depth;) {
+      const int64_t inside = (k0 + k) % padded_piece_;
+      const int64_t some = smaller(padded_piece_ - inside, depth - k);
+      const int64_t given = larger(0, smaller(piece_ - inside, some));
+      for (int64_t r = 0; r < n; ++r) {
+        void* const row = address(r, given ? offset_of(k0 + k) : 0);
+        kernels.gather_rows(to + r * k_ + k, some, {&row, k_stride_, weight_.dtype}, given, 1);
+      }
+      k += some;
+    }
+    return;
+  }
+  constexpr int64_t kSome = 64;  // rows
+  E columns[kDepth * kSome];
+  for (int64_t first = 0; first < n; first += kSome) {
+    const int64_t m = smaller(n - first, kSome);
+    for (int64_t k = 0; k < depth; ++k) {
+      const int64_t at = offset_of(k0 + k);
+      void* const row = address(first, larger(at, 0));
+      kernels.gather_rows(columns + k * kSome, kSome, {&row, 1, weight_.dtype}, at < 0 ? 0 : m, 1);
+    }
+    kernels.transpose(to + first * k_, k_, columns, kSome, depth, m);
+  }
 }
 
 template <class E>
@@ -157,12 +197,14 @@ void PackedWeights<E>::pack_stored(const Kernels<E>& kernels, int64_t group, E* 
 }
 
 template <class E>
-TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, int64_t lanes, E* c,
-                                      bool adds) const {
+TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, int64_t lanes,
+                                      Acc<E>* c, bool adds) const {
   const int64_t n = rows(group);
   TileGemm<E> g{.m = n, .k = depth.count, .lanes = lanes, .a = {}, .b = b, .c = c, .init = {}};
-  if (packed_) {
-    g.a = {.data = panels_ + group * panel_rows(group_) * k_ + depth.first * panel_rows(n),
+  if (packed_ && kRounds<E>) {
+    g.a = {.data = packed_rows_ + first_row(group) * k_ + depth.first, .row = k_, .k = 1};
+  } else if (packed_) {
+    g.a = {.data = packed_rows_ + group * panel_rows(group_) * k_ + depth.first * panel_rows(n),
            .row = panel_rows(n),
            .k = 0,
            .packed = true};
@@ -178,12 +220,13 @@ TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, in
     g.bias = wide_bias_ + group * group_;
   } else if (bias_) {
     g.init = Init::Bias;
-    g.bias = bias_.as<E>() + group * bias_group_stride_;
+    g.bias = bias_.as<Acc<E>>() + group * bias_group_stride_;
     g.bias_stride = bias_stride_;
   }
   return g;
 }
 
+template class PackedWeights<BFloat16>;
 template class PackedWeights<float>;
 template class PackedWeights<double>;
 

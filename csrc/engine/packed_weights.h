@@ -1,5 +1,6 @@
 // Weights as the left factor of a product: m rows of k elements. They are read where they lie, or
-// packed into panels for the length of one call; nothing of them is kept between calls.
+// packed for the length of one call, into panels or, where E rounds, into rows; nothing of them is
+// kept between calls.
 #pragma once
 
 #include "../kernels/table.h"
@@ -18,6 +19,8 @@ struct HeadWeights {
 template <class E>
 class PackedWeights {
  public:
+  static constexpr int64_t kFeatureGroup = 16 * kPanelRows;
+
   // Rows (h, d), features along k; a group of rows is a head.
   static PackedWeights by_head(const HeadWeights& weights, TileLayout layout);
   // Rows are features, (h, d) along k; a group is any part of them.
@@ -41,7 +44,8 @@ class PackedWeights {
   };
   // c = the bias (c itself if `adds`) + rows of the group . b, where b is the tile from its row
   // depth.first on.
-  TileGemm<E> product(int64_t group, Depth depth, const E* b, int64_t lanes, E* c, bool adds) const;
+  TileGemm<E> product(int64_t group, Depth depth, const E* b, int64_t lanes, Acc<E>* c,
+                      bool adds) const;
 
  private:
   // Of an element of k within a row; -1: there is none, a tile has a row of zeros there.
@@ -51,6 +55,7 @@ class PackedWeights {
     return inside < piece_ ? k / padded_piece_ * piece_stride_ + inside * k_stride_ : -1;
   }
   void pack_block(int64_t task, const Kernels<E>& kernels) const;
+  void pack_rounded(int64_t task, const Kernels<E>& kernels) const;
   template <class S>
   void pack_rows(const S* from, E* to, int64_t n, int64_t k0, int64_t depth) const;
   void pack_stored(const Kernels<E>& kernels, int64_t group, E* to, int64_t k0,
@@ -65,16 +70,18 @@ class PackedWeights {
   bool in_place_ = false;  // whether products can read the weights where they lie
   View bias_;
   int64_t bias_group_stride_ = 0, bias_stride_ = 0;
-  E* wide_bias_ = nullptr;  // a copy, where it is of another type than is computed in
+  Acc<E>* wide_bias_ = nullptr;  // a copy, where it is of another type than is computed in
   bool packed_ = false;
-  E* panels_ = nullptr;
+  E* packed_rows_ = nullptr;
 };
 
-// f(depth) for each block of k: a block of the other factor stays in L1 meanwhile.
+// f(depth) for each block of k: a block of the other factor stays in L1 meanwhile. Sums that are no
+// tiles hold all of k at once.
 template <class E, class F>
-void for_depth(const PackedWeights<E>& w, F f) {
-  for (int64_t k0 = 0; k0 == 0 || k0 < w.k(); k0 += kDepth)
-    f(typename PackedWeights<E>::Depth{k0, smaller(w.k() - k0, kDepth)});
+void for_depth(const PackedWeights<E>& w, bool sums_are_tiles, F f) {
+  const int64_t step = sums_are_tiles ? kDepth : larger(w.k(), 1);
+  for (int64_t k0 = 0; k0 == 0 || k0 < w.k(); k0 += step)
+    f(typename PackedWeights<E>::Depth{k0, smaller(w.k() - k0, step)});
 }
 
 }  // namespace multihead

@@ -13,7 +13,7 @@ template <class E>
 struct ProjectionTarget {
   const PackedWeights<E>& weights;  // rows by head
   E* tiles;
-  bool by_head;  // keys and values; else by tile
+  TileOf what;  // keys and values lie by head, else by tile
 };
 
 // Tiles, and the weights through which they become rows.
@@ -69,6 +69,7 @@ class Projection {
     TileRef at;
     int64_t begin, end;  // heads or groups of features
   };
+  struct Scratch;     // of a task between tokens and weights
   struct TileRange;   // of the rows and columns of a weight gradient: what one task sums
   struct Cut;         // of a weight gradient into tasks
   struct SumScratch;  // of a task
@@ -100,11 +101,19 @@ class Projection {
   void out_backward(const Part& part, const PackedWeights<E>& weights, const View& d_y,
                     const GradientTiles<E>& tiles, Arena arena) const;
   void combine(const Part& part, const std::vector<ProjectionSource<E>>& sources, Tokens tokens,
-               E* block, Prefetch* last) const;
+               Acc<E>* sums, Prefetch* last) const;
+  int64_t rows_of_sums() const;
+  Acc<E>* sums_of(const Scratch& scratch, E* tile) const;
+  void settle(const TileGemm<E>& product, E* tile, TileOf what) const;
   void weight_gradient(const TileRange& range, const WeightGradient<E>& gradient,
                        const SumScratch& sums) const;
-  void sum_tokens(size_t tile, bool adds, const TileRange& range, const WeightGradient<E>& gradient,
-                  const SumScratch& sums) const;
+  struct SomeTiles {  // tiles of tokens, one after another
+    const std::vector<TileRef>* tiles;
+    size_t begin, end;
+  };
+  int64_t tokens_at_once() const;
+  void sum_tokens(const SomeTiles& some, bool adds, const TileRange& range,
+                  const WeightGradient<E>& gradient, const SumScratch& sums) const;
   void add_sums(const TileRange& range, const WeightGradient<E>& gradient,
                 const SumScratch& sums) const;
 

@@ -8,8 +8,10 @@ namespace multihead {
 template <class E>
 struct Attention<E>::QueryBlock {
   BackwardBlock<E> block;
-  E *q, *d_out, *q_rows, *d_out_rows, *p, *ds;
-  Acc<E>*s, *d_p, *d_weights;
+  E *q, *d_out, *q_rows, *d_out_rows, *v_tokens, *p, *ds;
+  Acc<E>*s, *d_p;
+  E* ds_columns;
+  Acc<E>* d_weights;
   DropoutRows* rows;
   TileScratch<E>* mask;
   bool checked = false;  // block.finite is known: it matters where a mask hides something
@@ -19,8 +21,10 @@ struct Attention<E>::QueryBlock {
         d_out(arena.take<E>(a.plan_.layout.size(a.plan_.heads.value_dim, kTile))),
         q_rows(arena.take<E>(a.head_pitch_ * kTile)),
         d_out_rows(arena.take<E>(a.value_pitch_ * kTile)),
+        v_tokens(arena.take<E>(a.plan_.layout.size(a.plan_.heads.value_dim, kTile))),
         s(take_scores<E>(arena, p)),
         d_p(take_scores<E>(arena, ds)),
+        ds_columns(kRounds<E> ? arena.take<E>(kTile * kTile) : ds),
         d_weights(arena.take<Acc<E>>(kTile * kTile)),
         rows(arena.take<DropoutRows>(1)),
         mask(arena.take<TileScratch<E>>(1)) {
@@ -29,6 +33,7 @@ struct Attention<E>::QueryBlock {
     block.p = p;
     block.d_p = d_p;
     block.ds = ds;
+    block.ds_columns = ds_columns;
   }
 
   // Scales and transposes what the block needs of q and d_out.
@@ -44,9 +49,12 @@ struct Attention<E>::QueryBlock {
     block.row_inv = tiles.forward.row_inv + row;
     block.delta = tiles.delta + row;
     a.kernels_.tile_to_rows(q_rows, a.head_pitch_, query, block.lanes, D, Acc<E>(1));
-    a.kernels_.tile_to_rows(d_out_rows, a.value_pitch_, gradient, block.lanes, Dv, keep);
+    a.kernels_.tile_to_rows(d_out_rows, a.value_pitch_, gradient, block.lanes, Dv,
+                            a.factor_of_rows());
     block.d_out = gradient;
-    if (a.masks_.drops()) {
+    if constexpr (kRounds<E>) {
+      block.gradient_factor = keep;
+    } else if (a.masks_.drops()) {
       a.kernels_.scale(d_out, gradient, a.plan_.layout.size(Dv, block.lanes), keep);
       block.d_out = d_out;
     }
@@ -57,12 +65,13 @@ struct Attention<E>::QueryBlock {
     checked = false;
   }
 
+  // With keys and values in the forms that their products want, where they do not lie so.
   void meet(const Attention& a, const GradientTiles<E>& tiles, const TileAt& at,
             const TileMask<E>& mask_of_tile) {
     a.load_keys(block, tiles.forward, at, mask_of_tile);
     if (block.visible && !checked) {
       const TileLayout& layout = a.plan_.layout;
-      block.finite = a.kernels_.finite(q, layout.size(block.head_dim, block.lanes)) &&
+      block.finite = a.kernels_.finite(block.q, layout.size(block.head_dim, block.lanes)) &&
                      a.kernels_.finite(block.d_out, layout.size(block.value_dim, block.lanes));
       checked = true;
     }

@@ -17,6 +17,15 @@ size_t bytes_of(const Arguments&... arguments) {
   return none.used();
 }
 
+// A tile's memory as that of sums, where they are of one type.
+template <class E>
+Acc<E>* as_sums(E* tile) {
+  if constexpr (std::is_same_v<E, Acc<E>>)
+    return tile;
+  else
+    return nullptr;
+}
+
 // A tile of scores, and where its probabilities go: the same memory where the types are the same.
 template <class E>
 Acc<E>* take_scores(Arena& arena, E*& other) {

@@ -19,7 +19,7 @@ class SplitKeys {
  public:
   explicit SplitKeys(const AttentionCall& call)
       : call_(call),
-        run_(call.attention, call.resources),
+        run_(call.attention, call.resources, kernels_or_in_use(call.resources.kernels)),
         queries_(call.attention.shape.queries),
         keys_(call.attention.shape.keys),
         chunks_(divide_up(keys_, kChunk)),
@@ -164,16 +164,14 @@ void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, const DropoutRows& r
                  .head_dim = D,
                  .q = scratch.q,
                  .q_row = q_pitch_,
-                 .k = reinterpret_cast<const E*>(keys.row(at.first_key())),
-                 .k_row = keys.row_bytes / int64_t(sizeof(E)),
+                 .k = keys.stored(at.first_key()),
                  .s = to,
                  .s_row = kChunk};
-  if (keys.stride != 1 || keys.type != kTypeOf<E>) {
+  if (keys.stride != 1) {
     void* from[kTile];
     keys.tile(at.key_tile, keys_, from);
     run_.kernels.gather_rows(scratch.key_rows, q_pitch_, keys.source(from), D, n);
-    t.k = scratch.key_rows;
-    t.k_row = q_pitch_;
+    t.k = {scratch.key_rows, q_pitch_, kTypeOf<E>};
   }
   run_.kernels.row_scores(t);
   for (int64_t i = 0; mask.bias && i < queries_; ++i)
@@ -201,33 +199,27 @@ template <class E>
 void SplitKeys<E>::values(const Chunk& chunk, const Scratch& scratch) const {
   const TokenRows rows = head_rows(call_.v, chunk.at.batch, chunk.at.head);
   const int64_t Dv = run_.plan.heads.value_dim;
-  const bool in_place = rows.stride == 1 && Dv == v_pitch_ && rows.type == kTypeOf<E>;
+  const bool in_place = rows.stride == 1 && Dv == v_pitch_;
   Acc<E>* const out = out_ + chunk.task * kMost * v_pitch_;
   for (int64_t t = 0; t < chunk.tiles; ++t) {
     const TileAt at = chunk.at.with_keys(chunk.at.key_tile + t);
     const int64_t n = at.keys();
     prefetch(rows, at.first_key() + kTile, Dv);
-    const E* values = reinterpret_cast<const E*>(rows.row(at.first_key()));
-    int64_t stride = rows.row_bytes / int64_t(sizeof(E));
+    StoredRows values = rows.stored(at.first_key());
     if (!in_place) {
       void* from[kTile];
       rows.tile(at.key_tile, keys_, from);
       run_.kernels.gather_rows(scratch.value_rows, v_pitch_, rows.source(from), Dv, n);
-      values = scratch.value_rows;
-      stride = v_pitch_;
+      values = {scratch.value_rows, v_pitch_, kTypeOf<E>};
     }
     const Acc<E>* const p = scratch.s + t * kTile;
-    bool finite = true;
-    for (int64_t j = 0; scratch.hides && finite && j < n; ++j)
-      finite = run_.kernels.finite(values + j * stride, Dv);
-    if (finite) {
+    if (!scratch.hides || run_.kernels.rows_are_finite(values, n, Dv)) {
       run_.kernels.row_gemm({.queries = queries_,
                              .keys = n,
                              .columns = v_pitch_,
                              .p = p,
                              .p_row = kChunk,
                              .v = values,
-                             .v_row = stride,
                              .c = out,
                              .adds = t > 0});
       continue;
@@ -237,7 +229,8 @@ void SplitKeys<E>::values(const Chunk& chunk, const Scratch& scratch) const {
       for (int64_t j = 0; j < n; ++j)
         if (scratch.visible[i][t] >> j & 1)
           for (int64_t d = 0; d < Dv; ++d)
-            out[i * v_pitch_ + d] += p[i * kChunk + j] * values[j * stride + d];
+            out[i * v_pitch_ + d] +=
+                p[i * kChunk + j] * element<E>(values.data, j * values.row + d, values.type);
   }
 }
 

@@ -45,6 +45,7 @@ struct Region {
   const std::vector<Phase>& phases;
   ProgressList progress;
   int workers;
+  WorkerState state;
   unsigned float_state;
   Clock::time_point woken{};    // when the workers were, if they slept
   std::atomic<int> on_time{0};  // of those, the ones that had a core ever since
@@ -68,6 +69,12 @@ struct Region {
 
  private:
   void work(int worker) {
+    if (state.enter) state.enter();
+    run_tasks(worker);
+    if (state.leave) state.leave();
+  }
+
+  void run_tasks(int worker) {
     for (size_t i = 0; i < phases.size(); ++i) {
       const Phase& phase = phases[i];
       Progress& at = progress[i];
@@ -96,8 +103,8 @@ class Pool {
   int threads() const { return threads_.load(); }
   void set_threads(int n) { threads_ = std::clamp(n, 1, kMaxThreads); }
 
-  void run(const std::vector<Phase>& phases, int workers) {
-    Region region{phases, ProgressList(phases.size()), workers, platform::float_state()};
+  void run(const std::vector<Phase>& phases, int workers, WorkerState state) {
+    Region region{phases, ProgressList(phases.size()), workers, state, platform::float_state()};
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
     if (workers <= 1 || !lock.try_lock()) return region.help(0);
     const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
@@ -240,6 +247,8 @@ void set_thread_source(const ThreadSource* source) {
   if (!g_forked) g_source = source;
 }
 
-void run_phases(const std::vector<Phase>& phases, int workers) { pool().run(phases, workers); }
+void run_phases(const std::vector<Phase>& phases, int workers, WorkerState state) {
+  pool().run(phases, workers, state);
+}
 
 }  // namespace multihead

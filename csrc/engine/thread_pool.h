@@ -51,7 +51,13 @@ void join_phases(std::vector<Phase>& phases, size_t first);
 // Returns false, and changes nothing, if one of them is not in the order of sequences.
 bool fuse_phases(std::vector<Phase>& phases, size_t first);
 
+// What a thread does before its first task of a region, and after its last; null: nothing.
+struct WorkerState {
+  void (*enter)() = nullptr;
+  void (*leave)() = nullptr;
+};
+
 // Runs phases on up to `workers` threads, the caller among them as worker 0.
-void run_phases(const std::vector<Phase>& phases, int workers);
+void run_phases(const std::vector<Phase>& phases, int workers, WorkerState state = {});
 
 }  // namespace multihead

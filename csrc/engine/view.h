@@ -10,7 +10,7 @@
 
 namespace multihead {
 
-// f<E>() for the element type in which arrays of a dtype are computed.
+// f<E>() for the element type in which every set can compute arrays of a dtype.
 template <class F>
 decltype(auto) dispatch(DType type, F f) {
   switch (type) {

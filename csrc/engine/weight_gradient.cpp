@@ -50,18 +50,19 @@ struct Projection<E>::Cut {
   }
 };
 
-// Sums so far, those since the last reduction, and the tokens at hand. Columns go by 64:
-// [column / 64][row][64].
+// Sums so far, those since the last reduction, and the tokens at hand: some features of theirs, and
+// columns by 64: [column / 64][token][64] and [column / 64][row][64].
 template <class E>
 struct Projection<E>::SumScratch {
   Acc<E>*total, *part;
-  E* panels;
+  E *features, *panels;
   Acc<E>*row_total, *row_part, *column_total, *column_part;
 
-  SumScratch(Arena& arena, const Cut& cut)
+  SumScratch(Arena& arena, const Cut& cut, int64_t tokens)
       : total(arena.take<Acc<E>>(cut.rows * cut.columns)),
         part(arena.take<Acc<E>>(cut.rows * cut.columns)),
-        panels(arena.take<E>(kTile * cut.columns)),
+        features(kRounds<E> ? arena.take<E>(cut.rows * tokens) : nullptr),
+        panels(arena.take<E>(tokens * cut.columns)),
         row_total(arena.take<Acc<E>>(cut.rows * kLane)),
         row_part(arena.take<Acc<E>>(cut.rows * kLane)),
         column_total(arena.take<Acc<E>>(cut.columns)),
@@ -69,9 +70,14 @@ struct Projection<E>::SumScratch {
 };
 
 template <class E>
+int64_t Projection<E>::tokens_at_once() const {
+  return kernels_.token_tiles * kTile;
+}
+
+template <class E>
 size_t Projection<E>::scratch(const WeightGradient<E>& g) const {
   if (!g.d_weight && !g.d_bias) return 0;
-  return bytes_of<SumScratch>(Cut(g, plan_, memory_.workers()));
+  return bytes_of<SumScratch>(Cut(g, plan_, memory_.workers()), tokens_at_once());
 }
 
 template <class E>
@@ -81,7 +87,7 @@ void Projection<E>::add_weight_gradient(std::vector<Phase>& phases,
   const Cut cut(gradient, plan_, memory_.workers());
   auto run = [this, cut, gradient](int64_t task, int worker) {
     Arena arena = memory_.of(worker);
-    weight_gradient(cut.range(task), gradient, SumScratch(arena, cut));
+    weight_gradient(cut.range(task), gradient, SumScratch(arena, cut, tokens_at_once()));
   };
   phases.push_back({cut.tasks, std::move(run)});
 }
@@ -106,14 +112,16 @@ void Projection<E>::weight_gradient(const TileRange& range, const WeightGradient
   std::fill(at.column_total, at.column_total + range.columns, Acc<E>(0));
   const std::vector<TileRef>& tiles = plan_.tiles(g.tokens);
   int64_t since = 0;  // tokens since the last reduction
-  for (size_t i = 0; i < tiles.size(); ++i) {
+  for (size_t i = 0; i < tiles.size();) {
     if (since == 0) {
       std::fill(at.row_part, at.row_part + lanes_of_rows, Acc<E>(0));
       std::fill(at.column_part, at.column_part + range.columns, Acc<E>(0));
     }
-    sum_tokens(i, since > 0, range, g, at);
-    since += tile_tokens(plan_.sequence(tiles[i]).tokens(g.tokens), tiles[i].tile);
-    if (since < kReduceTokens && i + 1 < tiles.size()) continue;
+    const SomeTiles some{&tiles, i, std::min(i + size_t(kernels_.token_tiles), tiles.size())};
+    sum_tokens(some, since > 0, range, g, at);
+    for (; i < some.end; ++i)
+      since += tile_tokens(plan_.sequence(tiles[i]).tokens(g.tokens), tiles[i].tile);
+    if (since < kReduceTokens && i < tiles.size()) continue;
     if (g.d_weight) kernels_.add_scaled(at.total, at.part, range.elements(), Acc<E>(1));
     if (row_sums) kernels_.add_scaled(at.row_total, at.row_part, lanes_of_rows, Acc<E>(1));
     if (column_sums) kernels_.add_scaled(at.column_total, at.column_part, range.columns, Acc<E>(1));
@@ -122,59 +130,70 @@ void Projection<E>::weight_gradient(const TileRange& range, const WeightGradient
   add_sums(range, g, at);
 }
 
-// The tokens of one tile.
 template <class E>
-void Projection<E>::sum_tokens(size_t tile, bool adds, const TileRange& range,
+void Projection<E>::sum_tokens(const SomeTiles& some, bool adds, const TileRange& range,
                                const WeightGradient<E>& g, const SumScratch& at) const {
-  const std::vector<TileRef>& tiles = plan_.tiles(g.tokens);
+  const std::vector<TileRef>& tiles = *some.tiles;
   const int64_t all_rows = plan_.heads.count * plan_.layout.rows(g.head_dim);
+  const int64_t stride = g.x.stride[g.x.rank - 1], item = item_bytes(g.x.dtype);
   const auto tile_at = [&](TileRef ref) {
     return g.tiles + tile_begin(g.tokens, ref, all_rows) +
-           plan_.layout.size(range.row, lanes(g.tokens, ref));
+           range.row * lanes(g.tokens, ref);
+  };
+  const auto tokens_of = [&](TileRef ref) {
+    return tile_tokens(plan_.sequence(ref).tokens(g.tokens), ref.tile);
   };
   const auto rows_at = [&](TileRef ref, void** to) {
     return rows(g.x, g.tokens, ref).tile(ref.tile, plan_.sequence(ref).tokens(g.tokens), to);
   };
-  const TileRef here = tiles[tile];
-  const int64_t width = lanes(g.tokens, here), stride = g.x.stride[g.x.rank - 1];
-  const int64_t item = item_bytes(g.x.dtype);
   const auto column_of = [&](void* row, int64_t column) {
     return static_cast<char*>(row) + column * stride * item;
   };
-  void* from[kTile];
-  const int64_t n = rows_at(here, from);
   PrefetchList<kTile + 1> list;
-  if (tile + 1 < tiles.size() && g.d_weight) {
+  if (some.end < tiles.size() && g.d_weight) {
     void* next[kTile];
-    const int64_t m = rows_at(tiles[tile + 1], next);
-    list.add(tile_at(tiles[tile + 1]),
-             plan_.layout.size(range.rows, lanes(g.tokens, tiles[tile + 1])));
+    const int64_t m = rows_at(tiles[some.end], next);
+    list.add(tile_at(tiles[some.end]),
+             plan_.layout.size(range.rows, lanes(g.tokens, tiles[some.end])));
     for (int64_t r = 0; r < m && stride == 1; ++r)
       list.add(column_of(next[r], range.column), range.columns * item);
   }
   Prefetch* const prefetch = list.get();
-  const bool column_sums = sums_columns(g, range.row);
-  const bool reads_x = g.d_weight || column_sums;
-  for (int64_t c = 0; c < range.columns && reads_x; c += kTile) {
-    void* columns_of[kTile];
-    for (int64_t r = 0; r < n; ++r) columns_of[r] = column_of(from[r], range.column + c);
-    E* const panel = at.panels + c * kTile;
-    const int64_t used = range.in_panel(c), pitch = range.pitch(c);
-    kernels_.gather_tokens(panel, pitch, {columns_of, stride, g.x.dtype}, used, n);
-    if (column_sums) kernels_.column_sums(at.column_part + c, panel, pitch, n, used);
+  const bool row_sums = sums_rows(g, range.column), column_sums = sums_columns(g, range.row);
+  int64_t tokens = 0, pitch = tokens_at_once();
+  const E* features = nullptr;
+  for (size_t i = some.begin; i < some.end && (g.d_weight || row_sums); ++i) {
+    const int64_t n = tokens_of(tiles[i]);
+    const E* const here = kernels_.feature_rows(at.features + tokens, pitch, tile_at(tiles[i]),
+                                                lanes(g.tokens, tiles[i]), range.rows, n);
+    if (row_sums) kernels_.row_sums(at.row_part, here, pitch, range.rows, n);
+    if (i == some.begin) features = here;
+    tokens += round_up(n, kernels_.token_step);
+  }
+  for (int64_t c = 0; c < range.columns && (g.d_weight || column_sums); c += kTile) {
+    E* const panel = at.panels + c * tokens_at_once();
+    const int64_t used = range.in_panel(c), columns = range.pitch(c);
+    int64_t before = 0;
+    for (size_t i = some.begin; i < some.end; ++i) {
+      void* from[kTile];
+      const int64_t n = rows_at(tiles[i], from);
+      for (int64_t r = 0; r < n; ++r) from[r] = column_of(from[r], range.column + c);
+      E* const to = panel + before * columns;
+      kernels_.gather_tokens(to, columns, {from, stride, g.x.dtype}, used, n);
+      if (column_sums) kernels_.column_sums(at.column_part + c, to, columns, n, used);
+      before += round_up(n, kernels_.token_step);
+    }
     if (!g.d_weight) continue;
     kernels_.token_gemm({.m = range.rows,
-                         .tokens = n,
-                         .columns = pitch,
-                         .a = tile_at(here),
-                         .lanes = width,
+                         .tokens = tokens,
+                         .columns = columns,
+                         .a = features,
+                         .a_row = pitch,
                          .b = panel,
                          .c = at.part + c * range.rows,
                          .adds = adds,
                          .prefetch = prefetch});
   }
-  if (sums_rows(g, range.column))
-    kernels_.row_sums(at.row_part, tile_at(here), width, range.rows, n);
 }
 
 template <class A>
@@ -207,6 +226,7 @@ void Projection<E>::add_sums(const TileRange& range, const WeightGradient<E>& g,
       add(d_bias, d_bias.at(range.column + c), at.column_total[c]);
 }
 
+template class Projection<BFloat16>;
 template class Projection<float>;
 template class Projection<double>;
 

@@ -8,71 +8,87 @@ namespace {
 
 // Online softmax over the rows of s: new maximum and sum, p = probabilities kept, and alpha, the
 // factor by which everything summed before shrinks.
-template <class T, int N, bool Masked>
-MULTIHEAD_INLINE void softmax_step(const ForwardBlock<T>& t, int64_t lane, T* alpha) {
-  constexpr int W = kWidth<T>;
-  const Vec<T> lowest = splat(-kInfinity<T>);
-  Vec<T> top[N], base[N], sum[N];
+template <class E, int N, bool Masked>
+MULTIHEAD_INLINE void softmax_step(const ForwardBlock<E>& t, int64_t lane, Acc<E> factor,
+                                   Acc<E>* alpha) {
+  using A = Acc<E>;
+  constexpr int W = kWidth<A>, G = kGroup<E>;
+  const Vec<A> lowest = splat(-kInfinity<A>);
+  Vec<A> top[N], base[N], sum[N];
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) top[j] = t.first ? lowest : load(t.row_max + lane + j * W);
   for (int64_t r = 0; r < t.keys; ++r) {
-    const T* s = t.s + r * t.lanes + lane;
+    const A* s = t.s + r * t.lanes + lane;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      Vec<T> x = load(s + j * W);
-      if (Masked) x = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), x, lowest);
+      Vec<A> x = score<E>(s + j * W, factor);
+      if (Masked) x = select(mask_of_bits<A>(t.visible[r], int(lane) + j * W), x, lowest);
       top[j] = maximum(x, top[j]);
     }
   }
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) {
-    base[j] = top[j] != lowest ? top[j] : Vec<T>{};
+    base[j] = top[j] != lowest ? top[j] : Vec<A>{};
     if (t.first) {
-      sum[j] = Vec<T>{};
+      sum[j] = Vec<A>{};
     } else {
-      const Vec<T> shrink = exp2<T>(load(t.row_max + lane + j * W) - base[j]);
+      const Vec<A> shrink = exp2<A>(load(t.row_max + lane + j * W) - base[j]);
       store(alpha + lane + j * W, shrink);
       sum[j] = load(t.row_sum + lane + j * W) * shrink;
     }
     store(t.row_max + lane + j * W, top[j]);
   }
-  for (int64_t r = 0; r < t.keys; ++r) {
-    const T* s = t.s + r * t.lanes + lane;
-    T* to = t.p + r * t.lanes + lane;
-    Vec<T> p[N];
+  const auto weigh = [&](int64_t r, Vec<A>* p) MULTIHEAD_ALWAYS_INLINE {
+    const A* s = t.s + r * t.lanes + lane;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      p[j] = exp2<T>(load(s + j * W) - base[j]);
-      if (Masked) p[j] = select(mask_of_bits<T>(t.visible[r], int(lane) + j * W), p[j], Vec<T>{});
+      p[j] = exp2<A>(score_above<E>(s + j * W, factor, base[j]));
+      if (Masked) p[j] = select(mask_of_bits<A>(t.visible[r], int(lane) + j * W), p[j], Vec<A>{});
       sum[j] += p[j];
     }
     if (t.keep) {
       MULTIHEAD_UNROLL(4)
       for (int j = 0; j < N; ++j)
-        p[j] = select(mask_of_bits<T>(t.keep[r], int(lane) + j * W), p[j], Vec<T>{});
+        p[j] = select(mask_of_bits<A>(t.keep[r], int(lane) + j * W), p[j], Vec<A>{});
     }
+  };
+  Vec<A> p[G][N] = {};
+  int64_t r = 0;
+  for (; r + G <= t.keys; r += G) {
+    MULTIHEAD_UNROLL(2)
+    for (int i = 0; i < G; ++i) weigh(r + i, p[i]);
+    store_groups_of_rows<E, N>(t.p, r, t.lanes, lane, p);
+  }
+  if (G > 1 && r < t.keys) {
+    weigh(r, p[0]);
     MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < N; ++j) store(to + j * W, p[j]);
+    for (int j = 0; j < N; ++j) p[G - 1][j] = Vec<A>{};
+    store_groups_of_rows<E, N>(t.p, r, t.lanes, lane, p);
   }
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) store(t.row_sum + lane + j * W, sum[j]);
 }
 
-template <class T>
-void forward_block(const ForwardBlock<T>& t) {
-  alignas(64) T alpha[kTile];
-  scores<T>(t);
+template <class E>
+void forward_block(const ForwardBlock<E>& t) {
+  using A = Acc<E>;
+  alignas(64) A alpha[kTile];
+  const A factor = scores<E>(t);
   if (t.visible) {
-    for_lanes<T>(t.lanes, [&]<int N>(int64_t lane) { softmax_step<T, N, true>(t, lane, alpha); });
+    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
+      softmax_step<E, N, true>(t, lane, factor, alpha);
+    });
     for (int64_t r = 0; r < t.keys; ++r) *t.seen |= t.visible[r];
   } else {
-    for_lanes<T>(t.lanes, [&]<int N>(int64_t lane) { softmax_step<T, N, false>(t, lane, alpha); });
+    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
+      softmax_step<E, N, false>(t, lane, factor, alpha);
+    });
     if (t.keys) *t.seen = ~uint64_t(0);
   }
-  const bool guard = t.visible && !finite_rows<T>(t.v, t.key_lanes, t.value_dim, t.keys);
-  Gemm<T> values{.m = t.value_dim,
+  const bool guard = t.visible && !finite_rows<E>(t.v, t.key_lanes, t.value_dim, t.keys);
+  Gemm<E> values{.m = t.value_dim,
                  .lanes = t.lanes,
-                 .k = guard ? 0 : t.keys,
+                 .k = guard ? 0 : groups<E>(t.keys),
                  .a = {.data = t.v, .row = t.key_lanes, .k = 1},
                  .b = t.p,
                  .b_row = t.lanes,
@@ -81,29 +97,31 @@ void forward_block(const ForwardBlock<T>& t) {
                  .init = t.first ? Init::Zero : Init::LoadScaled,
                  .start = alpha,
                  .prefetch = t.prefetch};
-  gemm<T>(values);
-  if (!guard) return;
-  values.k = t.keys;
-  visible_lanes<T>(values, t.visible);
+  gemm<E>(values);
+  if (guard) visible_lanes<E>(values, t.keys, t.visible);
 }
 
-template <class T>
-void forward_end(const ForwardBlock<T>& t, T keep_scale, T* out) {
-  constexpr int W = kWidth<T>;
+template <class E>
+void forward_end(const ForwardBlock<E>& t, Acc<E> keep_scale, E* out) {
+  using A = Acc<E>;
+  constexpr int W = kWidth<A>, G = kGroup<E>;
   for (int64_t lane = 0; lane < t.lanes; lane += W) {
-    const Mask<T> seen = mask_of_bits<T>(*t.seen, int(lane));
-    Vec<T> inverse{}, top = splat(kInfinity<T>);
+    const Mask<A> seen = mask_of_bits<A>(*t.seen, int(lane));
+    Vec<A> inverse{}, top = splat(kInfinity<A>);
     if (*t.seen) {
-      inverse = select(seen, T(1) / load(t.row_sum + lane), Vec<T>{});
+      inverse = select(seen, A(1) / load(t.row_sum + lane), Vec<A>{});
       top = select(seen, load(t.row_max + lane), top);
     }
     store(t.row_sum + lane, inverse);
     store(t.row_max + lane, top);
-    const Vec<T> factor = inverse * keep_scale;
-    for (int64_t r = 0; r < t.value_dim; ++r) {
-      Vec<T> x{};
-      if (*t.seen) x = select(seen, load(t.out + r * t.lanes + lane) * factor, Vec<T>{});
-      store(out + r * t.lanes + lane, x);
+    const Vec<A> factor = inverse * keep_scale;
+    for (int64_t r = 0; r < kLayout<E>.rows(t.value_dim); r += G) {
+      Vec<A> x[G][1] = {};
+      MULTIHEAD_UNROLL(2)
+      for (int i = 0; i < G; ++i)
+        if (*t.seen && (G == 1 || r + i < t.value_dim))
+          x[i][0] = select(seen, load(t.out + (r + i) * t.lanes + lane) * factor, Vec<A>{});
+      store_groups_of_rows<E, 1>(out, r, t.lanes, lane, x);
     }
   }
 }

@@ -1,9 +1,9 @@
 // Computes: c[m][lanes] = init + a[m][k] * b[k][lanes], each element one chain of FMAs in the
-// order of k, so blocking changes no bits.
+// order of k, so blocking changes no bits. Where pairs are multiplied, k counts pairs.
 #pragma once
 
+#include "pairs.h"
 #include "table.h"
-#include "vec.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -17,18 +17,19 @@ constexpr int kRowsFor = kRegisters == 32 ? (NV == 4   ? 6
                                                        : 16)
                                           : (NV == 2 ? 6 : 8);
 
-// c[m][lanes] = init + a[m][k] * b[k][lanes]; strides count elements.
-template <class T>
+// c[m][lanes] = init + a[m][k] * b[k][lanes]; k counts groups, so do the strides along it.
+template <class E>
 struct Gemm {
   int64_t m, lanes, k;
-  Left<T> a;
-  const T* b;
-  int64_t b_row;
-  T* c;
+  Left<E> a;
+  const E* b;
+  int64_t b_row;  // groups
+  Acc<E>* c;
   int64_t c_row;
   Init init = Init::Zero;
-  const T* start = nullptr;  // LoadScaled: a factor per lane. Bias: a value per row
+  const Acc<E>* start = nullptr;  // LoadScaled: a factor per lane. Bias: a value per row
   int64_t start_stride = 1;  // of Bias
+  int64_t room = 0;          // rows from m to here may be read of a and written to c
   Prefetch* prefetch = nullptr;
 };
 
@@ -47,37 +48,38 @@ MULTIHEAD_INLINE void advance(Prefetch& prefetch) {
 }
 
 // A block of k, in the lanes of one panel.
-template <class T>
+template <class E>
 struct Strip {
-  const T *a, *b;
-  T* c;
+  const E *a, *b;
+  Acc<E>* c;
   int64_t k;
   Init init;
-  const T* start;
+  const Acc<E>* start;
 };
 
 // Where a register tile finds its rows.
-template <class T>
+template <class E>
 struct Side {
-  const T* a;
+  const E* a;
   int64_t stride;  // of rows, of columns, or from one panel to the next
-  const T* next;   // Rows: where the next tile's rows begin
+  const E* next;   // Rows: where the next tile's rows begin
 };
 
 // One register tile; b, c and start are its own.
-template <class T, int MR, int NV, Order O>
-MULTIHEAD_INLINE void micro(const Gemm<T>& g, Strip<T> strip, Side<T> side, Prefetch& prefetch) {
+template <class E, int MR, int NV, Order O>
+MULTIHEAD_INLINE void micro(const Gemm<E>& g, Strip<E> strip, Side<E> side, Prefetch& prefetch) {
   const int64_t k = strip.k;
   const Init init = strip.init;
-  const T *b = strip.b, *start = strip.start;
-  T* const c = strip.c;
-  constexpr int W = kWidth<T>;
-  Vec<T> acc[MR][NV];
+  const E* b = strip.b;
+  const Acc<E>* const start = strip.start;
+  Acc<E>* const c = strip.c;
+  constexpr int W = kLanes<E>, G = kGroup<E>;
+  Vec<Acc<E>> acc[MR][NV];
   if (init == Init::Zero) {
     MULTIHEAD_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
       MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) acc[i][j] = Vec<T>{};
+      for (int j = 0; j < NV; ++j) acc[i][j] = Vec<Acc<E>>{};
     }
   } else if (init == Init::Bias) {
     MULTIHEAD_UNROLL(16)
@@ -92,7 +94,7 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Strip<T> strip, Side<T> side, Pref
       for (int j = 0; j < NV; ++j) acc[i][j] = load(c + i * g.c_row + j * W);
     }
     if (init == Init::LoadScaled) {
-      Vec<T> factor[NV];
+      Vec<Acc<E>> factor[NV];
       MULTIHEAD_UNROLL(4)
       for (int j = 0; j < NV; ++j) factor[j] = load(start + j * W);
       MULTIHEAD_UNROLL(16)
@@ -104,31 +106,31 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Strip<T> strip, Side<T> side, Pref
   }
   // Few address registers: every third row's, from which the next two are reached by the stride;
   // one for each panel; one for columns.
-  constexpr int kGroup = O == Order::Rows ? 3 : O == Order::Panels ? int(kPanelRows) : MR;
-  constexpr int kBases = (MR + kGroup - 1) / kGroup;
-  const T* base[kBases];
+  constexpr int kReach = O == Order::Rows ? 3 : O == Order::Panels ? int(kPanelRows) : MR;
+  constexpr int kBases = (MR + kReach - 1) / kReach;
+  const E* base[kBases];
   MULTIHEAD_UNROLL(16)
   for (int i = 0; i < kBases; ++i) base[i] = side.a + (O == Order::Rows ? 3 : 1) * i * side.stride;
   const auto step = [&]() MULTIHEAD_ALWAYS_INLINE {
-    Vec<T> x[NV];
+    decltype(load_groups(b)) x[NV];
     MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < NV; ++j) x[j] = load(b + j * W);
+    for (int j = 0; j < NV; ++j) x[j] = load_groups(b + j * W * G);
     MULTIHEAD_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
-      const int64_t at = O == Order::Rows ? (i % kGroup) * side.stride : i % kGroup;
-      const Vec<T> y = splat(base[i / kGroup][at]);
+      const int64_t at = O == Order::Rows ? (i % kReach) * side.stride : i % kReach;
+      const auto y = splat_group(base[i / kReach] + at);
       MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(y, x[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j) acc[i][j] = add_product(y, x[j], acc[i][j]);
     }
-    b += g.b_row;
+    b += g.b_row * G;
     MULTIHEAD_UNROLL(16)
     for (int i = 0; i < kBases; ++i)
-      base[i] += O == Order::Rows ? 1 : O == Order::Panels ? kPanelRows : side.stride;
+      base[i] += O == Order::Rows ? G : O == Order::Panels ? kPanelRows : side.stride;
   };
-  constexpr int kLine = 64 / int(sizeof(T));
+  constexpr int kLine = 64 / int(sizeof(E)) / G;
   int64_t p = 0;
   for (; p + kLine <= k; p += kLine) {
-    const T* row = side.next + p;  // its lines come from memory that no prefetcher foresees
+    const E* row = side.next + p * G;  // its lines come from memory that no prefetcher foresees
     advance(prefetch);
     for (int i = 0; i < kLine; i += 2) {
       if (O == Order::Rows) {
@@ -153,16 +155,17 @@ MULTIHEAD_INLINE void micro(const Gemm<T>& g, Strip<T> strip, Side<T> side, Pref
 }
 
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.
-template <class T, int MR, int NV, Order O>
-MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const Strip<T>& strip, Prefetch& prefetch,
+template <class E, int MR, int NV, Order O>
+MULTIHEAD_INLINE int64_t sweep(const Gemm<E>& g, const Strip<E>& strip, Prefetch& prefetch,
                                int64_t i) {
-  const T* const a = strip.a;
+  const E* const a = strip.a;
   for (; i + MR <= g.m; i += MR) {
-    Side<T> side{};
-    T copy[MR * kDepth];
+    Side<E> side{};
+    E copy[MR * kDepth];
     if (O == Order::Rows) {
-      side = {a + i * g.a.row, g.a.row, i + MR < g.m ? a + (i + MR) * g.a.row : a + kDepth};
-      if (g.a.k != 1) {  // neither rows nor columns
+      const E* const next = i + MR < g.m ? a + (i + MR) * g.a.row : a + kDepth * kGroup<E>;
+      side = {a + i * g.a.row, g.a.row, next};
+      if (kGroup<E> == 1 && g.a.k != 1) {  // neither rows nor columns
         for (int64_t r = 0; r < MR; ++r)
           for (int64_t p = 0; p < strip.k; ++p)
             copy[r * kDepth + p] = side.a[r * g.a.row + p * g.a.k];
@@ -174,70 +177,84 @@ MULTIHEAD_INLINE int64_t sweep(const Gemm<T>& g, const Strip<T>& strip, Prefetch
       side = {a + i / kPanelRows * kPanelRows * strip.k + i % kPanelRows, kPanelRows * strip.k,
               nullptr};
     }
-    Strip<T> tile = strip;
+    Strip<E> tile = strip;
     tile.c += i * g.c_row;
     if (strip.init == Init::Bias) tile.start += i * g.start_stride;
-    micro<T, MR, NV, O>(g, tile, side, prefetch);
+    micro<E, MR, NV, O>(g, tile, side, prefetch);
   }
   return i;
 }
 
-template <class T, int NV, Order O>
-void panel(const Gemm<T>& g, int64_t lane, Prefetch& prefetch) {
+template <class E, int NV, Order O>
+void panel(const Gemm<E>& g, int64_t lane, Prefetch& prefetch) {
   // In panels, tiles must not reach from the middle of one into the next.
   constexpr int kMost =
       O == Order::Panels && kRowsFor<NV> % kPanelRows ? int(kPanelRows) : kRowsFor<NV>;
+  constexpr int64_t G = kGroup<E>;
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {
-    const Strip<T> strip{.a = g.a.data + k0 * (O == Order::Panels ? g.a.row : g.a.k),
-                         .b = g.b + k0 * g.b_row + lane,
+    const Strip<E> strip{.a = g.a.data + k0 * (O == Order::Panels ? g.a.row : g.a.k) * G,
+                         .b = g.b + (k0 * g.b_row + lane) * G,
                          .c = g.c + lane,
                          .k = g.k - k0 < kDepth ? g.k - k0 : kDepth,
                          .init = k0 == 0 ? g.init : Init::Load,
                          .start = g.init == Init::LoadScaled ? g.start + lane : g.start};
-    int64_t i = sweep<T, kMost, NV, O>(g, strip, prefetch, 0);
+    int64_t i = sweep<E, kMost, NV, O>(g, strip, prefetch, 0);
     if constexpr (kMost == 12 && O == Order::Panels)
-      i = sweep<T, 6, NV, O>(g, strip, prefetch, i);
+      i = sweep<E, 6, NV, O>(g, strip, prefetch, i);
     else if constexpr (kMost > 8)
-      i = sweep<T, 8, NV, O>(g, strip, prefetch, i);
-    i = sweep<T, 4, NV, O>(g, strip, prefetch, i);
-    i = sweep<T, 2, NV, O>(g, strip, prefetch, i);
-    sweep<T, 1, NV, O>(g, strip, prefetch, i);
+      i = sweep<E, 8, NV, O>(g, strip, prefetch, i);
+    i = sweep<E, 4, NV, O>(g, strip, prefetch, i);
+    i = sweep<E, 2, NV, O>(g, strip, prefetch, i);
+    sweep<E, 1, NV, O>(g, strip, prefetch, i);
   }
 }
 
-template <class T, Order O>
-void panels(const Gemm<T>& g) {
-  constexpr int64_t W = kWidth<T>;
+template <class E, Order O>
+void panels(const Gemm<E>& g) {
+  constexpr int64_t W = kLanes<E>;
   Prefetch prefetch;
   if (g.prefetch) prefetch = *g.prefetch;
   int64_t lane = 0;
-  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<T, kPanel, O>(g, lane, prefetch);
+  for (; lane + kPanel * W <= g.lanes; lane += kPanel * W) panel<E, kPanel, O>(g, lane, prefetch);
   const int64_t left = (g.lanes - lane) / W;
   if constexpr (kPanel == 4) {
-    if (left == 3) panel<T, 3, O>(g, lane, prefetch);
-    if (left == 2) panel<T, 2, O>(g, lane, prefetch);
+    if (left == 3) panel<E, 3, O>(g, lane, prefetch);
+    if (left == 2) panel<E, 2, O>(g, lane, prefetch);
   }
-  if (left == 1) panel<T, 1, O>(g, lane, prefetch);
+  if (left == 1) panel<E, 1, O>(g, lane, prefetch);
   if (g.prefetch) *g.prefetch = prefetch;
 }
 
-template <class T>
-void gemm(const Gemm<T>& g) {
+template <class E>
+void gemm_in_registers(const Gemm<E>& g) {
   if (g.m <= 0) return;
-  if (g.a.packed) {
-    panels<T, Order::Panels>(g);
+  if constexpr (kGroup<E> > 1) {  // pairs lie in rows
+    panels<E, Order::Rows>(g);
+  } else if (g.a.packed) {
+    panels<E, Order::Panels>(g);
   } else if (g.a.row == 1) {
-    panels<T, Order::Columns>(g);
+    panels<E, Order::Columns>(g);
   } else {
-    panels<T, Order::Rows>(g);
+    panels<E, Order::Rows>(g);
   }
 }
 
-template <class T>
-void tile_gemm(const TileGemm<T>& g) {
-  gemm<T>({.m = g.m,
+template <class E>
+void gemm(const Gemm<E>& g) {
+  gemm_in_registers<E>(g);
+}
+
+// Groups that hold n elements.
+template <class E>
+constexpr int64_t groups(int64_t n) {
+  return (n + kGroup<E> - 1) / kGroup<E>;
+}
+
+template <class E>
+void tile_gemm(const TileGemm<E>& g) {
+  gemm<E>({.m = g.m,
            .lanes = g.lanes,
-           .k = g.k,
+           .k = groups<E>(g.k),
            .a = g.a,
            .b = g.b,
            .b_row = g.lanes,
@@ -249,31 +266,18 @@ void tile_gemm(const TileGemm<T>& g) {
            .prefetch = g.prefetch});
 }
 
-template <class T>
-void token_gemm(const TokenGemm<T>& g) {
-  gemm<T>({.m = g.m,
+template <class E>
+void token_gemm(const TokenGemm<E>& g) {
+  gemm<E>({.m = g.m,
            .lanes = g.columns,
-           .k = g.tokens,
-           .a = {.data = g.a, .row = g.lanes, .k = 1},
+           .k = groups<E>(g.tokens),
+           .a = {.data = g.a, .row = g.a_row, .k = 1},
            .b = g.b,
            .b_row = g.columns,
            .c = g.c,
            .c_row = g.columns,
            .init = g.adds ? Init::Load : Init::Zero,
            .prefetch = g.prefetch});
-}
-
-template <class T>
-void row_gemm(const RowGemm<T>& g) {
-  gemm<T>({.m = g.queries,
-           .lanes = g.columns,
-           .k = g.keys,
-           .a = {.data = g.p, .row = g.p_row, .k = 1},
-           .b = g.v,
-           .b_row = g.v_row,
-           .c = g.c,
-           .c_row = g.columns,
-           .init = g.adds ? Init::Load : Init::Zero});
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // the elements of a tile lie.
 #pragma once
 
-#include <stdint.h>
+#include "storage.h"
 
 namespace multihead {
 
@@ -23,20 +23,35 @@ struct Element<double> {
   using Acc = double;
   using Stat = double;
 };
+template <>
+struct Element<BFloat16> {
+  using Acc = float;
+  using Stat = float;
+};
 template <class E>
 using Acc = typename Element<E>::Acc;
 template <class E>
 using Stat = typename Element<E>::Stat;
 
-// A tile is [features / group][lanes][group]: `group` neighbours of one token lie together, where
-// an instruction multiplies that many at once. Who writes a tile fills up the last group with
-// zeros; products over features run over these too.
-struct TileLayout {
-  int64_t group = 1;  // divides kLane
+// Elements with less precision than sums of them. A factor on these would round them once more, so
+// it goes to the sums.
+template <class E>
+constexpr bool kRounds = sizeof(E) < sizeof(Acc<E>);
 
-  constexpr int64_t rows(int64_t features) const { return (features + group - 1) / group * group; }
+// A tile is [features / group][lanes][group]: `group` neighbours of one token lie together, where
+// an instruction multiplies that many at once; or [lanes][features], where products read it token
+// by token. Who writes a tile fills up its features with zeros to a multiple of `step`; products
+// over features run over these too.
+struct TileLayout {
+  int64_t group = 1;
+  int64_t step = group;  // a multiple of the group
+  bool by_token = false;
+
+  constexpr int64_t rows(int64_t features) const { return (features + step - 1) / step * step; }
   constexpr int64_t size(int64_t features, int64_t lanes) const { return rows(features) * lanes; }
-  constexpr int64_t at(int64_t feature, int64_t lane, int64_t lanes) const {
+  // Where the elements of a feature and a token lie, in a tile of so many features.
+  constexpr int64_t at(int64_t feature, int64_t lane, int64_t features, int64_t lanes) const {
+    if (by_token) return lane * rows(features) + feature;
     return (feature / group * lanes + lane) * group + feature % group;
   }
 };

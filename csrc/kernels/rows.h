@@ -37,18 +37,11 @@ void add_to_row(const TargetRows& row, const T* sums, int64_t n) {
 }
 
 template <class T>
-void store_sums(T* tile, const T* sums, int64_t lanes, int64_t features, T factor,
-                bool accumulate) {
-  accumulate ? add_scaled<T>(tile, sums, features * lanes, factor)
-             : scale<T>(tile, sums, features * lanes, factor);
-}
-
-template <class T>
-void row_sums(T* partial, const T* tile, int64_t lanes, int64_t rows, int64_t tokens) {
-  for (int64_t r = 0; r < rows; ++r, tile += lanes, partial += kLane)
+void row_sums(T* partial, const T* rows, int64_t pitch, int64_t count, int64_t tokens) {
+  for (int64_t r = 0; r < count; ++r, rows += pitch, partial += kLane)
     for (int64_t t = 0; t < tokens; t += kLane) {
       const int64_t n = tokens - t < kLane ? tokens - t : kLane;
-      for (int64_t i = 0; i < n; ++i) partial[i] += tile[t + i];
+      for (int64_t i = 0; i < n; ++i) partial[i] += rows[t + i];
     }
 }
 
@@ -83,16 +76,29 @@ void add_score_dot(T* result, const T* a, const T* b, int64_t keys, int64_t lane
     store(result + lane, load(result + lane) + dot<T>(a, b, keys, lanes, lane));
 }
 
-template <class T>
-bool finite(const T* x, int64_t n) {
+// Of elements that are computed in T.
+template <class T, class S>
+bool finite_row(const S* x, int64_t n) {
   constexpr int W = kWidth<T>;
   Vec<T> zero{};
   int64_t i = 0;
   for (; i + W <= n; i += W) zero += load(x + i) * T(0);
   T rest = 0;
-  for (; i < n; ++i) rest += x[i] * T(0);
+  for (; i < n; ++i) rest += widen(x[i]) * T(0);
   for (int j = 0; j < W; ++j) rest += zero[j];
   return rest == 0;
+}
+template <class E>
+bool finite(const E* x, int64_t n) {
+  return finite_row<Acc<E>>(x, n);
+}
+template <class T>
+bool rows_are_finite(const StoredRows& rows, int64_t count, int64_t columns) {
+  return Stored<T>::as(rows.type, [&]<class S>() {
+    for (int64_t r = 0; r < count; ++r)
+      if (!finite_row<T>(static_cast<const S*>(rows.data) + r * rows.row, columns)) return false;
+    return true;
+  });
 }
 
 }  // namespace

@@ -8,32 +8,73 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-// s[key][query] = k . q, plus what masks add, in log2 units.
-template <class T>
-MULTIHEAD_INLINE void scores(const Block<T>& t) {
-  constexpr int W = kWidth<T>;
-  gemm<T>({.m = t.keys,
+// How products read keys as their left factor: token by token where pairs are multiplied.
+template <class E>
+MULTIHEAD_INLINE Left<E> by_token(const E* tile, int64_t lanes, int64_t features) {
+  if constexpr (kGroup<E> > 1)
+    return {.data = tile, .row = kPairs.rows(features), .k = 1};
+  else
+    return {.data = tile, .row = 1, .k = lanes};
+}
+
+// c[key][query] = the sum over features of a key's and a query's.
+template <class E>
+MULTIHEAD_INLINE void dot_products(const Block<E>& t, Left<E> keys, const E* queries,
+                                   int64_t features, Acc<E>* c) {
+  gemm<E>({.m = t.keys,
            .lanes = t.lanes,
-           .k = t.head_dim,
-           .a = {.data = t.k, .row = 1, .k = t.key_lanes},
-           .b = t.q,
+           .k = groups<E>(features),
+           .a = keys,
+           .b = queries,
            .b_row = t.lanes,
-           .c = t.s,
+           .c = c,
            .c_row = t.lanes,
+           .room = t.key_lanes,
            .prefetch = t.prefetch});
+}
+
+// s[key][query] = k . q, plus what masks add, in log2 units once they are multiplied by the result.
+template <class E>
+MULTIHEAD_INLINE Acc<E> scores(const Block<E>& t) {
+  using A = Acc<E>;
+  constexpr int W = kWidth<A>;
+  dot_products<E>(t, by_token<E>(t.k, t.key_lanes, t.head_dim), t.q, t.head_dim, t.s);
+  if (!t.bias && !t.key_bias) return t.score_factor;
+  const auto score = [&](int64_t i) MULTIHEAD_ALWAYS_INLINE {
+    if constexpr (kRounds<E>)
+      return load(t.s + i) * t.score_factor;
+    else
+      return load(t.s + i);
+  };
   if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
-    const Vec<T> lowest = splat(-kLargest<T>);
+    const Vec<A> lowest = splat(-kLargest<A>);
     for (int64_t r = 0; r < t.keys; ++r)
       for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
-        store(t.s + i, load(t.s + i) + maximum(lowest, load(t.bias + i) + t.key_bias[r]));
+        store(t.s + i, score(i) + maximum(lowest, load(t.bias + i) + t.key_bias[r]));
   } else if (t.bias) {
-    for (int64_t i = 0; i < t.keys * t.lanes; i += W)
-      store(t.s + i, load(t.s + i) + load(t.bias + i));
-  } else if (t.key_bias) {
+    for (int64_t i = 0; i < t.keys * t.lanes; i += W) store(t.s + i, score(i) + load(t.bias + i));
+  } else {
     for (int64_t r = 0; r < t.keys; ++r)
       for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
-        store(t.s + i, load(t.s + i) + t.key_bias[r]);
+        store(t.s + i, score(i) + t.key_bias[r]);
   }
+  return 1;
+}
+
+// A score in log2 units, and its distance from another.
+template <class E>
+MULTIHEAD_INLINE Vec<Acc<E>> score(const Acc<E>* s, Acc<E> factor) {
+  if constexpr (kRounds<E>)
+    return load(s) * factor;
+  else
+    return load(s);
+}
+template <class E>
+MULTIHEAD_INLINE Vec<Acc<E>> score_above(const Acc<E>* s, Acc<E> factor, Vec<Acc<E>> base) {
+  if constexpr (kRounds<E>)
+    return fma(load(s), splat(factor), -base);
+  else
+    return load(s) - base;
 }
 
 // All lanes of a pass: f<number of vectors>(lane) in chunks the registers hold.
@@ -46,42 +87,68 @@ MULTIHEAD_INLINE void for_lanes(int64_t lanes, F f) {
   for (; lane < lanes; lane += W) f.template operator()<1>(lane);
 }
 
-// c += a . b as gemm does, row k of b for the lanes whose bits visible[k] has: a hidden pair adds
-// nothing even where a holds a NaN.
-template <class T>
-void visible_lanes(const Gemm<T>& g, const uint64_t* visible) {
-  constexpr int W = kWidth<T>;
+// Rows of a tile as products over them read it.
+template <class E, int N>
+MULTIHEAD_INLINE void store_groups_of_rows(E* tile, int64_t row, int64_t lanes, int64_t lane,
+                                           const Vec<Acc<E>> (*x)[N]) {
+  constexpr int W = kLanes<E>, G = kGroup<E>;
+  MULTIHEAD_UNROLL(4)
+  for (int j = 0; j < N; ++j) {
+    E* const to = tile + (row / G * lanes + lane + j * W) * G;
+    if constexpr (G == 1)
+      store(to, x[0][j]);
+    else
+      store_groups(to, pairs_of(x[0][j], x[1][j]));
+  }
+}
+
+// Row k of b, where groups of rows lie together.
+template <class E>
+MULTIHEAD_INLINE Vec<Acc<E>> row_of(const Gemm<E>& g, int64_t k, int64_t lane) {
+  constexpr int G = kGroup<E>;
+  const auto x = load_groups(g.b + (k / G * g.b_row + lane) * G);
+  if constexpr (G == 1)
+    return x;
+  else
+    return k % G ? second_of(x) : first_of(x);
+}
+
+// c += a . b as gemm does, `count` rows of b, row k for the lanes whose bits visible[k] has: a hidden
+// pair adds nothing even where a holds a NaN.
+template <class E>
+void visible_lanes(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
+  using A = Acc<E>;
   for (int64_t i = 0; i < g.m; ++i)
-    for (int64_t lane = 0; lane < g.lanes; lane += W) {
-      Vec<T> sum = load(g.c + i * g.c_row + lane);
-      for (int64_t k = 0; k < g.k; ++k) {
-        const T factor = g.a.data[i * g.a.row + k * g.a.k];
-        const Vec<T> next = fma(splat(factor), load(g.b + k * g.b_row + lane), sum);
-        sum = select(mask_of_bits<T>(visible[k], int(lane)), next, sum);
+    for (int64_t lane = 0; lane < g.lanes; lane += kWidth<A>) {
+      Vec<A> sum = load(g.c + i * g.c_row + lane);
+      for (int64_t k = 0; k < count; ++k) {
+        const A factor = widen(g.a.data[i * g.a.row + k * g.a.k]);
+        const Vec<A> next = fma(splat(factor), row_of<E>(g, k, lane), sum);
+        sum = select(mask_of_bits<A>(visible[k], int(lane)), next, sum);
       }
       store(g.c + i * g.c_row + lane, sum);
     }
 }
 
 // c += a . b as gemm does, for the pairs (row i of a, row k of b) whose bits visible[i] has.
-template <class T>
-void visible_rows(const Gemm<T>& g, const uint64_t* visible) {
-  constexpr int W = kWidth<T>;
+template <class E>
+void visible_rows(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
+  using A = Acc<E>;
   for (int64_t i = 0; i < g.m; ++i)
-    for (int64_t k = 0; k < g.k; ++k) {
+    for (int64_t k = 0; k < count; ++k) {
       if (!(visible[i] >> k & 1)) continue;
-      const Vec<T> factor = splat(g.a.data[i * g.a.row + k * g.a.k]);
-      T* c = g.c + i * g.c_row;
-      for (int64_t lane = 0; lane < g.lanes; lane += W)
-        store(c + lane, fma(factor, load(g.b + k * g.b_row + lane), load(c + lane)));
+      const Vec<A> factor = splat(A(widen(g.a.data[i * g.a.row + k * g.a.k])));
+      A* c = g.c + i * g.c_row;
+      for (int64_t lane = 0; lane < g.lanes; lane += kWidth<A>)
+        store(c + lane, fma(factor, row_of<E>(g, k, lane), load(c + lane)));
     }
 }
 
 // Is every row of a tile finite in its first `columns` columns?
-template <class T>
-bool finite_rows(const T* x, int64_t pitch, int64_t rows, int64_t columns) {
+template <class E>
+bool finite_rows(const E* x, int64_t pitch, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r)
-    if (!finite<T>(x + r * pitch, columns)) return false;
+    if (!finite<E>(x + r * pitch, columns)) return false;
   return true;
 }
 

@@ -2,14 +2,14 @@
 #pragma once
 
 #include "exp2.h"
-#include "table.h"
+#include "gemm.h"
 #include "transpose.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
 // A group of keys, one to a lane: up to kWidth of them, the last one again where there are fewer.
-template <class T, int N>
+template <class T, class S, int N>
 MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, int64_t count,
                                  Vec<T>* sum) {
   constexpr int W = kWidth<T>;
@@ -18,14 +18,15 @@ MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, in
   alignas(64) T part[W] = {};
   MULTIHEAD_UNROLL(16)
   for (int r = 0; r < W; ++r) {
-    const T* row = t.k + (j + r < t.keys ? j + r : t.keys - 1) * t.k_row + d;
+    const int64_t key = j + r < t.keys ? j + r : t.keys - 1;
+    const S* row = static_cast<const S*>(t.k.data) + key * t.k.row + d;
     if (count == W) {
       x[r] = load(row);
     } else {
-      for (int64_t i = 0; i < count; ++i) part[i] = row[i];
+      for (int64_t i = 0; i < count; ++i) part[i] = widen(row[i]);
       x[r] = load(part);
     }
-    if (d * int64_t(sizeof(T)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + kFar * t.k_row);
+    if (d * int64_t(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + kFar * t.k.row);
   }
   transpose_square<T>(x);
   MULTIHEAD_UNROLL(16)
@@ -38,16 +39,16 @@ MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, in
 
 // Each score is one chain in the order of the features, as it is in a tile: backward makes it anew
 // there, and both must see the same bits.
-template <class T, int N>
+template <class T, class S, int N>
 void scores_of_rows(const RowScores<T>& t) {
   constexpr int W = kWidth<T>, kGroups = 2;  // chains side by side
   for (int64_t j = 0; j < t.keys; j += kGroups * W) {
     Vec<T> sum[kGroups][N] = {};
     int64_t d = 0;
     for (; d + W <= t.head_dim; d += W)
-      for (int g = 0; g < kGroups; ++g) key_scores<T, N>(t, j + g * W, d, W, sum[g]);
+      for (int g = 0; g < kGroups; ++g) key_scores<T, S, N>(t, j + g * W, d, W, sum[g]);
     for (int g = 0; g < kGroups && d < t.head_dim; ++g)
-      key_scores<T, N>(t, j + g * W, d, t.head_dim - d, sum[g]);
+      key_scores<T, S, N>(t, j + g * W, d, t.head_dim - d, sum[g]);
     for (int g = 0; g < kGroups && j + g * W < t.keys; ++g)
       for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + j + g * W, sum[g][n]);
   }
@@ -55,16 +56,58 @@ void scores_of_rows(const RowScores<T>& t) {
 
 template <class T>
 void row_scores(const RowScores<T>& t) {
-  switch (t.queries) {
-    case 1:
-      return scores_of_rows<T, 1>(t);
-    case 2:
-      return scores_of_rows<T, 2>(t);
-    case 3:
-      return scores_of_rows<T, 3>(t);
-    default:
-      return scores_of_rows<T, 4>(t);
+  Stored<T>::as(t.k.type, [&]<class S>() {
+    switch (t.queries) {
+      case 1:
+        return scores_of_rows<T, S, 1>(t);
+      case 2:
+        return scores_of_rows<T, S, 2>(t);
+      case 3:
+        return scores_of_rows<T, S, 3>(t);
+      default:
+        return scores_of_rows<T, S, 4>(t);
+    }
+  });
+}
+
+// Values of another type than sums: the same chains as in gemm, of so many vectors side by side.
+template <class T, class S, int N>
+MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t c) {
+  constexpr int W = kWidth<T>;
+  const S* v = static_cast<const S*>(g.v.data) + c;
+  const T* const p = g.p + query * g.p_row;
+  T* const to = g.c + query * g.columns + c;
+  Vec<T> sum[N];
+  MULTIHEAD_UNROLL(4)
+  for (int j = 0; j < N; ++j) sum[j] = g.adds ? load(to + j * W) : Vec<T>{};
+  for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < N; ++j) sum[j] = fma(splat(p[key]), load(v + j * W), sum[j]);
   }
+  MULTIHEAD_UNROLL(4)
+  for (int j = 0; j < N; ++j) store(to + j * W, sum[j]);
+}
+
+template <class T>
+void row_gemm(const RowGemm<T>& g) {
+  if (g.v.type == kTypeOf<T>)
+    return gemm<T>({.m = g.queries,
+                    .lanes = g.columns,
+                    .k = g.keys,
+                    .a = {.data = g.p, .row = g.p_row, .k = 1},
+                    .b = static_cast<const T*>(g.v.data),
+                    .b_row = g.v.row,
+                    .c = g.c,
+                    .c_row = g.columns,
+                    .init = g.adds ? Init::Load : Init::Zero});
+  constexpr int W = kWidth<T>;
+  Stored<T>::as(g.v.type, [&]<class S>() {
+    for (int64_t i = 0; i < g.queries; ++i) {
+      int64_t c = 0;
+      for (; c + 4 * W <= g.columns; c += 4 * W) sums_of_values<T, S, 4>(g, i, c);
+      for (; c < g.columns; c += W) sums_of_values<T, S, 1>(g, i, c);
+    }
+  });
 }
 
 // s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs

@@ -24,9 +24,6 @@ constexpr int64_t item_bytes(DType type) {
   return 0;
 }
 
-template <class T>
-constexpr DType kTypeOf = sizeof(T) == 8 ? DType::Float64 : DType::Float32;
-
 // What an array of a type is computed in.
 constexpr DType computed_in(DType type) {
   switch (type) {
@@ -47,6 +44,15 @@ struct Float16 {
 struct BFloat16 {
   uint16_t bits;
 };
+
+template <class T>
+constexpr DType kTypeOf = DType::Float32;
+template <>
+constexpr DType kTypeOf<double> = DType::Float64;
+template <>
+constexpr DType kTypeOf<Float16> = DType::Float16;
+template <>
+constexpr DType kTypeOf<BFloat16> = DType::BFloat16;
 
 // Rows of the caller's arrays, a pointer to each; null where there is none. Elements of a row are
 // `stride` elements apart.
@@ -141,6 +147,14 @@ T element(const void* data, int64_t at, DType type) {
 template <class T>
 void set_element(void* data, int64_t at, DType type, T x) {
   Stored<T>::as(type, [&]<class S>() { narrow(static_cast<S*>(data)[at], x); });
+}
+
+// A number as an element of an array or a tile.
+template <class E, class A>
+E rounded(A x) {
+  E result;
+  narrow(result, x);
+  return result;
 }
 
 // Sets elements to 0, which is no bit in every type.

@@ -38,29 +38,36 @@ struct Left {
   bool packed = false;  // in panels
 };
 
-// c[m][lanes] = init + a[m][k] . b[k][lanes]: weights times a tile, b and c are tiles.
+// c[m][lanes] = init + a[m][k] . b[k][lanes]: weights times a tile.
 template <class E>
 struct TileGemm {
-  int64_t m, k, lanes;  // k: rows as b has them, with what fills up a group
+  int64_t m, k, lanes;  // k: rows as b has them, with what fills them up
   Left<E> a;            // 0 there
-  const E* b;
-  E* c;
-  Init init;                // Zero, Load or Bias
-  const E* bias = nullptr;  // a value per row
+  const E* b;           // a tile
+  Acc<E>* c;            // sums
+  Init init;            // Zero, Load or Bias
+  const Acc<E>* bias = nullptr;  // a value per row
   int64_t bias_stride = 1;
   Prefetch* prefetch = nullptr;
 };
 
-// c[m][columns] (+)= a[m][tokens] . b[tokens][columns]: tile rows times gathered tokens.
+// c[m][columns] (+)= a[m][tokens] . b[tokens][columns]: features of tokens times gathered tokens.
 template <class E>
 struct TokenGemm {
   int64_t m, tokens, columns;
-  const E* a;  // a tile of `lanes`
-  int64_t lanes;
+  const E* a;  // of feature_rows, a_row apart
+  int64_t a_row;
   const E* b;  // of gather_tokens, `columns` apart, from its first token on
   Acc<E>* c;   // [m][columns]
   bool adds;
   Prefetch* prefetch;
+};
+
+// Rows of tokens side by side in an array of the caller's, `row` elements apart.
+struct StoredRows {
+  const void* data;
+  int64_t row;
+  DType type;
 };
 
 // c[queries][columns] (+)= p[queries][keys] . v[keys][columns]: all in rows.
@@ -69,8 +76,7 @@ struct RowGemm {
   int64_t queries, keys, columns;
   const Acc<E>* p;
   int64_t p_row;
-  const E* v;
-  int64_t v_row;
+  StoredRows v;
   Acc<E>* c;  // [queries][columns]
   bool adds;
 };
@@ -82,8 +88,7 @@ struct RowScores {
   int64_t queries, keys, head_dim;  // at most four queries
   const E* q;
   int64_t q_row;
-  const E* k;
-  int64_t k_row;
+  StoredRows k;
   Acc<E>* s;
   int64_t s_row;  // with room up to a multiple of 16 keys
 };
@@ -93,17 +98,18 @@ template <class E>
 struct Block {
   int64_t head_dim, value_dim;
   int64_t lanes;  // queries, rounded up
-  const E* q;     // tile of head_dim, scaled by scale * log2(e)
-  const E* k;     // tile of head_dim, key_lanes; lanes from `keys` on hold anything
-  const E* v;     // tile of value_dim, key_lanes, likewise
+  const E* q;     // tile of head_dim, scaled by scale * log2(e) unless E rounds
+  const E* k;     // keys of head_dim, key_lanes; lanes from `keys` on hold anything
+  const E* v;     // values of value_dim, key_lanes, likewise
   int64_t key_lanes, keys;
   const uint64_t* visible;  // a word per key, a bit per query; null: all
   const Acc<E>* bias;       // [keys][lanes], log2 units; null: none
   const Acc<E>* key_bias;   // [keys], log2 units; null: none
   const uint64_t* keep;     // like visible, drawn by dropout; null: all
+  Acc<E> score_factor = 1;    // where E rounds: scale * log2(e)
   // Both are the set's own, and hold anything after a call, unless the function says otherwise.
   Acc<E>* s;                     // [keys][lanes]: scores
-  E* p;                          // [keys][lanes]: probabilities; may be the memory of s
+  E* p;                          // [keys][lanes]: probabilities; the memory of s where E is Acc
   Prefetch* prefetch = nullptr;  // what the caller wants next
 };
 
@@ -118,13 +124,17 @@ struct ForwardBlock : Block<E> {
 template <class E>
 struct BackwardBlock : Block<E> {
   const Stat<E>*row_max, *row_inv, *delta;  // [lanes]
-  const E* d_out;                           // tile of value_dim, scaled by 1 / (1 - dropout)
+  const E* d_out;            // tile of value_dim, scaled by 1 / (1 - dropout) unless E rounds
+  Acc<E> gradient_factor = 1;  // where E rounds: 1 / (1 - dropout), of the products with d_out
+  const E *k_columns, *v_tokens;            // of columns_of_keys, tokens_of_values
   const Acc<E>* d_weights;                  // [keys][lanes], scaled likewise; null: none
   const E *q_rows, *d_out_rows;             // of tile_to_rows: head_pitch, value_pitch apart
   int64_t head_pitch, value_pitch, queries;
   bool finite;       // no NaN or infinity in q and d_out
   Acc<E>* d_p;       // [keys][lanes]: gradient of the probabilities
-  E* ds;             // [keys][lanes]: gradient of the scores; may be the memory of d_p; see s
+  // [keys][lanes]: gradient of the scores, in as many forms as products read it; see s. The memory
+  // of d_p where E is Acc.
+  E *ds, *ds_columns;
   Acc<E>*d_k, *d_v;  // [keys][head_pitch], [keys][value_pitch]: accumulated
   Acc<E>* d_q;       // [head_dim][lanes]: accumulated
 };
@@ -137,9 +147,20 @@ struct DropoutRows {
   uint32_t low[kTile], high[kTile];
 };
 
+// What a tile holds: keys and values lie as attention reads them, all else as products with weights
+// do.
+enum class TileOf { Tokens, Keys, Values };
+
 template <class E>
 struct Kernels {
-  TileLayout layout;
+  TileLayout layout, key_layout, value_layout;  // all of the same size
+  bool sums_are_tiles;  // tile_gemm's c is a tile: nothing need turn it into one
+  // Products over tokens take the tokens of a tile in steps, and so many tiles at a time.
+  int64_t token_step, token_tiles;
+
+  const TileLayout& layout_of(TileOf what) const {
+    return what == TileOf::Keys ? key_layout : what == TileOf::Values ? value_layout : layout;
+  }
 
   // Products.
   void (*tile_gemm)(const TileGemm<E>&);
@@ -148,19 +169,24 @@ struct Kernels {
 
   // Between rows of features, the caller's arrays, and tiles. Rows that are null are 0, or left
   // alone.
-  void (*pack)(E* tile, int64_t lanes, const SourceRows& rows, int64_t features);
+  void (*pack)(E* tile, int64_t lanes, const SourceRows& rows, int64_t features, TileOf what);
   void (*unpack)(const TargetRows& rows, const E* tile, int64_t lanes, int64_t features,
                  bool accumulate);
-  // The same for [columns][lanes], as scores lie.
+  // The same for [columns][lanes], as scores and sums lie.
   void (*pack_scores)(Acc<E>* scores, int64_t lanes, const SourceRows& rows, int64_t columns);
-  void (*unpack_scores)(const TargetRows& rows, const Acc<E>* scores, int64_t lanes,
-                        int64_t columns);
+  void (*unpack_sums)(const TargetRows& rows, const Acc<E>* sums, int64_t lanes, int64_t columns,
+                      bool accumulate);
+  // A tile from sums [features][lanes]: what becomes an element is rounded here.
+  void (*tile_of_sums)(E* tile, const Acc<E>* sums, int64_t lanes, int64_t features, TileOf what);
   // Tokens in rows, zero from `columns` up to pitch: for products over tokens, `group` neighbours
-  // together as features in a tile, the last group filled up with zeros; and as they are.
+  // together as features in a tile, the last step filled up with zeros; and as they are.
   void (*gather_tokens)(E* panel, int64_t pitch, const SourceRows& rows, int64_t columns,
                         int64_t tokens);
   void (*gather_rows)(E* dst, int64_t pitch, const SourceRows& rows, int64_t columns,
                       int64_t count);
+  // to[c][r] = from[r][c]; rows of `to` are to_row apart.
+  void (*transpose)(E* to, int64_t to_row, const E* from, int64_t from_row, int64_t rows,
+                    int64_t columns);
   // The first of the rows += sums.
   void (*add_to_row)(const TargetRows& row, const Acc<E>* sums, int64_t n);
   // Tokens in rows for products over tokens, scaled; zero from `features` up to pitch.
@@ -169,16 +195,20 @@ struct Kernels {
   // And back, from rows of sums; tokens from `count` up to lanes are 0.
   void (*rows_to_tile)(E* tile, int64_t lanes, const Acc<E>* rows, int64_t pitch, int64_t count,
                        int64_t features, Acc<E> scale);
+  // A tile as other products read it, written to `to` or, where it lies so, itself: [features]
+  // with `tokens` of them side by side, zeros up to the step, `pitch` apart (which becomes that of
+  // the result); keys as values lie; values as keys do.
+  const E* (*feature_rows)(E* to, int64_t& pitch, const E* tile, int64_t lanes, int64_t features,
+                           int64_t tokens);
+  const E* (*columns_of_keys)(E* to, const E* keys, int64_t lanes, int64_t features);
+  const E* (*tokens_of_values)(E* to, const E* values, int64_t lanes, int64_t features);
 
-  // Passes over tiles.
-  void (*scale)(E* dst, const E* src, int64_t n, Acc<E> factor);  // dst = factor * src
-  // dst = (or +=) factor * sums, [features][lanes] to a tile
-  void (*store_sums)(E* tile, const Acc<E>* sums, int64_t lanes, int64_t features, Acc<E> factor,
-                     bool accumulate);
+  // Small passes.
+  void (*scale)(E* dst, const E* src, int64_t n, Acc<E> factor);
   void (*add_scaled)(Acc<E>* dst, const Acc<E>* src, int64_t n, Acc<E> factor);
   void (*scale_sums)(Acc<E>* dst, const Acc<E>* src, int64_t n, Acc<E> factor);
-  // sums[r] += the sum over tokens of tile[r][...], in 16 interleaved partial sums per row.
-  void (*row_sums)(Acc<E>* partial, const E* tile, int64_t lanes, int64_t rows, int64_t tokens);
+  // sums[r] += the sum over tokens of rows[r][...], in 16 interleaved partial sums per row.
+  void (*row_sums)(Acc<E>* partial, const E* rows, int64_t pitch, int64_t count, int64_t tokens);
   void (*column_sums)(Acc<E>* sums, const E* panel, int64_t pitch, int64_t tokens, int64_t columns);
   // result[lane] = sum over features of a * b.
   void (*delta)(Stat<E>* result, const E* a, const E* b, int64_t features, int64_t lanes);
@@ -186,12 +216,13 @@ struct Kernels {
   void (*add_score_dot)(Stat<E>* result, const Acc<E>* a, const Acc<E>* b, int64_t keys,
                         int64_t lanes);
   bool (*finite)(const E* x, int64_t n);
+  bool (*rows_are_finite)(const StoredRows& rows, int64_t count, int64_t columns);
 
   // Attention on tiles.
   void (*forward_block)(const ForwardBlock<E>&);
   // out = sums / (row_sum * (1 - dropout)); row_sum becomes its inverse; unseen rows become 0.
   void (*forward_end)(const ForwardBlock<E>&, Acc<E> keep_scale, E* out);
-  void (*score_gradients)(const BackwardBlock<E>&);  // ds = gradient, [keys][lanes] on every set
+  void (*score_gradients)(const BackwardBlock<E>&);  // d_p = gradient of the scores, on every set
   void (*backward_block)(const BackwardBlock<E>&);
   // sum (or =) factor * probabilities after dropout.
   void (*weights_block)(const Block<E>&, const Stat<E>* row_max, const Stat<E>* row_inv,
@@ -218,6 +249,10 @@ struct KernelSet {
   const char* name;
   const Kernels<float>* f32;
   const Kernels<double>* f64;
+  const Kernels<BFloat16>* bf16;  // null: bfloat16 is computed in float
+  // Before and after a thread runs kernels of bfloat16; null: nothing to do.
+  void (*enter)();
+  void (*leave)();
   DropoutKey (*dropout_key)(uint64_t seed, uint64_t counter);  // of all rows of a call
   void (*dropout_rows)(DropoutRows* rows, DropoutKey key, uint32_t batch, uint32_t head,
                        uint64_t first_query);
@@ -230,8 +265,11 @@ const KernelSet& baseline_kernels();
 #if defined(MULTIHEAD_X86)
 const KernelSet& avx2_kernels();
 const KernelSet& avx512_kernels();
+const KernelSet& avx512_bf16_kernels();
+const KernelSet& amx_kernels();
 #elif defined(MULTIHEAD_ARM64)
 const KernelSet& neon_kernels();
+const KernelSet& neon_bf16_kernels();
 #endif
 
 }  // namespace multihead

@@ -61,10 +61,15 @@ void pack_from(T* dst, int64_t lanes, const S* const* rows, int64_t stride, int6
 }
 
 template <class T>
-void pack(T* dst, int64_t lanes, const SourceRows& rows, int64_t columns) {
+void pack_scores(T* dst, int64_t lanes, const SourceRows& rows, int64_t columns) {
   Stored<T>::as(rows.type, [&]<class S>() {
     pack_from<T>(dst, lanes, reinterpret_cast<const S* const*>(rows.at), rows.stride, columns);
   });
+}
+
+template <class T>
+void pack(T* tile, int64_t lanes, const SourceRows& rows, int64_t features, TileOf) {
+  pack_scores<T>(tile, lanes, rows, features);
 }
 
 template <class T, class S>
@@ -103,11 +108,6 @@ void unpack(const TargetRows& rows, const T* src, int64_t lanes, int64_t columns
     unpack_to<T>(reinterpret_cast<S* const*>(rows.at), rows.stride, src, lanes, columns,
                  accumulate);
   });
-}
-
-template <class T>
-void unpack_scores(const TargetRows& rows, const T* scores, int64_t lanes, int64_t columns) {
-  unpack<T>(rows, scores, lanes, columns, false);
 }
 
 template <class T>
@@ -164,6 +164,23 @@ template <class T>
 void rows_to_tile(T* tile, int64_t lanes, const T* rows, int64_t pitch, int64_t count,
                   int64_t features, T scale) {
   transpose<T>(tile, lanes, rows, pitch, count, features, scale);
+}
+
+template <class T>
+void transpose(T* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows,
+               int64_t columns) {
+  transpose<T>(to, to_row, from, from_row, rows, columns, T(1));
+}
+
+// Tiles lie as every product reads them.
+template <class T>
+const T* feature_rows(T*, int64_t& pitch, const T* tile, int64_t lanes, int64_t, int64_t) {
+  pitch = lanes;
+  return tile;
+}
+template <class T>
+const T* as_it_is(T*, const T* tile, int64_t, int64_t) {
+  return tile;
 }
 
 }  // namespace

@@ -6,18 +6,19 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-template <class T>
-void weights_block(const Block<T>& t, const T* row_max, const T* row_inv, T factor, T* sum,
-                   bool accumulate) {
-  constexpr int W = kWidth<T>;
-  scores<T>(t);
+template <class E>
+void weights_block(const Block<E>& t, const Stat<E>* row_max, const Stat<E>* row_inv, Acc<E> share,
+                   Acc<E>* sum, bool accumulate) {
+  using A = Acc<E>;
+  constexpr int W = kWidth<A>;
+  const A factor = scores<E>(t);
   for (int64_t lane = 0; lane < t.lanes; lane += W) {
-    const Vec<T> top = load(row_max + lane), inverse = load(row_inv + lane) * factor;
+    const Vec<A> top = load(row_max + lane), inverse = load(row_inv + lane) * share;
     for (int64_t r = 0; r < t.keys; ++r) {
       const int64_t at = r * t.lanes + lane;
-      Vec<T> p = exp2<T>(load(t.s + at) - top) * inverse;
-      if (t.visible) p = select(mask_of_bits<T>(t.visible[r], int(lane)), p, Vec<T>{});
-      if (t.keep) p = select(mask_of_bits<T>(t.keep[r], int(lane)), p, Vec<T>{});
+      Vec<A> p = exp2<A>(score_above<E>(t.s + at, factor, top)) * inverse;
+      if (t.visible) p = select(mask_of_bits<A>(t.visible[r], int(lane)), p, Vec<A>{});
+      if (t.keep) p = select(mask_of_bits<A>(t.keep[r], int(lane)), p, Vec<A>{});
       store(sum + at, accumulate ? load(sum + at) + p : p);
     }
   }

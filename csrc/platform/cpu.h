@@ -6,6 +6,11 @@ namespace multihead::platform {
 // Instruction sets of the kernels, the operating system's support for their registers included.
 bool has_avx2();    // and FMA
 bool has_avx512();  // F, VL, BW and DQ
+bool has_avx512_bf16();
+bool has_amx();  // its tiles and bfloat16; the first call asks the system for them
+bool has_neon_bf16();
+// Asks the system for AMX's tile registers; others than Linux are not asked.
+bool may_use_tiles();
 
 // Of the affinity mask and the cgroup's quota, whichever is smaller; at least 1.
 int usable_cpus();

@@ -12,6 +12,8 @@ namespace multihead {
 
 const KernelSet& plain_kernels();
 const KernelSet& wide_kernels();
+const KernelSet& emulated_dot_kernels();
+const KernelSet& emulated_amx_kernels();
 
 namespace grouped {
 namespace {
@@ -52,7 +54,7 @@ class Plain {
           data_[size_t(r * width + i)] = E(__builtin_nan(""));
           continue;
         }
-        const E x = pairs[kLayout.at(r, i, width)];
+        const E x = pairs[kLayout.at(r, i, rows, width)];
         if (r >= rows) require(x == 0, "what fills up the last pair of a tile is not 0");
         data_[size_t(r * width + i)] = x;
       }
@@ -61,8 +63,9 @@ class Plain {
   void store(E* pairs) const {
     for (int64_t r = 0; r < kLayout.rows(rows_); ++r)
       for (int64_t i = 0; i < width_; ++i)
-        pairs[kLayout.at(r, i, width_)] = r < rows_ ? data_[size_t(r * width_ + i)] : E(0);
+        pairs[kLayout.at(r, i, rows_, width_)] = r < rows_ ? data_[size_t(r * width_ + i)] : E(0);
   }
+  const E* begin() const { return data_.data(); }
   E* data() { return data_.data(); }
   operator E*() { return data_.data(); }
 
@@ -76,27 +79,23 @@ void tile_gemm(const TileGemm<E>& g) {
   if (g.m <= 0) return;
   require(g.k % kGroup == 0, "tile_gemm: k is not a multiple of the group");
   Plain<E> b(g.b, g.k, g.lanes);
-  Plain<E> c = g.init == Init::Load ? Plain<E>(g.c, g.m, g.lanes) : Plain<E>(g.m, g.lanes);
   TileGemm<E> inner = g;
   inner.b = b;
-  inner.c = c;
   plain<E>().tile_gemm(inner);
-  c.store(g.c);
 }
 
 template <class E>
 void token_gemm(const TokenGemm<E>& g) {
-  Plain<E> a(g.a, g.m, g.lanes), b(g.b, g.tokens, g.columns);
+  Plain<E> b(g.b, g.tokens, g.columns);
   TokenGemm<E> inner = g;
-  inner.a = a;
   inner.b = b;
   plain<E>().token_gemm(inner);
 }
 
 template <class E>
-void pack(E* tile, int64_t lanes, const SourceRows& rows, int64_t features) {
+void pack(E* tile, int64_t lanes, const SourceRows& rows, int64_t features, TileOf what) {
   Plain<E> to(features, lanes);
-  plain<E>().pack(to, lanes, rows, features);
+  plain<E>().pack(to, lanes, rows, features, what);
   to.store(tile);
 }
 
@@ -132,16 +131,20 @@ void rows_to_tile(E* tile, int64_t lanes, const Acc<E>* rows, int64_t pitch, int
 }
 
 template <class E>
-void store_sums(E* tile, const Acc<E>* sums, int64_t lanes, int64_t features, Acc<E> factor,
-                bool accumulate) {
-  Plain<E> to = accumulate ? Plain<E>(tile, features, lanes) : Plain<E>(features, lanes);
-  plain<E>().store_sums(to, sums, lanes, features, factor, accumulate);
+void tile_of_sums(E* tile, const Acc<E>* sums, int64_t lanes, int64_t features, TileOf) {
+  Plain<E> to(features, lanes);
+  for (int64_t i = 0; i < features * lanes; ++i) to[i] = sums[i];
   to.store(tile);
 }
 
+// The tokens of the features that a task sums, which need not end with a tile's.
 template <class E>
-void row_sums(Acc<E>* partial, const E* tile, int64_t lanes, int64_t rows, int64_t tokens) {
-  plain<E>().row_sums(partial, Plain<E>(tile, rows, lanes), lanes, rows, tokens);
+const E* feature_rows(E*, int64_t& pitch, const E* tile, int64_t lanes, int64_t features, int64_t) {
+  static thread_local std::vector<E> rows;
+  const Plain<E> from(tile, features, lanes);
+  rows.assign(from.begin(), from.begin() + features * lanes);
+  pitch = lanes;
+  return rows.data();
 }
 
 template <class E>
@@ -196,6 +199,7 @@ void score_gradients(const BackwardBlock<E>& t) {
   PlainBlock<E, BackwardBlock<E>> inner(t);
   Plain<E> d_out(t.d_out, t.value_dim, t.lanes);
   inner.block.d_out = d_out;
+  inner.block.v_tokens = inner.v;
   plain<E>().score_gradients(inner.block);
   inner.spoil(t.p);
 }
@@ -208,6 +212,8 @@ void backward_block(const BackwardBlock<E>& t) {
   inner.block.d_out = d_out;
   inner.block.q_rows = q_rows;
   inner.block.d_out_rows = d_out_rows;
+  inner.block.k_columns = inner.k;
+  inner.block.v_tokens = inner.v;
   plain<E>().backward_block(inner.block);
   inner.spoil(t.p);
   inner.spoil(t.ds);
@@ -224,7 +230,8 @@ void weights_block(const Block<E>& t, const Stat<E>* row_max, const Stat<E>* row
 template <class E>
 Kernels<E> table() {
   Kernels<E> kernels = plain<E>();  // what knows no tile stays
-  kernels.layout = kLayout;
+  kernels.layout = kernels.key_layout = kernels.value_layout = kLayout;
+  kernels.sums_are_tiles = false;
   kernels.tile_gemm = tile_gemm<E>;
   kernels.token_gemm = token_gemm<E>;
   kernels.pack = pack<E>;
@@ -232,8 +239,8 @@ Kernels<E> table() {
   kernels.gather_tokens = gather_tokens<E>;
   kernels.tile_to_rows = tile_to_rows<E>;
   kernels.rows_to_tile = rows_to_tile<E>;
-  kernels.store_sums = store_sums<E>;
-  kernels.row_sums = row_sums<E>;
+  kernels.tile_of_sums = tile_of_sums<E>;
+  kernels.feature_rows = feature_rows<E>;
   kernels.column_sums = column_sums<E>;
   kernels.delta = delta<E>;
   kernels.forward_block = forward_block<E>;
@@ -263,3 +270,5 @@ extern "C" const void* grouped_set() {
 }
 
 extern "C" const void* wide_set() { return &multihead::wide_kernels(); }
+extern "C" const void* emulated_dot_set() { return &multihead::emulated_dot_kernels(); }
+extern "C" const void* emulated_amx_set() { return &multihead::emulated_amx_kernels(); }
