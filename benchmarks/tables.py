@@ -10,13 +10,13 @@ import argparse
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.cases import SHAPES
+from benchmarks.markdown import table, wrapped
 from benchmarks.measure import FULL
 from benchmarks.targets import FACES
 from benchmarks.targets.target import QUIET
@@ -61,22 +61,7 @@ def origin(found: Results) -> str:
         text += f"; a shorter run, {budget:g} s for a cell"
     if granted < QUIET:
         text += f"; **the machine was busy ({granted:.0%} of it was ours)**"
-    return _wrapped(text + ".")
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown.
-
-    Examples
-    --------
-    >>> print(table(["a", "b"], [["1", "2"]]))
-    | a | b |
-    |---|---|
-    | 1 | 2 |
-    """
-    lines = [heading, *rows]
-    written = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([written[0], "|" + "---|" * len(heading), *written[1:]])
+    return wrapped(text + ".")
 
 
 def grid(results: Mapping[str, Results]) -> str:
@@ -108,7 +93,7 @@ def grid(results: Mapping[str, Results]) -> str:
             f"{memory:.1f} times the memory of its input, where score matrices would need several "
             "gigabytes."
         )
-    closing = [_wrapped(" ".join(told))] if told else []
+    closing = [wrapped(" ".join(told))] if told else []
     return "\n\n".join([origin(found), table(["(N, L, E, H)", *COLUMNS], rows), *closing])
 
 
@@ -133,7 +118,7 @@ def models(results: Mapping[str, Results]) -> str:
         "losses": "the losses of 50 steps without dropout by {:.0e}",
     }
     parts = [told[word].format(value) for word, value in apart.items() if value is not None]
-    closing = [_wrapped(f"The two differ: {', '.join(parts)}.")] if parts else []
+    closing = [wrapped(f"The two differ: {', '.join(parts)}.")] if parts else []
     return "\n\n".join([origin(found), table(heading, rows), *closing])
 
 
@@ -147,7 +132,7 @@ def in_models(results: Mapping[str, Results]) -> str:
         if found:
             parts.append(f"{_span(found, '{:.1f}')} for {what}")
     ratio = ", ".join(parts) or "not known from this run"
-    return _wrapped(
+    return wrapped(
         f"Inside PyTorch models, with `accelerate(model)`, the ratio is {ratio} (`docs/torch.md` "
         f"has the table). {origin(results['torch'])}"
     )
@@ -262,10 +247,6 @@ def _span(values: Sequence[float], form: str) -> str:
 def _model(work: Workload) -> str:
     layers = f"{work.layers} + {work.layers}" if work.model == "transformer" else f"{work.layers}"
     return f"{MODELS[work.model]}, {layers} × {work.embed_dim}, ({work.batch}, {work.length})"  # noqa: RUF001
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 108, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
