@@ -13,11 +13,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cross sanitize bench lint format docs clean
+.PHONY: help demo test cross sanitize bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | cross | sanitize | bench | lint | format | docs | clean"
+	@echo "make demo | test | cross | sanitize | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -36,6 +36,10 @@ sanitize: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# errors against float64, beside PyTorch's: docs/accuracy.md
+accuracy: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.accuracy $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -39,6 +39,37 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+# what decides how fast, and how exactly, half precision is computed; as Linux names them
+TELLING = (
+    "avx2",
+    "f16c",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "asimdhp",
+    "bf16",
+)
+
+
+def instructions() -> list[str]:
+    """Name those of the processor's instruction sets that half precision depends on.
+
+    Empty where the system does not tell.
+    """
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return []
+    for line in info.read_text().splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            present = set(flags.split())
+            return [each for each in TELLING if each in present]
+    return []
+
+
 def installed(package: str) -> str | None:
     """Return the version of a package; None if it is not installed."""
     try:

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from benchmarks.accuracy import page
+from benchmarks.accuracy.verdict import MAXIMUM, RELATIVE
 from benchmarks.cases import SHAPES
 from benchmarks.markdown import table, wrapped
 from benchmarks.measure import FULL
@@ -24,7 +26,9 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/torch.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/torch.md", "docs/performance.md", "docs/accuracy.md")
+# the files in RESULTS: a run of each face, and the errors
+FILES = (*FACES, "accuracy")
 REGION = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
 
 # the README's columns: a heading and the mode of the grid
@@ -160,6 +164,9 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "models": models,
     "in-models": in_models,
     "targets": targets,
+    "accuracy": lambda results: page.summary(results["accuracy"]),
+    "accuracy-relative": lambda results: page.errors(results["accuracy"], RELATIVE),
+    "accuracy-maximum": lambda results: page.errors(results["accuracy"], MAXIMUM),
 }
 
 
@@ -186,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
     options = parser.parse_args(arguments)
-    results = {face: json.loads((RESULTS / f"{face}.json").read_text()) for face in FACES}
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in FILES}
     stale = []
     for name in DOCUMENTS:
         path = ROOT / name
