@@ -39,7 +39,12 @@ class NumpyLayerStep:
     def __init__(self, problem: Problem) -> None:
         shape, self.mode = problem.case.shape, problem.case.mode
         self.layer = MultiheadAttention(
-            shape.embed_dim, shape.num_heads, dropout=self.mode.dropout, batch_first=True, seed=0
+            shape.embed_dim,
+            shape.num_heads,
+            dropout=self.mode.dropout,
+            batch_first=True,
+            dtype=problem.dtype,
+            seed=0,
         )
         self.layer.load_state_dict(problem.parameters)
         self.layer.train(self.mode.training)
@@ -65,14 +70,13 @@ class NumpyLayerStep:
             self.layer.backward(self.problem.d_out, out=(self.d_x, self.d_x, self.d_x))
 
     def results(self) -> dict[str, Array]:
-        """Return copies of what the last call produced."""
-        found = {"out": self.out.copy()}
+        """Return copies of what the last call produced, in float32."""
+        found = {"out": self.out}
         if self.weights is not None:
-            found["weights"] = self.weights.copy()
+            found["weights"] = self.weights
         if self.mode.training:
-            found["d_x"] = self.d_x.copy()
-            found |= {name: grad.copy() for name, grad in self.layer.grads.items()}
-        return found
+            found |= {"d_x": self.d_x, **self.layer.grads}
+        return {name: np.array(value, np.float32) for name, value in found.items()}
 
 
 class TorchStep:
@@ -89,21 +93,27 @@ class TorchStep:
         shape, self.mode = problem.case.shape, problem.case.mode
         self.torch: Any = torch
         self.layer: Any = torch.nn.MultiheadAttention(
-            shape.embed_dim, shape.num_heads, dropout=self.mode.dropout, batch_first=True
+            shape.embed_dim,
+            shape.num_heads,
+            dropout=self.mode.dropout,
+            batch_first=True,
+            dtype=getattr(torch, problem.dtype),
         )
         self.layer.load_state_dict(
-            {name: torch.from_numpy(value) for name, value in problem.parameters.items()}
+            {name: tensor(value) for name, value in problem.parameters.items()}
         )
         self.layer.train(self.mode.training)
-        self.x: Any = torch.from_numpy(problem.x.copy()).requires_grad_(self.mode.training)
-        self.d_out: Any = torch.from_numpy(problem.d_out)
+        self.x: Any = tensor(problem.x.copy()).requires_grad_(self.mode.training)
+        self.d_out: Any = tensor(problem.d_out)
         hidden = problem.key_padding_mask
         self.options: dict[str, Any] = {
             "key_padding_mask": None if hidden is None else torch.from_numpy(hidden),
             "need_weights": self.mode.weights,
         }
         if self.mode.causal:
-            causal = torch.nn.Transformer.generate_square_subsequent_mask(shape.length)
+            causal = torch.nn.Transformer.generate_square_subsequent_mask(
+                shape.length, dtype=self.x.dtype
+            )
             self.options |= {"attn_mask": causal, "is_causal": True}
         self.out: Any = None
         self.weights: Any = None
@@ -120,17 +130,28 @@ class TorchStep:
         self.out.backward(self.d_out)
 
     def results(self) -> dict[str, Array]:
-        """Return copies of what the last call produced."""
+        """Return copies of what the last call produced, in float32."""
         found: dict[str, Any] = {"out": self.out}
         if self.weights is not None:
             found["weights"] = self.weights
         if self.mode.training:
             found["d_x"] = self.x.grad
             found |= {name: value.grad for name, value in self.layer.named_parameters()}
-        return {name: value.detach().numpy().copy() for name, value in found.items()}
+        return {name: value.detach().float().numpy().copy() for name, value in found.items()}
 
 
-def enter(problem: Problem, face: str) -> tuple[dict[str, Callable[[], Step]], dict[str, str]]:
+def tensor(array: Array) -> Any:
+    """View a NumPy array as PyTorch's tensor, bfloat16 too."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def enter(
+    problem: Problem, face: str, compiling: bool = True
+) -> tuple[dict[str, Callable[[], Step]], dict[str, str]]:
     """Tell who can run a problem, and why the others cannot.
 
     Parameters
@@ -138,7 +159,9 @@ def enter(problem: Problem, face: str) -> tuple[dict[str, Callable[[], Step]], d
     problem : Problem
         The case's arrays.
     face : str
-        Which face of ours runs: ``"numpy"``.
+        Which face of ours runs: ``"numpy"``, or ``"half"`` for it in half precision.
+    compiling : bool
+        Whether there is time for peers that compile.
 
     Returns
     -------
@@ -153,6 +176,13 @@ def enter(problem: Problem, face: str) -> tuple[dict[str, Callable[[], Step]], d
         makers[TORCH] = lambda: TorchStep(problem)
     else:
         absent[TORCH] = "not installed"
+    if face == "half":
+        if TORCH not in makers:
+            return makers, absent
+        from benchmarks import peers
+
+        others, missing = peers.enter(problem, compiling)
+        return makers | others, absent | missing
     size = score_bytes(problem)
     if not problem.case.mode.dense:
         absent[EINSUM] = "it has the plain modes only"
@@ -163,4 +193,6 @@ def enter(problem: Problem, face: str) -> tuple[dict[str, Callable[[], Step]], d
     return makers, absent
 
 
-FACES: dict[str, Callable[[Problem], Step]] = {"numpy": NumpyLayerStep}
+FACES: dict[str, Callable[[Problem], Step]] = {"numpy": NumpyLayerStep, "half": NumpyLayerStep}
+# what the grid is computed in
+DTYPES = {"numpy": "float32", "half": "bfloat16"}

@@ -29,6 +29,8 @@ class Plan:
         Seconds that each contender runs before the next one's turn, at least.
     whole : float
         Seconds after which no further cell or target is begun.
+    compiling : bool
+        Whether there is time for peers that compile.
     """
 
     rounds: int = 9
@@ -36,12 +38,13 @@ class Plan:
     budget: float = 12.0
     block: float = 0.05
     whole: float = math.inf
+    compiling: bool = True
 
 
 FULL = Plan()
 # the longest cells take far more than their budget in five rounds
 SHORTER = Plan(fewest=2)
-QUICK = Plan(rounds=5, fewest=2, budget=0.6, whole=45.0)
+QUICK = Plan(rounds=5, fewest=2, budget=0.6, whole=45.0, compiling=False)
 
 
 class DisagreementError(RuntimeError):

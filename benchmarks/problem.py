@@ -13,9 +13,25 @@ from benchmarks.cases import Case
 Array = npt.NDArray[Any]
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a name, bfloat16 too.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        For bfloat16 without ml_dtypes.
+    """
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Inputs and parameters of a case, float32.
+    """Inputs and parameters of a case, all of one dtype.
 
     Attributes
     ----------
@@ -36,8 +52,8 @@ class Problem:
     parameters: dict[str, Array]
 
     @classmethod
-    def of(cls, case: Case, seed: int = 0) -> Problem:
-        """Draw the arrays of a case.
+    def of(cls, case: Case, seed: int = 0, dtype: str = "float32") -> Problem:
+        """Draw the arrays of a case; bfloat16 is that of ml_dtypes.
 
         Examples
         --------
@@ -49,9 +65,11 @@ class Problem:
         rng = np.random.default_rng(seed)
         shape = case.shape
         embed_dim = shape.embed_dim
+        stored = numpy_dtype(dtype)
 
         def normal(*size: int, scale: float = 1.0) -> Array:
-            return scale * rng.standard_normal(size, dtype=np.float32)
+            drawn = scale * rng.standard_normal(size, dtype=np.float32)
+            return drawn.astype(stored, copy=False)
 
         hidden = None
         if case.mode.padding:
@@ -68,3 +86,8 @@ class Problem:
                 "out_proj.bias": normal(embed_dim, scale=0.1),
             },
         )
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype of all arrays."""
+        return str(self.x.dtype.name)

@@ -37,7 +37,7 @@ def duration(seconds: float | None) -> str:
     raise AssertionError("unreachable")
 
 
-def opening(machine: dict[str, Any], cells: int) -> str:
+def opening(machine: dict[str, Any], cells: int, dtype: str = "float32") -> str:
     """Write the lines above the table: machine, versions, who is missing, what the columns mean.
 
     With no cells to measure there is no table, and nothing about it.
@@ -60,10 +60,10 @@ def opening(machine: dict[str, Any], cells: int) -> str:
     if cells == 0:
         return "\n".join(lines)
     lines += [
-        f"{cells} cells, float32, self-attention. train: clear the gradients, forward, backward to "
+        f"{cells} cells, {dtype}, self-attention. train: clear the gradients, forward, backward to "
         "the input and all parameters.",
-        "FMA limit: our share of it, measured in the same rounds. Work that a mask hides is not "
-        "counted as done.",
+        "FMA limit: our share of float32's, measured in the same rounds. Work that a mask hides is "
+        "not counted as done.",
         "",
         HEADING,
     ]

@@ -28,6 +28,8 @@ ISAS: dict[str, tuple[int, tuple[str, ...]]] = {
     "neon": (16, ()),
     "baseline": (16, ()),
 }
+# sets with instructions for half precision multiply float32 as these do
+FLOAT32 = {"avx512_bf16": "avx512", "amx": "avx512", "neon_bf16": "neon"}
 ARCHITECTURES = {
     "x86_64": "MULTIHEAD_X86",
     "amd64": "MULTIHEAD_X86",
@@ -97,7 +99,7 @@ def prepare(isa: str) -> None:
     CompilerError
         If there is no compiler.
     """
-    _limit(isa)
+    _limit(FLOAT32.get(isa, isa))
     _region()
 
 
@@ -106,12 +108,12 @@ def fma_rate(isa: str, seconds: float, threads: int) -> float:
 
     Parameters
     ----------
-    isa : {"avx512", "avx2", "neon", "baseline"}
-        Whose vectors; the baseline has no FMA and multiplies, then adds.
+    isa : str
+        Whose vectors: a kernel set's name. The baseline has no FMA and multiplies, then adds.
     seconds : float
     threads : int
     """
-    return float(_limit(isa).fma_rate(seconds, threads))
+    return float(_limit(FLOAT32.get(isa, isa)).fma_rate(seconds, threads))
 
 
 def region_seconds(iterations: int, threads: int) -> float:

@@ -44,9 +44,9 @@ class Run:
         self.limit = Limit(threads)
         self.cells: dict[Case, Cell] = {}
 
-    def step(self, case: Case) -> Step:
+    def step(self, case: Case, dtype: str = "float32") -> Step:
         """Make our step of a case."""
-        return FACES[self.face](Problem.of(case))
+        return FACES[self.face](Problem.of(case, dtype=dtype))
 
     def cell(self, case: Case) -> Cell:
         """Return the grid's cell, or measure ours alone where the grid has not."""
