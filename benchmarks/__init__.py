@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import native, report
 from benchmarks.cases import GRID, QUICK, Case
+from benchmarks.contenders import DTYPES
 from benchmarks.machine import describe, set_threads
 from benchmarks.measure import FULL, Plan
 from benchmarks.measure import QUICK as QUICK_PLAN
@@ -41,8 +42,8 @@ def run(
 
     Parameters
     ----------
-    face : {"numpy", "torch"}
-        Which face of ours runs; the grid is for the first.
+    face : {"numpy", "torch", "half"}
+        Which face of ours runs: ``"half"`` is NumPy's in half precision. The grid is for these two.
     threads : int, optional
         Threads for every contender; default: what `multihead.get_num_threads` says.
     quick : bool
@@ -78,7 +79,7 @@ def run(
     machine = describe(threads)
     this = Run(face, threads, plan, quick)
     start = time.monotonic()
-    print(report.opening(machine, len(cases)), flush=True)
+    print(report.opening(machine, len(cases), DTYPES.get(face, "float32")), flush=True)
     this.limit()
     _measure_grid(this, cases, start)
     results = _measure_targets(this, chosen, start)

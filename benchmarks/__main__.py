@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import benchmarks
-from benchmarks.machine import BLAS_OVERRIDES
+from benchmarks.machine import BLAS_OVERRIDES, installed
 from benchmarks.measure import FULL, SHORTER
 from benchmarks.native import CompilerError
-from benchmarks.targets import choose
+from benchmarks.targets import FACES, choose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.face == "half" and installed("ml_dtypes") is None:
+        parser.error("argument --face: half needs ml_dtypes; pip install '.[bench]'")
     if options.targets is not None:
         try:
             choose(options.targets, options.face)
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="measure only the targets whose names begin so; a wrong name lists them",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads for everyone")
-    parser.add_argument("--face", choices=["numpy", "torch"], default="numpy", help="which of ours")
+    parser.add_argument("--face", choices=[*FACES], default="numpy", help="which of ours")
     parser.add_argument(
         "--check",
         action="store_true",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +22,7 @@ from multihead import _native
 # a BLAS told to take another core's kernels would make the comparison with NumPy unfair
 BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
-PEERS = ("torch", "threadpoolctl")
+PEERS = ("torch", "threadpoolctl", "openvino")
 
 
 def processor() -> str:
@@ -113,6 +115,16 @@ def blas() -> str | None:
         )
         or None
     )
+
+
+@contextmanager
+def kernel_set(name: str) -> Iterator[None]:
+    """Run calls on one of the engine's kernel sets."""
+    before = _native.use_isa(name)
+    try:
+        yield
+    finally:
+        _native.use_isa(before)
 
 
 def set_threads(threads: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.accuracy import page
 from benchmarks.accuracy.verdict import MAXIMUM, RELATIVE
 from benchmarks.cases import SHAPES
+from benchmarks.contenders import OURS
 from benchmarks.markdown import table, wrapped
 from benchmarks.measure import FULL
 from benchmarks.targets import FACES
@@ -142,10 +143,10 @@ def in_models(results: Mapping[str, Results]) -> str:
     )
 
 
-def targets(results: Mapping[str, Results]) -> str:
-    """Tell every target of the NumPy face: wanted, reached, verdict."""
-    found = results["numpy"]
-    forms = {target.name: target.form for target in FACES["numpy"]}
+def targets(results: Mapping[str, Results], face: str = "numpy") -> str:
+    """Tell every target of a face: wanted, reached, verdict, and why one was not measured."""
+    found = results[face]
+    forms = {target.name: target.form for target in FACES[face]}
     rows = []
     for each in found["targets"]:
         form, bound, value = forms[each["name"]], each["bound"], each["value"]
@@ -154,9 +155,31 @@ def targets(results: Mapping[str, Results]) -> str:
         quiet = _quiet(each)
         reached = form.format(value) if value is not None and quiet else NOTHING
         verdict = each["verdict"] if value is None or quiet else BUSY
+        if value is None and each["note"]:
+            verdict += f": {each['note']}"
         rows.append([f"`{each['name']}`", each["what"], wanted, reached, verdict])
     heading = ["target", "what", "wanted", "reached", "verdict"]
     return f"{origin(found)}\n\n{table(heading, rows)}"
+
+
+def peers(results: Mapping[str, Results]) -> str:
+    """Tell the time of every other over ours in bfloat16, in plain inference."""
+    cells = {
+        tuple(cell["shape"].values()): cell
+        for cell in results["half"]["cells"]
+        if cell["mode"] == "infer"
+    }
+    names = dict.fromkeys(name for cell in cells.values() for name in cell["seconds"])
+    others = [name for name in names if name != OURS]
+    rows = []
+    for shape in SHAPES:
+        size = (shape.batch, shape.length, shape.embed_dim, shape.num_heads)
+        if size in cells:
+            rows.append([str(shape), *(_peer(cells[size], name) for name in others)])
+    missing = {name: why for cell in cells.values() for name, why in cell["absent"].items()}
+    told = ", ".join(f"{name} ({why})" for name, why in missing.items())
+    closing = [wrapped(f"Did not run everywhere: {told}.")] if told else []
+    return "\n\n".join([table(["(N, L, E, H)", *others], rows), *closing])
 
 
 REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
@@ -164,6 +187,8 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "models": models,
     "in-models": in_models,
     "targets": targets,
+    "half": lambda results: targets(results, "half"),
+    "half-peers": peers,
     "accuracy": lambda results: page.summary(results["accuracy"]),
     "accuracy-relative": lambda results: page.errors(results["accuracy"], RELATIVE),
     "accuracy-maximum": lambda results: page.errors(results["accuracy"], MAXIMUM),
@@ -237,6 +262,14 @@ def _written(found: Results) -> dict[str, str]:
 
 def _cell(cell: Results) -> str:
     return _ratio(cell["torch_over_ours"], cell["granted_processor_time"])
+
+
+def _peer(cell: Results, name: str) -> str:
+    seconds = cell["seconds"]
+    if name not in seconds:
+        return NOTHING
+    ratio = seconds[name]["median"] / seconds[OURS]["median"]
+    return BUSY if cell["granted_processor_time"] < QUIET else f"{ratio:.2f}"
 
 
 def _ratio(value: float | None, granted: float) -> str:

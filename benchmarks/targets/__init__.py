@@ -10,6 +10,8 @@ from benchmarks.targets import (
     bnns,
     coexist,
     grid,
+    half,
+    half_peers,
     layer,
     models,
     overhead,
@@ -34,6 +36,7 @@ TARGETS: tuple[Target, ...] = (
 
 FACES: dict[str, tuple[Target, ...]] = {
     "numpy": TARGETS,
+    "half": (*half_peers.TARGETS, *half.TARGETS),
     "torch": (*agreement.TARGETS, *overhead.TARGETS, *models.TARGETS),
 }
 

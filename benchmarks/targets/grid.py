@@ -39,7 +39,9 @@ def _raced(run: Run, cases: Sequence[Case]) -> tuple[list[Cell], str]:
     return cells, "" if len(cells) == len(cases) else f"{len(cells)} of {len(cases)} cells"
 
 
-def _mean(cases: Sequence[Case]) -> Callable[[Run], Reached]:
+def mean_of(cases: Sequence[Case]) -> Callable[[Run], Reached]:
+    """Return what measures the geometric mean of torch / ours over some cells."""
+
     def measure(run: Run) -> Reached:
         cells, note = _raced(run, cases)
         return Reached(mean_ratio(cells), note, _granted(cells))
@@ -54,7 +56,8 @@ def _grid_mean(run: Run) -> Reached:
     return Reached(mean, "; ".join(filter(None, (note, record))), _granted(cells))
 
 
-def _worst(run: Run) -> Reached:
+def worst_of(run: Run) -> Reached:
+    """Measure the lowest torch / ours of the grid."""
     cells, note = _raced(run, GRID)
     lowest = worst(cells)
     if lowest is None:
@@ -85,7 +88,7 @@ def _small(training: bool) -> Target:
         f"small-{word}",
         f"{SMALL[0]} and {SMALL[1]}, every mode of {word}: geometric mean, torch / ours",
         1.5 if training else 1.3,
-        _mean(cases),
+        mean_of(cases),
         grid=cases,
         quick=True,
     )
@@ -112,7 +115,9 @@ TARGETS = (
         grid=GRID,
         quick=True,
     ),
-    Target("grid-worst", "the grid: worst cell, torch / ours", 1.0, _worst, grid=GRID, quick=True),
+    Target(
+        "grid-worst", "the grid: worst cell, torch / ours", 1.0, worst_of, grid=GRID, quick=True
+    ),
     _small(training=False),
     _small(training=True),
     *(_share_target(f"share-{shape.length}", shape, 0.85) for shape in LONG),

@@ -24,6 +24,7 @@ WEIGHTS = Shape(1, 2048, 1024, 16)
 STEP = """
 import numpy as np
 import multihead as mh
+from benchmarks.problem import numpy_dtype
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -31,14 +32,16 @@ def status(name):
 
 size = ({shape.batch}, {shape.length}, {shape.embed_dim})
 layer = mh.MultiheadAttention(
-    {shape.embed_dim}, {shape.num_heads}, dropout={dropout}, batch_first=True, seed=0
+    {shape.embed_dim}, {shape.num_heads}, dropout={dropout}, batch_first=True,
+    dtype="{dtype}", seed=0,
 )
-small = np.ones((1, 64, size[2]), np.float32)
+dtype = numpy_dtype("{dtype}")
+small = np.ones((1, 64, size[2]), dtype)
 layer(small, small, small, need_weights=False)
 layer.backward(small)  # threads and gradients exist
 rng = np.random.default_rng(0)
-x, d_out = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
-out = tuple(np.ones(size, np.float32) for _ in range(3))
+x, d_out = (rng.standard_normal(size, np.float32).astype(dtype) for _ in range(2))
+out = tuple(np.ones(size, dtype) for _ in range(3))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak is what is held now
 before = status("VmRSS")
@@ -64,23 +67,26 @@ def _fresh(arguments: list[str], **environment: str) -> str:
     return done.stdout
 
 
-def _peak(run: Run, shape: Shape, dropout: float = 0.0, weights: bool = False) -> int:
-    code = STEP.format(shape=shape, dropout=dropout, weights=weights)
+def peak(
+    run: Run, shape: Shape, dropout: float = 0.0, weights: bool = False, dtype: str = "float32"
+) -> int:
+    """Return the peak memory of a training step beyond what is held before it, in bytes."""
+    code = STEP.format(shape=shape, dropout=dropout, weights=weights, dtype=dtype)
     return int(_fresh(["-c", code], MULTIHEAD_NUM_THREADS=str(run.threads)))
 
 
 def _memory(run: Run) -> Reached:
     if not sys.platform.startswith("linux"):
         return Reached(None, "it reads /proc")
-    peak = _peak(run, MEMORY, dropout=0.1)
+    above = peak(run, MEMORY, dropout=0.1)
     tokens = 4 * MEMORY.batch * MEMORY.length * MEMORY.embed_dim
-    return Reached(peak / tokens, f"{peak / 1e6:.0f} MB")
+    return Reached(above / tokens, f"{above / 1e6:.0f} MB")
 
 
 def _weights_memory(run: Run) -> Reached:
     if not sys.platform.startswith("linux"):
         return Reached(None, "it reads /proc")
-    without, given = (_peak(run, WEIGHTS, weights=weights) for weights in (False, True))
+    without, given = (peak(run, WEIGHTS, weights=weights) for weights in (False, True))
     matrix = 4 * WEIGHTS.batch * WEIGHTS.length**2
     return Reached((given - without) / matrix, f"{given / 1e6:.0f} against {without / 1e6:.0f} MB")
 
