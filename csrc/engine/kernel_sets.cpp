@@ -30,8 +30,10 @@ std::vector<const KernelSet*> available_kernels() {
   std::vector<const KernelSet*> sets;
 #if defined(MULTIHEAD_X86)
   if (platform::has_amx()) sets.push_back(&amx_kernels());
-  if (platform::has_avx512_bf16()) sets.push_back(&avx512_bf16_kernels());
+  const bool pays = platform::multiplies_pairs_fast();
+  if (platform::has_avx512_bf16() && pays) sets.push_back(&avx512_bf16_kernels());
   if (platform::has_avx512()) sets.push_back(&avx512_kernels());
+  if (platform::has_avx512_bf16() && !pays) sets.push_back(&avx512_bf16_kernels());
   if (platform::has_avx2()) sets.push_back(&avx2_kernels());
 #elif defined(MULTIHEAD_ARM64)
   if (platform::has_neon_bf16()) sets.push_back(&neon_bf16_kernels());

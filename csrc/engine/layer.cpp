@@ -38,9 +38,9 @@ template <class E>
 void Layer<E>::weights_for_forward() {
   using W = PackedWeights<E>;
   const Parameters& p = call_.parameters;
-  const TileLayout layout = run_.plan.layout;
-  weights_ = {W::by_head(p.query, layout), W::by_head(p.key, layout), W::by_head(p.value, layout),
-              W::by_feature(p.out, p.out.bias, layout)};
+  const Kernels<E>& k = run_.kernels;
+  weights_ = {W::by_head(p.query, k), W::by_head(p.key, k), W::by_head(p.value, k),
+              W::by_feature(p.out, p.out.bias, k)};
 }
 
 // Backward reads them the other way round, and without biases.
@@ -48,9 +48,9 @@ template <class E>
 void Layer<E>::weights_for_backward() {
   using W = PackedWeights<E>;
   const Parameters& p = call_.parameters;
-  const TileLayout layout = run_.plan.layout;
-  weights_ = {W::by_feature(p.query, {}, layout), W::by_feature(p.key, {}, layout),
-              W::by_feature(p.value, {}, layout), W::by_head({p.out.weight, {}}, layout)};
+  const Kernels<E>& k = run_.kernels;
+  weights_ = {W::by_feature(p.query, {}, k), W::by_feature(p.key, {}, k),
+              W::by_feature(p.value, {}, k), W::by_head({p.out.weight, {}}, k)};
 }
 
 template <class E>

@@ -6,7 +6,7 @@ namespace {
 // A copy costs what a hundred tokens or so cost; in reading order it saves a twentieth of every
 // product whose rows lie across the reading order, or whose rows all fall into the same few sets of
 // a cache.
-constexpr int64_t kMany = 1024;
+constexpr int64_t kMany = 1024, kSome = 512;
 
 template <class E, class S>
 void pack_panel_row(E* to, const S* from, int64_t stride, int64_t rows) {
@@ -21,14 +21,16 @@ void pack_panel_row(E* to, const S* from, int64_t stride, int64_t rows) {
 }  // namespace
 
 template <class E>
-PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights, TileLayout layout) {
+PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights,
+                                           const Kernels<E>& kernels) {
   const View &w = weights.weight, &b = weights.bias;
   PackedWeights p;
+  p.left_ = kernels.left;
   p.weight_ = w;
   p.group_ = w.size[1];
   p.m_ = w.size[0] * w.size[1];
   p.piece_ = w.size[2];
-  p.k_ = p.padded_piece_ = layout.rows(w.size[2]);
+  p.k_ = p.padded_piece_ = kernels.layout.rows(w.size[2]);
   p.in_place_ = p.k_ == p.piece_;
   p.group_stride_ = w.stride[0];
   p.row_stride_ = w.stride[1];
@@ -43,14 +45,15 @@ PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights, TileLayou
 
 template <class E>
 PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const View& bias,
-                                              TileLayout layout) {
+                                              const Kernels<E>& kernels) {
   const View& w = weights.weight;
   PackedWeights p;
+  p.left_ = kernels.left;
   p.weight_ = w;
   p.group_ = kFeatureGroup;
   p.m_ = w.size[2];
   p.piece_ = w.size[1];
-  p.padded_piece_ = layout.rows(w.size[1]);
+  p.padded_piece_ = kernels.layout.rows(w.size[1]);
   p.k_ = w.size[0] * p.padded_piece_;
   p.row_stride_ = w.stride[2];
   p.group_stride_ = kFeatureGroup * w.stride[2];
@@ -68,12 +71,21 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
 
 template <class E>
 void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
-  const bool lies_right = kRounds<E> ? k_stride_ == 1 : row_stride_ == 1 || k_stride_ == 1;
-  const bool readable = in_place_ && weight_.dtype == kTypeOf<E> && lies_right;
-  const bool pays = !kRounds<E> && tokens >= (row_stride_ == 1 ? kMany : 2 * kMany);
-  packed_ = !readable || pays;
-  if (packed_) packed_rows_ = arena.take<E>(groups() * panel_rows(group_) * k_);
+  const bool pays = tokens >= (kRounds<E> ? kSome : row_stride_ == 1 ? kMany : 2 * kMany);
+  packed_ = pays || !in_place_ || weight_.dtype != kTypeOf<E> || !lies_right();
+  const int64_t rows = kRounds<E> ? left_.filled(group_) : panel_rows(group_);
+  if (packed_) packed_rows_ = arena.take<E>(groups() * rows * k_);
   if (bias_ && bias_.dtype != kTypeOf<Acc<E>>) wide_bias_ = arena.take<Acc<E>>(m_);
+}
+
+// Whether products can read the weights where they lie, as far as strides and addresses go.
+template <class E>
+bool PackedWeights<E>::lies_right() const {
+  if (!kRounds<E>) return row_stride_ == 1 || k_stride_ == 1;
+  const auto aligned = [this](int64_t bytes) { return bytes % left_.aligned == 0; };
+  const int64_t item = item_bytes(weight_.dtype);
+  return k_stride_ == 1 && aligned(int64_t(reinterpret_cast<uintptr_t>(weight_.data))) &&
+         aligned(row_stride_ * item) && aligned(group_stride_ * item);
 }
 
 template <class E>
@@ -106,39 +118,52 @@ void PackedWeights<E>::pack_block(int64_t task, const Kernels<E>& kernels) const
   }
 }
 
-// Rows of k, a block of it for the rows of a group.
+// A block of k for the rows of a group, as the set wants it: 0 in rows after the last.
 template <class E>
 void PackedWeights<E>::pack_rounded(int64_t task, const Kernels<E>& kernels) const {
   const int64_t blocks = divide_up(k_, kDepth);
   const int64_t group = task / blocks, k0 = task % blocks * kDepth;
-  const int64_t depth = smaller(k_ - k0, kDepth), n = rows(group);
-  E* const to = packed_rows_ + first_row(group) * k_ + k0;
-  const auto address = [&](int64_t r, int64_t at) {
-    return weight_.address(group * group_stride_ + r * row_stride_ + at);
+  const int64_t n = rows(group), filled = left_.filled(group_);
+  const int64_t depth = left_.depth ? left_.depth : kDepth;
+  E* const to = packed_rows_ + group * filled * k_;
+  for (int64_t r = 0; r < left_.filled(n); r += kRows)
+    for (int64_t k = k0; k < smaller(k0 + kDepth, k_); k += depth)
+      pack_square(kernels, group, {r, smaller(kRows, left_.filled(n) - r), k,
+                                   smaller(depth, k_ - k)},
+                  to + left_.at(r, k, k_));
+}
+
+// Up to kRows rows and kDepth of k of a group.
+template <class E>
+void PackedWeights<E>::pack_square(const Kernels<E>& kernels, int64_t group, const Square& at,
+                                   E* to) const {
+  const int64_t pitch = left_.depth ? left_.depth : k_;
+  const int64_t given = smaller(at.rows, rows(group) - at.row);
+  const auto address = [&](int64_t r, int64_t offset) {
+    return weight_.address(group * group_stride_ + (at.row + r) * row_stride_ + offset);
   };
-  if (row_stride_ != 1 || k_stride_ == 1) {  // along k, piece by piece
-    for (int64_t k = 0; k < depth;) {
-      const int64_t inside = (k0 + k) % padded_piece_;
-      const int64_t some = smaller(padded_piece_ - inside, depth - k);
-      const int64_t given = larger(0, smaller(piece_ - inside, some));
-      for (int64_t r = 0; r < n; ++r) {
-        void* const row = address(r, given ? offset_of(k0 + k) : 0);
-        kernels.gather_rows(to + r * k_ + k, some, {&row, k_stride_, weight_.dtype}, given, 1);
-      }
-      k += some;
+  void* row[kRows];
+  if (row_stride_ == 1 && k_stride_ != 1) {
+    E columns[kDepth * kRows];
+    for (int64_t k = 0; k < at.depth; ++k) {
+      const int64_t offset = offset_of(at.k + k);
+      row[0] = address(0, larger(offset, 0));
+      kernels.gather_rows(columns + k * kRows, kRows, {row, 1, weight_.dtype},
+                          offset < 0 ? 0 : given, 1);
     }
+    kernels.transpose(to, pitch, columns, kRows, at.depth, at.rows);
     return;
   }
-  constexpr int64_t kSome = 64;  // rows
-  E columns[kDepth * kSome];
-  for (int64_t first = 0; first < n; first += kSome) {
-    const int64_t m = smaller(n - first, kSome);
-    for (int64_t k = 0; k < depth; ++k) {
-      const int64_t at = offset_of(k0 + k);
-      void* const row = address(first, larger(at, 0));
-      kernels.gather_rows(columns + k * kSome, kSome, {&row, 1, weight_.dtype}, at < 0 ? 0 : m, 1);
+  for (int64_t k = 0; k < at.depth;) {  // along k, piece by piece
+    const int64_t inside = (at.k + k) % padded_piece_;
+    const int64_t some = smaller(padded_piece_ - inside, at.depth - k);
+    const int64_t real = larger(0, smaller(piece_ - inside, some));
+    for (int64_t r = 0; r < at.rows; ++r) {
+      row[0] = address(smaller(r, given - 1), real ? offset_of(at.k + k) : 0);
+      kernels.gather_rows(to + r * pitch + k, some, {row, k_stride_, weight_.dtype},
+                          r < given ? real : 0, 1);
     }
-    kernels.transpose(to + first * k_, k_, columns, kSome, depth, m);
+    k += some;
   }
 }
 
@@ -201,8 +226,10 @@ TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, in
                                       Acc<E>* c, bool adds) const {
   const int64_t n = rows(group);
   TileGemm<E> g{.m = n, .k = depth.count, .lanes = lanes, .a = {}, .b = b, .c = c, .init = {}};
-  if (packed_ && kRounds<E>) {
-    g.a = {.data = packed_rows_ + first_row(group) * k_ + depth.first, .row = k_, .k = 1};
+  if (packed_ && kRounds<E>) {  // all of k
+    const int64_t filled = left_.filled(group_);
+    g.a = {.data = packed_rows_ + group * filled * k_, .row = k_, .k = 1, .packed = true};
+    g.room = left_.filled(n);
   } else if (packed_) {
     g.a = {.data = packed_rows_ + group * panel_rows(group_) * k_ + depth.first * panel_rows(n),
            .row = panel_rows(n),

@@ -22,9 +22,10 @@ class PackedWeights {
   static constexpr int64_t kFeatureGroup = 16 * kPanelRows;
 
   // Rows (h, d), features along k; a group of rows is a head.
-  static PackedWeights by_head(const HeadWeights& weights, TileLayout layout);
+  static PackedWeights by_head(const HeadWeights& weights, const Kernels<E>& kernels);
   // Rows are features, (h, d) along k; a group is any part of them.
-  static PackedWeights by_feature(const HeadWeights& weights, const View& bias, TileLayout layout);
+  static PackedWeights by_feature(const HeadWeights& weights, const View& bias,
+                                  const Kernels<E>& kernels);
 
   int64_t m() const { return m_; }
   int64_t k() const { return k_; }  // as a tile of them has rows
@@ -55,13 +56,20 @@ class PackedWeights {
     return inside < piece_ ? k / padded_piece_ * piece_stride_ + inside * k_stride_ : -1;
   }
   void pack_block(int64_t task, const Kernels<E>& kernels) const;
+  static constexpr int64_t kRows = 16;  // packed at once, where E rounds
+  struct Square {
+    int64_t row, rows, k, depth;
+  };
+  bool lies_right() const;
   void pack_rounded(int64_t task, const Kernels<E>& kernels) const;
+  void pack_square(const Kernels<E>& kernels, int64_t group, const Square& at, E* to) const;
   template <class S>
   void pack_rows(const S* from, E* to, int64_t n, int64_t k0, int64_t depth) const;
   void pack_stored(const Kernels<E>& kernels, int64_t group, E* to, int64_t k0,
                    int64_t depth) const;
   void widen_bias() const;
 
+  LeftLayout left_;
   View weight_;
   int64_t m_ = 0, k_ = 0, group_ = 1;
   int64_t group_stride_ = 0, row_stride_ = 0, k_stride_ = 0;

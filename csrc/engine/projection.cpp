@@ -4,21 +4,26 @@
 
 namespace multihead {
 
-// A tile of so many features, and sums that are no tile: of a head, or of a group of features.
+// Tiles of so many features, and sums that are no tile: of a head, or of a group of features.
 template <class E>
 struct Projection<E>::Scratch {
-  E* tile;
+  int64_t size;  // of a tile
+  E* tiles;
   Acc<E>* sums;
 
   Scratch(Arena& arena, const Projection& p, int64_t features)
-      : tile(arena.take<E>(p.plan_.layout.size(features, kTile))),
-        sums(p.kernels_.sums_are_tiles ? as_sums<E>(tile)
+      : size(p.plan_.layout.size(features, kTile)),
+        tiles(arena.take<E>(size * p.kernels_.token_tiles)),
+        sums(p.kernels_.sums_are_tiles ? as_sums<E>(tiles)
                                        : arena.take<Acc<E>>(kTile * p.rows_of_sums())) {}
+
+  E* tile(int64_t i) const { return tiles + i * size; }
 };
 
 template <class E>
 int64_t Projection<E>::rows_of_sums() const {
-  return larger(PackedWeights<E>::kFeatureGroup, larger(plan_.heads.dim, plan_.heads.value_dim));
+  return larger(PackedWeights<E>::kFeatureGroup,
+                plan_.layout.rows(larger(plan_.heads.dim, plan_.heads.value_dim)));
 }
 
 template <class E>
@@ -28,21 +33,48 @@ size_t Projection<E>::scratch(int64_t features) const {
   return none.used();
 }
 
-// A phase with tasks for each tile: the work on it is cut so that all workers have some.
+// As many as a set wants, while there are enough for all workers.
+template <class E>
+int64_t Projection<E>::tiles_at_once(Tokens tokens) const {
+  const int64_t each = int64_t(plan_.tiles(tokens).size()) / (4 * memory_.workers());
+  return larger(1, smaller(each, kernels_.token_tiles));
+}
+
+// A phase with tasks for some tiles of a sequence each: the work on them is cut so that all workers
+// have some.
 template <class E>
 template <class F>
 Phase Projection<E>::by_tile(Tokens tokens, int64_t units, F run) const {
   const std::vector<TileRef>& tiles = plan_.tiles(tokens);
-  const int64_t n = int64_t(tiles.size());
+  const int64_t most = tiles_at_once(tokens);
+  std::vector<std::pair<int64_t, int64_t>> some;  // where they begin, and how many
+  std::vector<int64_t> begin{0};
+  for (int64_t i = 0, end = 0; const Sequence& s : plan_.sequences) {
+    for (end += tiles_of(s.tokens(tokens)); i < end; i = some.back().first + some.back().second)
+      some.push_back({i, smaller(end - i, most)});
+    begin.push_back(int64_t(some.size()));
+  }
+  const int64_t n = int64_t(some.size());
   const int64_t wanted = divide_up(6 * memory_.workers(), larger(n, 1));
   const int64_t split = wanted < 1 ? 1 : smaller(wanted, units);
-  auto task_of = [this, &tiles, units, split, run = std::move(run)](int64_t task, int worker) {
+  for (int64_t& first : begin) first *= split;
+  auto task_of = [this, &tiles, some = std::move(some), units, split, run = std::move(run)](
+                     int64_t task, int worker) {
     const int64_t part = task % split;
-    run(Part{tiles[size_t(task / split)], units * part / split, units * (part + 1) / split},
+    const auto [first, count] = some[size_t(task / split)];
+    run(Part{tiles.data() + first, count, units * part / split, units * (part + 1) / split},
         memory_.of(worker));
   };
-  auto begin = plan_.begins([&](const Sequence& s) { return split * tiles_of(s.tokens(tokens)); });
   return {n * split, std::move(task_of), std::move(begin)};
+}
+
+// The rows of some tokens as a tile.
+template <class E>
+void Projection<E>::pack(const View& x, Tokens tokens, TileRef at, E* tile) const {
+  const TokenRows source = rows(x, tokens, at);
+  void* from[kTile];
+  source.tile(at.tile, plan_.sequence(at).tokens(tokens), from);
+  kernels_.pack(tile, lanes(tokens, at), source.source(from), x.size[x.rank - 1], TileOf::Tokens);
 }
 
 // Forward
@@ -62,36 +94,36 @@ void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
                        const std::vector<ProjectionTarget<E>>& targets, Arena arena) const {
   using Depth = typename PackedWeights<E>::Depth;
   const TileLayout& layout = plan_.layout;
-  const int64_t H = plan_.heads.count, width = lanes(tokens, part.at);
-  const int64_t features = x.size[x.rank - 1];
-  const Scratch scratch(arena, *this, features);
-  E* const panel = scratch.tile;
-  const TokenRows source = rows(x, tokens, part.at);
-  void* from[kTile];
-  source.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), from);
-  kernels_.pack(panel, width, source.source(from), features, TileOf::Tokens);
+  const int64_t H = plan_.heads.count;
+  const Scratch scratch(arena, *this, x.size[x.rank - 1]);
+  for (int64_t i = 0; i < part.count; ++i) pack(x, tokens, part.tiles[i], scratch.tile(i));
   // One set of weights at a time: what a pass over a block of k adds to must stay in L2.
   for (int64_t first = part.begin; first < part.end;) {
     const ProjectionTarget<E>& target = targets[size_t(first / H)];
     const int64_t last = smaller(part.end, (first / H + 1) * H), end = last - first / H * H;
-    const auto tile_of = [&](int64_t head) {
-      const TileAt at = place(part.at, head);
+    const auto tile_of = [&](TileRef tile, int64_t head) {
+      const TileAt at = place(tile, head);
       const int64_t dim = target.weights.rows(head);
       return target.tiles +
              (target.what == TileOf::Tokens ? plan_.query_tile(at, dim)
                                             : plan_.key_tile_by_head(at, dim));
     };
     for_depth(target.weights, kernels_.sums_are_tiles, [&](Depth depth) {
-      for (int64_t h = first % H; h < end; ++h) {
-        PrefetchList<1> list;  // where the next head goes
-        if (depth.first == 0 && h + 1 < end)
-          list.add(tile_of(h + 1), layout.size(target.weights.rows(h + 1), width));
-        TileGemm<E> g = target.weights.product(h, depth, panel + layout.size(depth.first, width),
-                                               width, sums_of(scratch, tile_of(h)), false);
-        g.prefetch = list.get();
-        kernels_.tile_gemm(g);
-        settle(g, tile_of(h), target.what);
-      }
+      for (int64_t h = first % H; h < end; ++h)
+        for (int64_t i = 0; i < part.count; ++i) {
+          const TileRef at = part.tiles[i];
+          const int64_t width = lanes(tokens, at);
+          PrefetchList<1> list;  // where the next head goes
+          if (depth.first == 0 && h + 1 < end)
+            list.add(tile_of(at, h + 1), layout.size(target.weights.rows(h + 1), width));
+          E* const to = tile_of(at, h);
+          TileGemm<E> g = target.weights.product(h, depth,
+                                                 scratch.tile(i) + layout.size(depth.first, width),
+                                                 width, sums_of(scratch, to), false);
+          g.prefetch = list.get();
+          kernels_.tile_gemm(g);
+          settle(g, to, target.what);
+        }
     });
     first = last;
   }
@@ -154,36 +186,41 @@ void Projection<E>::out(const Part& part, const std::vector<ProjectionSource<E>>
                         Tokens tokens, const View& y, bool accumulate, Arena arena) const {
   const PackedWeights<E>& weights = sources[0].weights;
   const Scratch scratch(arena, *this, weights.m());
-  const TokenRows target = rows(y, tokens, part.at);
-  void* to[kTile];
-  target.tile(part.at.tile, plan_.sequence(part.at).tokens(tokens), to);
   // As many groups at once as there is room for their sums.
   const int64_t step = kernels_.sums_are_tiles ? part.end - part.begin : 1;
   for (int64_t g = part.begin; g < part.end; g += step) {
     const int64_t first = weights.first_row(g),
                   n = smaller(weights.first_row(g + step), weights.m()) - first;
-    void* at[kTile];
-    PrefetchList<kTile> list;  // where the rows go
-    for (int64_t i = 0; i < kTile; ++i) {
-      at[i] = to[i] ? static_cast<char*>(to[i]) + first * target.stride * target.item() : nullptr;
-      if (to[i] && target.stride == 1) list.add(static_cast<char*>(at[i]), n * target.item());
+    for (int64_t i = 0; i < part.count; ++i) {
+      const TileRef at = part.tiles[i];
+      const TokenRows target = rows(y, tokens, at);
+      void* to[kTile];
+      target.tile(at.tile, plan_.sequence(at).tokens(tokens), to);
+      PrefetchList<kTile> list;  // where the rows go
+      for (void*& row : to) {
+        if (!row) continue;
+        row = static_cast<char*>(row) + first * target.stride * target.item();
+        if (target.stride == 1) list.add(static_cast<char*>(row), n * target.item());
+      }
+      combine({&at, 1, g, g + step}, sources, tokens, scratch.sums, list.get());
+      kernels_.unpack_sums(target.target(to), scratch.sums, lanes(tokens, at), n, accumulate);
     }
-    combine({part.at, g, g + step}, sources, tokens, scratch.sums, list.get());
-    kernels_.unpack_sums(target.target(at), scratch.sums, lanes(tokens, part.at), n, accumulate);
   }
 }
 
-// sums[rows of weights][lanes] = the sum of weights . tile over the sources, for some groups.
+// sums[rows of weights][lanes] = the sum of weights . tile over the sources, for one tile and some
+// groups.
 template <class E>
 void Projection<E>::combine(const Part& part, const std::vector<ProjectionSource<E>>& sources,
                             Tokens tokens, Acc<E>* sums, Prefetch* last) const {
   using Depth = typename PackedWeights<E>::Depth;
   const TileLayout& layout = plan_.layout;
-  const int64_t width = lanes(tokens, part.at);
+  const TileRef at = part.tiles[0];
+  const int64_t width = lanes(tokens, at);
   bool adds = false;
   for (const ProjectionSource<E>& source : sources) {
     const PackedWeights<E>& w = source.weights;
-    const E* const tile = source.tiles + tile_begin(tokens, part.at, w.k());
+    const E* const tile = source.tiles + tile_begin(tokens, at, w.k());
     for_depth(w, kernels_.sums_are_tiles, [&](Depth depth) {
       const int64_t after = depth.first + depth.count;
       PrefetchList<1> list;  // the tile's next rows
@@ -233,30 +270,37 @@ void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weigh
                                  const GradientTiles<E>& tiles, Arena arena) const {
   using Depth = typename PackedWeights<E>::Depth;
   const TileLayout& layout = plan_.layout;
-  const int64_t features = d_y.size[d_y.rank - 1], width = lanes(Tokens::Queries, part.at);
-  const int64_t dim = plan_.heads.value_dim, size = layout.size(dim, width);
-  const auto offset = [&](int64_t head) { return plan_.query_tile(place(part.at, head), dim); };
-  const Scratch scratch(arena, *this, features);
-  E* const panel = scratch.tile;
-  const TokenRows source = rows(d_y, Tokens::Queries, part.at);
-  void* from[kTile];
-  source.tile(part.at.tile, plan_.sequence(part.at).queries, from);
-  kernels_.pack(panel, width, source.source(from), features, TileOf::Tokens);
+  const int64_t dim = plan_.heads.value_dim;
+  const Scratch scratch(arena, *this, d_y.size[d_y.rank - 1]);
+  const auto offset = [&](TileRef at, int64_t head) {
+    return plan_.query_tile(place(at, head), dim);
+  };
+  for (int64_t i = 0; i < part.count; ++i)
+    pack(d_y, Tokens::Queries, part.tiles[i], scratch.tile(i));
   for_depth(weights, kernels_.sums_are_tiles, [&](Depth depth) {
-    for (int64_t h = part.begin; h < part.end; ++h) {
-      PrefetchList<2> list;  // where the next head goes, and what delta reads
-      if (depth.first == 0 && h + 1 < part.end) list.add(tiles.d_out + offset(h + 1), size);
-      if (depth.first + depth.count == weights.k()) list.add(tiles.forward.out + offset(h), size);
-      TileGemm<E> g = weights.product(h, depth, panel + layout.size(depth.first, width), width,
-                                      sums_of(scratch, tiles.d_out + offset(h)), false);
-      g.prefetch = list.get();
-      kernels_.tile_gemm(g);
-      settle(g, tiles.d_out + offset(h), TileOf::Tokens);
-    }
+    for (int64_t h = part.begin; h < part.end; ++h)
+      for (int64_t i = 0; i < part.count; ++i) {
+        const TileRef at = part.tiles[i];
+        const int64_t width = lanes(Tokens::Queries, at), size = layout.size(dim, width);
+        PrefetchList<2> list;  // where the next head goes, and what delta reads
+        if (depth.first == 0 && h + 1 < part.end) list.add(tiles.d_out + offset(at, h + 1), size);
+        if (depth.first + depth.count == weights.k())
+          list.add(tiles.forward.out + offset(at, h), size);
+        E* const to = tiles.d_out + offset(at, h);
+        TileGemm<E> g =
+            weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width), width,
+                            sums_of(scratch, to), false);
+        g.prefetch = list.get();
+        kernels_.tile_gemm(g);
+        settle(g, to, TileOf::Tokens);
+      }
   });
-  for (int64_t h = part.begin; h < part.end; ++h)
-    kernels_.delta(tiles.delta + plan_.query_row(place(part.at, h)), tiles.d_out + offset(h),
-                   tiles.forward.out + offset(h), dim, width);
+  for (int64_t i = 0; i < part.count; ++i)
+    for (int64_t h = part.begin; h < part.end; ++h) {
+      const TileRef at = part.tiles[i];
+      kernels_.delta(tiles.delta + plan_.query_row(place(at, h)), tiles.d_out + offset(at, h),
+                     tiles.forward.out + offset(at, h), dim, lanes(Tokens::Queries, at));
+    }
 }
 
 template <class E>

@@ -64,10 +64,12 @@ class Projection {
   size_t scratch(const WeightGradient<E>& gradient) const;
 
  private:
-  // Weights as rows of features, or gradients of them, from one tile of tokens.
+  // What one task does: some tiles of tokens, and a share of the weights, as heads or as groups of
+  // features. Weights are read once for all the tiles.
   struct Part {
-    TileRef at;
-    int64_t begin, end;  // heads or groups of features
+    const TileRef* tiles;
+    int64_t count;
+    int64_t begin, end;  // of the weights
   };
   struct Scratch;     // of a task between tokens and weights
   struct TileRange;   // of the rows and columns of a weight gradient: what one task sums
@@ -90,7 +92,7 @@ class Projection {
   TileAt place(TileRef at, int64_t head) const {
     return {plan_.sequence(at), at.sequence, head, at.tile, at.tile};
   }
-  // A phase with tasks for parts of all tiles; each does a share of `units` units of work.
+  // A phase with tasks for parts of all tiles; each does a share of `units` of the weights.
   template <class F>
   Phase by_tile(Tokens tokens, int64_t units, F run) const;
   void clear_hidden(const View& y, int64_t sequence, int64_t features) const;
@@ -102,7 +104,9 @@ class Projection {
                     const GradientTiles<E>& tiles, Arena arena) const;
   void combine(const Part& part, const std::vector<ProjectionSource<E>>& sources, Tokens tokens,
                Acc<E>* sums, Prefetch* last) const;
+  int64_t tiles_at_once(Tokens tokens) const;
   int64_t rows_of_sums() const;
+  void pack(const View& x, Tokens tokens, TileRef at, E* tile) const;
   Acc<E>* sums_of(const Scratch& scratch, E* tile) const;
   void settle(const TileGemm<E>& product, E* tile, TileOf what) const;
   void weight_gradient(const TileRange& range, const WeightGradient<E>& gradient,

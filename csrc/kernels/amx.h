@@ -12,13 +12,12 @@ namespace multihead::MULTIHEAD_ISA {
 namespace {
 
 constexpr int64_t kRegisterRows = 16, kRegisterPairs = 16;
-constexpr int64_t kDepthPairs = 128;  // of b, in L1: 16 KB for 32 lanes
-
 // What one square of register tiles works on.
 struct Square {
   const BFloat16 *a, *b;
   float* c;
   int64_t a_row, b_row, c_row;  // bytes
+  int64_t a_down, a_across;     // to the next 16 rows, the next 16 pairs
   int64_t steps;                // of 16 pairs
   bool adds;
 };
@@ -26,7 +25,6 @@ struct Square {
 // c (+)= a . b for MR x NR register tiles: registers 0 to 3 are c, 4 and 5 a, 6 and 7 b.
 template <int MR, int NR>
 MULTIHEAD_INLINE void square(const Square& s) {
-  const int64_t a_down = kRegisterRows * s.a_row / int64_t(sizeof(BFloat16));
   const int64_t c_down = kRegisterRows * s.c_row / int64_t(sizeof(float));
   constexpr int64_t kAcross = 16;  // lanes
   if (s.adds) {
@@ -50,11 +48,11 @@ MULTIHEAD_INLINE void square(const Square& s) {
       add_tile_product<1, 4, 7>();
     }
     if (MR > 1) {
-      load_tile<5>(a + a_down, s.a_row);
+      load_tile<5>(a + s.a_down, s.a_row);
       add_tile_product<2, 5, 6>();
       if (NR > 1) add_tile_product<3, 5, 7>();
     }
-    a += 2 * kRegisterPairs;
+    a += s.a_across;
     b += kRegisterPairs * s.b_row / int64_t(sizeof(BFloat16));
   }
   store_tile<0>(s.c, s.c_row);
@@ -82,7 +80,7 @@ inline void set_start(const Gemm<BFloat16>& g, int64_t rows) {
     }
 }
 
-// Rows and pairs that fill no register tile go through vectors.
+// Rows and pairs that fill no register tile go through vectors: packed weights have none.
 template <>
 void gemm<BFloat16>(const Gemm<BFloat16>& g) {
   const int64_t up = (g.m + kRegisterRows - 1) / kRegisterRows * kRegisterRows;
@@ -90,27 +88,28 @@ void gemm<BFloat16>(const Gemm<BFloat16>& g) {
   const int64_t pairs = g.k / kRegisterPairs * kRegisterPairs;
   if (rows == 0 || pairs == 0 || g.lanes % 16) return gemm_in_registers<BFloat16>(g);
   if (g.init == Init::Bias || g.init == Init::LoadScaled) set_start(g, rows > g.m ? rows : g.m);
-  for (int64_t k0 = 0; k0 < pairs; k0 += kDepthPairs) {
-    Square s{.a = nullptr,
-             .b = nullptr,
-             .c = nullptr,
-             .a_row = g.a.row * int64_t(sizeof(BFloat16)),
-             .b_row = g.b_row * 2 * int64_t(sizeof(BFloat16)),
-             .c_row = g.c_row * int64_t(sizeof(float)),
-             .steps = (pairs - k0 < kDepthPairs ? pairs - k0 : kDepthPairs) / kRegisterPairs,
-             .adds = k0 > 0 || g.init != Init::Zero};
-    for (int64_t i = 0; i < rows; i += 2 * kRegisterRows)
-      for (int64_t lane = 0; lane < g.lanes; lane += 32) {
-        s.a = g.a.data + i * g.a.row + 2 * k0;
-        s.b = g.b + (k0 * g.b_row + lane) * 2;
-        s.c = g.c + i * g.c_row + lane;
-        const bool two_rows = i + kRegisterRows < rows, two_lanes = lane + 16 < g.lanes;
-        if (two_rows)
-          two_lanes ? square<2, 2>(s) : square<2, 1>(s);
-        else
-          two_lanes ? square<1, 2>(s) : square<1, 1>(s);
-      }
-  }
+  const int64_t row_bytes = g.a.packed ? kLeft.depth : g.a.row;
+  Square s{.a = nullptr,
+           .b = nullptr,
+           .c = nullptr,
+           .a_row = row_bytes * int64_t(sizeof(BFloat16)),
+           .b_row = g.b_row * 2 * int64_t(sizeof(BFloat16)),
+           .c_row = g.c_row * int64_t(sizeof(float)),
+           .a_down = kRegisterRows * g.a.row,
+           .a_across = g.a.packed ? kLeft.rows * kLeft.depth : 2 * kRegisterPairs,
+           .steps = pairs / kRegisterPairs,
+           .adds = g.init != Init::Zero};
+  for (int64_t i = 0; i < rows; i += 2 * kRegisterRows)
+    for (int64_t lane = 0; lane < g.lanes; lane += 32) {
+      s.a = g.a.data + i * g.a.row;
+      s.b = g.b + lane * 2;
+      s.c = g.c + i * g.c_row + lane;
+      const bool two_rows = i + kRegisterRows < rows, two_lanes = lane + 16 < g.lanes;
+      if (two_rows)
+        two_lanes ? square<2, 2>(s) : square<2, 1>(s);
+      else
+        two_lanes ? square<1, 2>(s) : square<1, 1>(s);
+    }
   Gemm<BFloat16> rest = g;
   if (pairs < g.k) {
     rest.k = g.k - pairs;

@@ -26,6 +26,7 @@ Kernels<BFloat16> table(const Kernels<float>& sums) {
       .layout = kPairs,
       .key_layout = kPairKeys,
       .value_layout = kPairValues,
+      .left = kLeft,
       .sums_are_tiles = false,
       .token_step = kLane,
       .token_tiles = 4,

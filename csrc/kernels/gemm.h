@@ -263,6 +263,7 @@ void tile_gemm(const TileGemm<E>& g) {
            .init = g.init,
            .start = g.bias,
            .start_stride = g.bias_stride,
+           .room = g.room,
            .prefetch = g.prefetch});
 }
 

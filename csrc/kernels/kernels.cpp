@@ -16,6 +16,7 @@ constexpr Kernels<T> kTable = {
     .layout = {},
     .key_layout = {},
     .value_layout = {},
+    .left = {},
     .sums_are_tiles = true,
     .token_step = 1,
     .token_tiles = 1,

@@ -56,4 +56,17 @@ struct TileLayout {
   }
 };
 
+// How products want packed weights: rows of k, or blocks of so many rows and so much of k, row by
+// row, those along k side by side.
+struct LeftLayout {
+  int64_t rows = 1, depth = 0;  // 0: all of k
+  int64_t aligned = 1;          // bytes: of weights that are read where they lie
+
+  constexpr int64_t filled(int64_t m) const { return (m + rows - 1) / rows * rows; }
+  // Where a row's element k of k_all lies, k a multiple of the depth.
+  constexpr int64_t at(int64_t row, int64_t k, int64_t k_all) const {
+    return depth ? row / rows * rows * k_all + k * rows + row % rows * depth : row * k_all + k;
+  }
+};
+
 }  // namespace multihead

@@ -26,8 +26,10 @@ MULTIHEAD_INLINE F64 add_product(F64 a, F64 b, F64 c) { return fma(a, b, c); }
 // Features are filled up to whole pairs, or to what a tile register holds.
 #if defined(MULTIHEAD_AMX)
 constexpr int64_t kStep = 32;
+constexpr LeftLayout kLeft{.rows = 16, .depth = 32, .aligned = 64};
 #else
 constexpr int64_t kStep = 2;
+constexpr LeftLayout kLeft{};
 #endif
 constexpr TileLayout kPairs{.group = 2, .step = kStep};
 constexpr TileLayout kPairKeys{.group = 1, .step = kStep, .by_token = true};

@@ -34,8 +34,8 @@ constexpr int64_t panel_rows(int64_t m) { return (m + kPanelRows - 1) / kPanelRo
 template <class E>
 struct Left {
   const E* data;
-  int64_t row, k;       // strides; packed: the rows of all panels, nothing
-  bool packed = false;  // in panels
+  int64_t row, k;       // strides; packed: the rows of all panels, nothing; where E rounds, k
+  bool packed = false;  // in panels; where E rounds, as LeftLayout says
 };
 
 // c[m][lanes] = init + a[m][k] . b[k][lanes]: weights times a tile.
@@ -48,6 +48,7 @@ struct TileGemm {
   Init init;            // Zero, Load or Bias
   const Acc<E>* bias = nullptr;  // a value per row
   int64_t bias_stride = 1;
+  int64_t room = 0;  // rows from m to here may be read of a and written to c
   Prefetch* prefetch = nullptr;
 };
 
@@ -154,6 +155,7 @@ enum class TileOf { Tokens, Keys, Values };
 template <class E>
 struct Kernels {
   TileLayout layout, key_layout, value_layout;  // all of the same size
+  LeftLayout left;      // of packed weights, where E rounds
   bool sums_are_tiles;  // tile_gemm's c is a tile: nothing need turn it into one
   // Products over tokens take the tokens of a tile in steps, and so many tiles at a time.
   int64_t token_step, token_tiles;

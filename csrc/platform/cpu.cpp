@@ -56,10 +56,14 @@ bool has_avx512_bf16() {
   return has_avx512() && features().leaf7_1 & bf16;
 }
 
+constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+
+bool multiplies_pairs_fast() { return !(features().leaf7_edx & kAmxBf16); }
+
 bool has_amx() {
-  constexpr unsigned bf16 = 1u << 22, tiles = 1u << 24, saved = 3u << 17;
-  static const bool usable = has_avx512_bf16() && (features().leaf7_edx & bf16) &&
-                             (features().leaf7_edx & tiles) &&
+  constexpr unsigned saved = 3u << 17;
+  static const bool usable = has_avx512_bf16() && (features().leaf7_edx & kAmxBf16) &&
+                             (features().leaf7_edx & kAmxTile) &&
                              (features().saved & saved) == saved && may_use_tiles();
   return usable;
 }
@@ -73,6 +77,7 @@ bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
 bool has_amx() { return false; }
+bool multiplies_pairs_fast() { return true; }
 
 #if defined(__aarch64__)
 unsigned float_state() {

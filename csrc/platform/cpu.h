@@ -7,6 +7,8 @@ namespace multihead::platform {
 bool has_avx2();    // and FMA
 bool has_avx512();  // F, VL, BW and DQ
 bool has_avx512_bf16();
+// Whether its products of pairs outrun fused multiply-adds: not where AMX is there to do them.
+bool multiplies_pairs_fast();
 bool has_amx();  // its tiles and bfloat16; the first call asks the system for them
 bool has_neon_bf16();
 // Asks the system for AMX's tile registers; others than Linux are not asked.
