@@ -28,6 +28,11 @@ SETS = {  # without pairs of bfloat16
     "neon": ("16",),
     "baseline": ("16",),
 }
+PAIRS = {  # of bfloat16, and the plain sets beside which they stand
+    "amx": ("avx512", *SETS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DMULTIHEAD_AMX"),
+    "avx512_bf16": ("avx512", *SETS["avx512"], "-mavx512bf16"),
+    "neon_bf16": ("neon", "16", "-march=armv8.2-a+bf16"),
+}
 ARCHITECTURES = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM64", "arm64": "ARM64"}
 OURS = tuple(isa for isa in _native.available_isas() if isa in SETS)  # of the library, best first
 FOR_TESTS = ("wide", "grouped")

@@ -21,8 +21,8 @@ NATIVE = ROOT / "tests" / "native"
 RECORDED = set((NATIVE / "digests.txt").read_text().splitlines())
 
 
-X86 = ("avx2", "avx512", "baseline")
-ARM = ("neon",)
+X86 = ("avx2", "avx512", "avx512_bf16", "amx", "baseline")
+ARM = ("neon", "neon_bf16")
 HERE = ARM if platform.machine() in ("aarch64", "arm64") else X86
 
 
@@ -142,8 +142,9 @@ def run(target: Target, program: Path, **environment: str) -> str:
 
 def can_run(name: str) -> bool:
     """Whether this processor has what a kernel set of x86-64 needs; qemu has all of its own."""
-    flag = {"avx2": "avx2", "avx512": "avx512f"}.get(name)
-    return flag is None or flag in Path("/proc/cpuinfo").read_text().split()
+    flags = {"avx512": "avx512f", "amx": "amx_bf16"}
+    flag = flags.get(name, name)
+    return name == "baseline" or name in ARM or flag in Path("/proc/cpuinfo").read_text().split()
 
 
 def check(build: Path, target: Target) -> str:

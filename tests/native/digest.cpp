@@ -1,10 +1,13 @@
 // Runs random layers and attention, forward and backward, and prints a digest of all results for
 // each kind and dtype: the lines of digests.txt that begin with FMA, on any architecture, or those
-// of the baseline. MULTIHEAD_ISA names the set.
+// of the baseline; then those that begin with the set's name, if it multiplies pairs of bfloat16,
+// whose results it also holds against float32's. MULTIHEAD_ISA names the set.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <string>
+#include <type_traits>
 
 #include "../../csrc/engine/functional.h"
 #include "../../csrc/engine/kernel_sets.h"
@@ -53,6 +56,15 @@ struct LayerProblem {
   Array<uint8_t> bool_mask, bool_padding;
   Array<T> float_mask, float_padding, d_mask, d_padding;
   bool adds = false;
+  DType computed = dtype_of<T>();
+
+  std::vector<const Array<T>*> results() const {
+    std::vector<const Array<T>*> all = {&out,     &weights, &d_query,   &d_key,
+                                        &d_value, &d_mask,  &d_padding, &gradients.bias_k,
+                                        &gradients.bias_v};
+    for (int i = 0; i < 4; ++i) all.push_back(&gradients.weight[i]), all.push_back(&gradients.bias[i]);
+    return all;
+  }
 };
 
 template <class T>
@@ -64,7 +76,7 @@ LayerCall layer_call(const LayerProblem<T>& p) {
   call.key = p.key.view;
   call.value = s.shared ? p.key.view : p.value.view;
   AttentionSpec& spec = call.attention;
-  spec.dtype = dtype_of<T>();
+  spec.dtype = p.computed;
   spec.heads = {s.H, s.D, s.Dv};
   spec.shape.batch = s.N, spec.shape.queries = s.L, spec.shape.keys = s.S;
   if (s.ragged) {
@@ -82,7 +94,7 @@ LayerCall layer_call(const LayerProblem<T>& p) {
 }
 
 template <class T>
-void run_layer(LayerProblem<T>& p, Digest& digest) {
+void run_layer(LayerProblem<T>& p) {
   const Shape& s = p.shape;
   const LayerCall call = layer_call(p);
   std::vector<char> cache;
@@ -102,10 +114,37 @@ void run_layer(LayerProblem<T>& p, Digest& digest) {
   WeightsView d_weights;
   if (p.d_weights.view) d_weights = {p.d_weights.view, s.weight_heads};
   layer_backward(call, kept, p.d_out.view, d_weights, g);
-  for (const Array<T>* a : {&p.out, &p.weights, &p.d_query, &p.d_key, &p.d_value, &p.d_mask,
-                            &p.d_padding, &p.gradients.bias_k, &p.gradients.bias_v})
-    digest.add(*a);
-  for (int i = 0; i < 4; ++i) digest.add(p.gradients.weight[i]), digest.add(p.gradients.bias[i]);
+}
+
+// Ends the program where an array is not near another.
+void hold(const Array<float>& found, const Array<float>& right, const char* kind, int call) {
+  double error = 0, size = 0;
+  int64_t n = 0;
+  for (size_t i = 0; i < found.memory.size(); ++i) {
+    const double x = double(found.memory[i]), y = double(right.memory[i]);
+    if (std::isfinite(x) != std::isfinite(y)) error = std::numeric_limits<double>::infinity();
+    if (!std::isfinite(x) || !std::isfinite(y)) continue;
+    error += (x - y) * (x - y), size += y * y, ++n;
+  }
+  const double bound = 0.03 * (std::sqrt(size) + std::sqrt(double(n)));
+  if (std::sqrt(error) <= bound) return;
+  std::printf("%s %d: error %g, bound %g\n", kind, call, std::sqrt(error), bound);
+  std::exit(1);
+}
+
+// A problem's results, and in another dtype, held against each other.
+template <class P>
+P run_in(DType computed, P p, void (*run)(P&), const char* kind, int call) {
+  P right = p;
+  p.computed = computed;
+  run(p);
+  if constexpr (std::is_same_v<decltype(p.out), Array<float>>) {
+    if (computed != DType::BFloat16) return p;
+    run(right);
+    const auto found = p.results(), exact = right.results();
+    for (size_t i = 0; i < found.size(); ++i) hold(*found[i], *exact[i], kind, call);
+  }
+  return p;
 }
 
 // Arrays for a shape; what else there is (biases, masks, weights) is drawn.
@@ -215,18 +254,18 @@ Shape draw_shape(Numbers& numbers, bool ragged) {
 }
 
 template <class T>
-uint64_t layers(Numbers numbers, int count, bool ragged) {
+uint64_t layers(Numbers numbers, int count, bool ragged, DType computed) {
   Digest digest;
   for (int i = 0; i < count; ++i) {
-    LayerProblem<T> p = layer_problem<T>(numbers, draw_shape(numbers, ragged));
-    run_layer(p, digest);
+    const LayerProblem<T> p = layer_problem<T>(numbers, draw_shape(numbers, ragged));
+    digest.add_all(run_in(computed, p, run_layer<T>, ragged ? "ragged" : "layer", i).results());
   }
   return digest.value();
 }
 
 // Weights in panels, a sequence at a time, and groups of keys.
 template <class T>
-uint64_t chosen_layers(Numbers numbers) {
+uint64_t chosen_layers(Numbers numbers, DType computed) {
   constexpr int64_t kSizes[][5] = {{2, 70, 70, 2, 16},  {1, 5, 600, 3, 7},    {2, 130, 129, 1, 33},
                                    {5, 210, 210, 2, 8}, {10, 210, 209, 1, 6}, {9, 20, 20, 2, 16},
                                    {3, 1, 65, 2, 64},   {1, 9, 1100, 1, 16}};
@@ -235,8 +274,8 @@ uint64_t chosen_layers(Numbers numbers) {
     Shape s = draw_shape(numbers, false);
     s.N = N, s.L = L, s.S = S, s.H = H, s.D = s.Dv = D, s.E = s.kdim = s.vdim = H * D;
     s.shared = L == S ? 3 : 2;
-    LayerProblem<T> p = layer_problem<T>(numbers, s);
-    run_layer(p, digest);
+    const LayerProblem<T> p = layer_problem<T>(numbers, s);
+    digest.add_all(run_in(computed, p, run_layer<T>, "chosen", int(L)).results());
   }
   return digest.value();
 }
@@ -249,6 +288,11 @@ struct AttentionProblem {
   double scale = 1, dropout = 0;
   uint64_t seed = 0;
   Offsets offsets;
+  DType computed = dtype_of<T>();
+
+  std::vector<const Array<T>*> results() const {
+    return {&out, &stats, &delta, &d_q, &d_k, &d_v, &weights, &d_mask};
+  }
 };
 
 template <class T>
@@ -257,7 +301,7 @@ AttentionCall attention_call(const AttentionProblem<T>& p) {
   call.q = p.q.view, call.k = p.k.view, call.v = p.v.view;
   const int64_t *q = call.q.size, *k = call.k.size;
   AttentionSpec& spec = call.attention;
-  spec.dtype = dtype_of<T>();
+  spec.dtype = p.computed;
   spec.heads = {q[1], q[3], call.v.size[3]};
   spec.shape.batch = q[0], spec.shape.queries = q[2], spec.shape.keys = k[2];
   spec.rules.scale = p.scale;
@@ -269,7 +313,7 @@ AttentionCall attention_call(const AttentionProblem<T>& p) {
 }
 
 template <class T>
-void run_attention(AttentionProblem<T>& p, Digest& digest) {
+void run_attention(AttentionProblem<T>& p) {
   const AttentionCall call = attention_call(p);
   WeightsView weights;
   if (p.weights.view) weights = {p.weights.view, call.q.size[1]};
@@ -277,9 +321,6 @@ void run_attention(AttentionProblem<T>& p, Digest& digest) {
   row_dot(p.d_out.view, p.out.view, p.delta.view);
   const AttentionGradients g{p.d_q.view, p.d_k.view, p.d_v.view, p.d_mask.view};
   attention_backward(call, p.stats.view, p.delta.view, p.d_out.view, g);
-  for (const Array<T>* a :
-       {&p.out, &p.stats, &p.delta, &p.d_q, &p.d_k, &p.d_v, &p.weights, &p.d_mask})
-    digest.add(*a);
 }
 
 template <class T>
@@ -314,28 +355,28 @@ AttentionProblem<T> attention_problem(Numbers& numbers, bool few) {
 }
 
 template <class T>
-uint64_t attentions(Numbers numbers, int count, bool few) {
+uint64_t attentions(Numbers numbers, int count, bool few, DType computed) {
   Digest digest;
   for (int i = 0; i < count; ++i) {
-    AttentionProblem<T> p = attention_problem<T>(numbers, few);
-    run_attention(p, digest);
+    const AttentionProblem<T> p = attention_problem<T>(numbers, few);
+    digest.add_all(run_in(computed, p, run_attention<T>, few ? "few" : "attention", i).results());
   }
   return digest.value();
 }
 
+// Of arrays of T, computed in another dtype, perhaps; a part of the calls.
 template <class T>
-void print_all(const char* dtype) {
+void print_all(const char* set, const char* dtype, DType computed = dtype_of<T>(), int part = 1) {
   const auto line = [&](const char* kind, uint64_t value) {
-    const char* set = kernels_in_use().name == std::string("baseline") ? "baseline" : "FMA";
     std::printf("%s: %s %s %016llx\n", set, kind, dtype, static_cast<unsigned long long>(value));
     std::fflush(stdout);
   };
   constexpr uint64_t seed = 10 * sizeof(T);  // other calls for each dtype
-  line("layer", layers<T>(Numbers(seed + 1), 400, false));
-  line("layer, chosen sizes,", chosen_layers<T>(Numbers(seed + 2)));
-  line("ragged", layers<T>(Numbers(seed + 3), 150, true));
-  line("attention", attentions<T>(Numbers(seed + 4), 400, false));
-  line("few queries", attentions<T>(Numbers(seed + 5), 40, true));
+  line("layer", layers<T>(Numbers(seed + 1), 400 / part, false, computed));
+  line("layer, chosen sizes,", chosen_layers<T>(Numbers(seed + 2), computed));
+  line("ragged", layers<T>(Numbers(seed + 3), 150 / part, true, computed));
+  line("attention", attentions<T>(Numbers(seed + 4), 400 / part, false, computed));
+  line("few queries", attentions<T>(Numbers(seed + 5), 40 / part, true, computed));
 }
 
 }  // namespace
@@ -344,6 +385,9 @@ void print_all(const char* dtype) {
 int main(int count, char** words) {
   set_num_threads(count > 1 ? std::atoi(words[1]) : 2);
   set_little(0);
-  print_all<float>("float32");
-  print_all<double>("float64");
+  const KernelSet& set = kernels_in_use();
+  const char* const name = set.name == std::string("baseline") ? "baseline" : "FMA";
+  print_all<float>(name, "float32");
+  print_all<double>(name, "float64");
+  if (set.bf16) print_all<float>(set.name, "bfloat16", DType::BFloat16, 2);
 }

@@ -41,6 +41,13 @@ template <class T>
 struct Array {
   std::vector<T> memory;
   View view;
+
+  Array() = default;
+  Array(Array&&) = default;
+  Array& operator=(Array&&) = default;
+  Array(const Array& other) : memory(other.memory), view(other.view) {
+    view.data = memory.data();
+  }
 };
 
 template <class T>
@@ -99,6 +106,10 @@ class Digest {
     const auto* p = reinterpret_cast<const unsigned char*>(a.memory.data());
     for (size_t i = 0; i < a.memory.size() * sizeof(T); ++i)
       hash_ = (hash_ ^ p[i]) * 1099511628211u;
+  }
+  template <class T>
+  void add_all(const std::vector<const Array<T>*>& arrays) {
+    for (const Array<T>* a : arrays) add(*a);
   }
   uint64_t value() const { return hash_; }
 
