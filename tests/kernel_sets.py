@@ -2,8 +2,8 @@
 
 `wide` is the production kernels with 64-byte vectors that the compiler lowers; `grouped` has
 another layout of tiles. Both give the bits of the sets with fused multiply-add. `emulated_dot` and
-`emulated_amx` are the production kernels of bfloat16 on its instructions in plain C++: they give the
-bits of `avx512_bf16` and `amx`.
+`emulated_amx` are the production kernels of bfloat16 on its instructions in plain C++: they give
+the bits of `avx512_bf16` and `amx`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ SETS = {  # without pairs of bfloat16
     "baseline": ("16",),
 }
 PAIRS = {  # of bfloat16, and the plain sets beside which they stand
-    "amx": ("avx512", *SETS["avx512"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DMULTIHEAD_AMX"),
+    "amx": (
+        "avx512",
+        *SETS["avx512"],
+        "-mavx512bf16",
+        "-mamx-tile",
+        "-mamx-bf16",
+        "-DMULTIHEAD_AMX",
+    ),
     "avx512_bf16": ("avx512", *SETS["avx512"], "-mavx512bf16"),
     "neon_bf16": ("neon", "16", "-march=armv8.2-a+bf16"),
 }

@@ -68,7 +68,7 @@ def digests(kind: str, calls: int, sets: tuple[str, ...], threads: tuple[int, ..
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("emulated, real", TWINS, ids=[real for _, real in TWINS])
+@pytest.mark.parametrize(("emulated", "real"), TWINS, ids=[real for _, real in TWINS])
 def test_emulated_instructions_give_the_bits_of_the_processor(
     kind: str, emulated: str, real: str
 ) -> None:
@@ -151,7 +151,9 @@ def test_what_a_mask_hides_may_be_no_number(
     tight = tolerance(FORWARD, "bfloat16")
     assert_close(out, expected, tight, "out")
     grads = scaled_dot_product_attention_backward(g, cache)
-    for name, a, b in zip("qkv", grads, scaled_dot_product_attention_backward(g, other)):
+    for name, a, b in zip(
+        "qkv", grads, scaled_dot_product_attention_backward(g, other), strict=True
+    ):
         assert_close(a, b, tight, name)
 
 
@@ -164,7 +166,7 @@ def attend(q: Any, k: Any, v: Any, g: Any, scale: float) -> list[Any]:
 
 
 @pytest.mark.parametrize("logits", [1, 10, 100])
-@pytest.mark.parametrize("queries, keys", [(5, 64), (33, 31), (64, 65), (130, 700)])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 64), (33, 31), (64, 65), (130, 700)])
 def test_errors_are_no_larger_than_those_of_pytorch(
     pairs: str, queries: int, keys: int, logits: int, rng: np.random.Generator
 ) -> None:

@@ -42,7 +42,9 @@ def test_the_engine_s_bits_are_those_recorded(tmp_path: Path) -> None:
         plain, width, *options = PAIRS[name]
         options.append(f"-DMULTIHEAD_PLAIN={plain}")
         kernels.append(kernels_of(name, width, *options, source="bfloat16"))
-    made = objects([*kernels, (NATIVE / "digest.cpp",), *((x,) for x in sources), (stub,)], tmp_path)
+    made = objects(
+        [*kernels, (NATIVE / "digest.cpp",), *((x,) for x in sources), (stub,)], tmp_path
+    )
     finish(start(COMPILER, "-pthread", *made, "-o", program))
     family = "baseline" if isa == "baseline" else "FMA"
     kept = (NATIVE / "digests.txt").read_text().splitlines()

@@ -192,8 +192,8 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   if (!any) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
   if (split_) return;
   E* const tile = tiles.d_q + plan_.query_tile(at, D);
-  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile)
-                                                : sums.d_q_sums + at.query_tile * kTile * D;
+  Acc<E>* const total =
+      kernels_.sums_are_tiles ? as_sums<E>(tile) : sums.d_q_sums + at.query_tile * kTile * D;
   add_group(total, d_q, D * lanes, sums.group > 0);
   // The zeros of all groups after it, which may turn a -0: bits are those of split groups.
   if (visible.end <= sums.tiles.end && sums.group + 1 < groups_of(at.sequence)) {

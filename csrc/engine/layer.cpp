@@ -182,8 +182,8 @@ void Layer<E>::read_masks_backward(const LayerGradients& d) {
 
 template <class E>
 void Layer<E>::project_in() {
-  const ProjectionTarget<E> q{weights_.query, tiles_.q, TileOf::Tokens}, k{weights_.key, tiles_.k, TileOf::Keys},
-      v{weights_.value, tiles_.v, TileOf::Values};
+  const ProjectionTarget<E> q{weights_.query, tiles_.q, TileOf::Tokens},
+      k{weights_.key, tiles_.k, TileOf::Keys}, v{weights_.value, tiles_.v, TileOf::Values};
   const size_t first = phases_.size();
   if (one_input()) {
     projection_.add_in(phases_, call_.query, Tokens::Queries, {q, k, v});

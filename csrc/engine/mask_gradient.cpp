@@ -25,7 +25,8 @@ struct OwnedRows {
   static int64_t tasks(const View& v) { return v.size[0] * v.size[1] * tiles_owned(v); }
 
   Acc<E>& element(int64_t query, int64_t key) const {
-    return d_mask.as<Acc<E>>()[d_mask.at(batch, head, every_query ? 0 : query, every_key ? 0 : key)];
+    return d_mask
+        .as<Acc<E>>()[d_mask.at(batch, head, every_query ? 0 : query, every_key ? 0 : key)];
   }
   void clear() const {
     const int64_t first = every_query ? 0 : tile * kTile;
@@ -79,8 +80,8 @@ void Attention<E>::mask_gradient(int64_t task, const GradientTiles<E>& tiles, co
           TileMask<E> mask;
           if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;
           own.meet(*this, tiles, here, mask);
-          own.block.v_tokens = kernels_.tokens_of_values(own.v_tokens, own.block.v,
-                                                         own.block.key_lanes, plan_.heads.value_dim);
+          own.block.v_tokens = kernels_.tokens_of_values(
+              own.v_tokens, own.block.v, own.block.key_lanes, plan_.heads.value_dim);
           kernels_.score_gradients(own.block);
           for (int64_t j = 0; j < here.given_keys(); ++j)
             rows.add(tile, s.position(here.first_key() + j), own.d_p + j * own.block.lanes,

@@ -21,8 +21,7 @@ void pack_panel_row(E* to, const S* from, int64_t stride, int64_t rows) {
 }  // namespace
 
 template <class E>
-PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights,
-                                           const Kernels<E>& kernels) {
+PackedWeights<E> PackedWeights<E>::by_head(const HeadWeights& weights, const Kernels<E>& kernels) {
   const View &w = weights.weight, &b = weights.bias;
   PackedWeights p;
   p.left_ = kernels.left;
@@ -74,17 +73,20 @@ void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
   const bool pays = tokens >= (kRounds<E> ? kSome : row_stride_ == 1 ? kMany : 2 * kMany);
   packed_ = pays || !in_place_ || weight_.dtype != kTypeOf<E> || !lies_right();
   const int64_t rows = kRounds<E> ? left_.filled(group_) : panel_rows(group_);
-  if (packed_) packed_rows_ = arena.take<E>(groups() * rows * k_);
+  // Where an address decides, there is room for both: sizes are asked before addresses are known.
+  if (packed_ || kRounds<E>) packed_rows_ = arena.take<E>(groups() * rows * k_);
   if (bias_ && bias_.dtype != kTypeOf<Acc<E>>) wide_bias_ = arena.take<Acc<E>>(m_);
 }
 
-// Whether products can read the weights where they lie, as far as strides and addresses go.
+// Whether products can read the weights where they lie, as far as strides and addresses go; and
+// whether they then take the rows as they take packed ones, which decides the order of sums.
 template <class E>
 bool PackedWeights<E>::lies_right() const {
   if (!kRounds<E>) return row_stride_ == 1 || k_stride_ == 1;
   const auto aligned = [this](int64_t bytes) { return bytes % left_.aligned == 0; };
   const int64_t item = item_bytes(weight_.dtype);
-  return k_stride_ == 1 && aligned(int64_t(reinterpret_cast<uintptr_t>(weight_.data))) &&
+  return k_stride_ == 1 && group_ % left_.rows == 0 && m_ % left_.rows == 0 &&
+         aligned(int64_t(reinterpret_cast<uintptr_t>(weight_.data))) &&
          aligned(row_stride_ * item) && aligned(group_stride_ * item);
 }
 
@@ -128,8 +130,8 @@ void PackedWeights<E>::pack_rounded(int64_t task, const Kernels<E>& kernels) con
   E* const to = packed_rows_ + group * filled * k_;
   for (int64_t r = 0; r < left_.filled(n); r += kRows)
     for (int64_t k = k0; k < smaller(k0 + kDepth, k_); k += depth)
-      pack_square(kernels, group, {r, smaller(kRows, left_.filled(n) - r), k,
-                                   smaller(depth, k_ - k)},
+      pack_square(kernels, group,
+                  {r, smaller(kRows, left_.filled(n) - r), k, smaller(depth, k_ - k)},
                   to + left_.at(r, k, k_));
 }
 

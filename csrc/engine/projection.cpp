@@ -104,9 +104,8 @@ void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
     const auto tile_of = [&](TileRef tile, int64_t head) {
       const TileAt at = place(tile, head);
       const int64_t dim = target.weights.rows(head);
-      return target.tiles +
-             (target.what == TileOf::Tokens ? plan_.query_tile(at, dim)
-                                            : plan_.key_tile_by_head(at, dim));
+      return target.tiles + (target.what == TileOf::Tokens ? plan_.query_tile(at, dim)
+                                                           : plan_.key_tile_by_head(at, dim));
     };
     for_depth(target.weights, kernels_.sums_are_tiles, [&](Depth depth) {
       for (int64_t h = first % H; h < end; ++h)
@@ -117,9 +116,9 @@ void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
           if (depth.first == 0 && h + 1 < end)
             list.add(tile_of(at, h + 1), layout.size(target.weights.rows(h + 1), width));
           E* const to = tile_of(at, h);
-          TileGemm<E> g = target.weights.product(h, depth,
-                                                 scratch.tile(i) + layout.size(depth.first, width),
-                                                 width, sums_of(scratch, to), false);
+          TileGemm<E> g =
+              target.weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width),
+                                     width, sums_of(scratch, to), false);
           g.prefetch = list.get();
           kernels_.tile_gemm(g);
           settle(g, to, target.what);
@@ -155,8 +154,8 @@ void Projection<E>::add_extra_rows(std::vector<Phase>& phases, const View& bias_
         E* const tile = base + plan_.key_tile_by_head(at, dim);
         const bool given = bias && key == s.keys;
         for (int64_t d = 0; d < layout.rows(dim); ++d)
-          tile[layout.at(d, key % kTile, dim, at.key_lanes())] = rounded<E>(
-              given && d < dim ? bias.get<Acc<E>>(bias.at(h, d)) : Acc<E>(0));
+          tile[layout.at(d, key % kTile, dim, at.key_lanes())] =
+              rounded<E>(given && d < dim ? bias.get<Acc<E>>(bias.at(h, d)) : Acc<E>(0));
       }
   };
   auto run = [=, this](int64_t sequence, int) {
@@ -287,9 +286,8 @@ void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weigh
         if (depth.first + depth.count == weights.k())
           list.add(tiles.forward.out + offset(at, h), size);
         E* const to = tiles.d_out + offset(at, h);
-        TileGemm<E> g =
-            weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width), width,
-                            sums_of(scratch, to), false);
+        TileGemm<E> g = weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width),
+                                        width, sums_of(scratch, to), false);
         g.prefetch = list.get();
         kernels_.tile_gemm(g);
         settle(g, to, TileOf::Tokens);

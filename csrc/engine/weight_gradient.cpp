@@ -137,8 +137,7 @@ void Projection<E>::sum_tokens(const SomeTiles& some, bool adds, const TileRange
   const int64_t all_rows = plan_.heads.count * plan_.layout.rows(g.head_dim);
   const int64_t stride = g.x.stride[g.x.rank - 1], item = item_bytes(g.x.dtype);
   const auto tile_at = [&](TileRef ref) {
-    return g.tiles + tile_begin(g.tokens, ref, all_rows) +
-           range.row * lanes(g.tokens, ref);
+    return g.tiles + tile_begin(g.tokens, ref, all_rows) + range.row * lanes(g.tokens, ref);
   };
   const auto tokens_of = [&](TileRef ref) {
     return tile_tokens(plan_.sequence(ref).tokens(g.tokens), ref.tile);

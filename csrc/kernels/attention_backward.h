@@ -82,13 +82,11 @@ MULTIHEAD_INLINE void gradients_of(const BackwardBlock<E>& t) {
   dot_products<E>(t, by_token<E>(t.v_tokens, t.key_lanes, t.value_dim), t.d_out, t.value_dim,
                   t.d_p);
   if (t.visible) {
-    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
-      gradient_step<E, N, true, What>(t, lane, factor);
-    });
+    for_lanes<A>(t.lanes,
+                 [&]<int N>(int64_t lane) { gradient_step<E, N, true, What>(t, lane, factor); });
   } else {
-    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
-      gradient_step<E, N, false, What>(t, lane, factor);
-    });
+    for_lanes<A>(t.lanes,
+                 [&]<int N>(int64_t lane) { gradient_step<E, N, false, What>(t, lane, factor); });
   }
 }
 

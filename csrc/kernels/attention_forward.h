@@ -75,14 +75,12 @@ void forward_block(const ForwardBlock<E>& t) {
   alignas(64) A alpha[kTile];
   const A factor = scores<E>(t);
   if (t.visible) {
-    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
-      softmax_step<E, N, true>(t, lane, factor, alpha);
-    });
+    for_lanes<A>(t.lanes,
+                 [&]<int N>(int64_t lane) { softmax_step<E, N, true>(t, lane, factor, alpha); });
     for (int64_t r = 0; r < t.keys; ++r) *t.seen |= t.visible[r];
   } else {
-    for_lanes<A>(t.lanes, [&]<int N>(int64_t lane) {
-      softmax_step<E, N, false>(t, lane, factor, alpha);
-    });
+    for_lanes<A>(t.lanes,
+                 [&]<int N>(int64_t lane) { softmax_step<E, N, false>(t, lane, factor, alpha); });
     if (t.keys) *t.seen = ~uint64_t(0);
   }
   const bool guard = t.visible && !finite_rows<E>(t.v, t.key_lanes, t.value_dim, t.keys);

@@ -1,5 +1,5 @@
-// The one translation unit of a kernel set that multiplies pairs of bfloat16: a table of its own for
-// them, compiled with its instructions, and those of a plain set for all else.
+// The one translation unit of a kernel set that multiplies pairs of bfloat16: a table of its own
+// for them, compiled with its instructions, and those of a plain set for all else.
 #include "attention_backward.h"
 #include "attention_forward.h"
 #include "pair_tiles.h"

@@ -28,8 +28,8 @@ struct Gemm {
   int64_t c_row;
   Init init = Init::Zero;
   const Acc<E>* start = nullptr;  // LoadScaled: a factor per lane. Bias: a value per row
-  int64_t start_stride = 1;  // of Bias
-  int64_t room = 0;          // rows from m to here may be read of a and written to c
+  int64_t start_stride = 1;       // of Bias
+  int64_t room = 0;               // rows from m to here may be read of a and written to c
   Prefetch* prefetch = nullptr;
 };
 

@@ -1,6 +1,6 @@
-// Moves between rows of features (the caller's arrays), tiles of bfloat16 in the forms that products
-// of pairs read, and sums. Each is made of three: rounding, neighbours put side by side, and squares
-// of pairs transposed.
+// Moves between rows of features (the caller's arrays), tiles of bfloat16 in the forms that
+// products of pairs read, and sums. Each is made of three: rounding, neighbours put side by side,
+// and squares of pairs transposed.
 #pragma once
 
 #include "pairs.h"
@@ -276,8 +276,7 @@ inline void pair_tile_to_rows(BFloat16* to, int64_t pitch, const BFloat16* tile,
         store_groups(some[1], x[i + 1]);
         BFloat16* const row = to + ((lane + i) / 2 * pitch + c) * 2;
         store_groups(row, side_by_side(some[0], some[1]));
-        if (c + kW < pitch)
-          store_groups(row + 2 * kW, side_by_side(some[0] + kW, some[1] + kW));
+        if (c + kW < pitch) store_groups(row + 2 * kW, side_by_side(some[0] + kW, some[1] + kW));
       }
     }
 }
@@ -357,7 +356,8 @@ inline void pair_delta(float* result, const BFloat16* a, const BFloat16* b, int6
   for (int64_t lane = 0; lane < lanes; lane += kW) {
     F32 sum{};
     for (int64_t r = 0; r < features; r += 2) {
-      const U32 x = load_groups(a + r * lanes + 2 * lane), y = load_groups(b + r * lanes + 2 * lane);
+      const U32 x = load_groups(a + r * lanes + 2 * lane),
+                y = load_groups(b + r * lanes + 2 * lane);
       sum = fma(first_of(x), first_of(y), sum);
       sum = fma(second_of(x), second_of(y), sum);
     }

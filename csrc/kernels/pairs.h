@@ -54,8 +54,8 @@ MULTIHEAD_INLINE F32 second_of(U32 pairs) { return F32(pairs & 0xFFFF0000u); }
 }  // namespace multihead::MULTIHEAD_ISA
 
 // add_product(a, b, c) = c + a[1] b[1] + a[0] b[0] in each lane. Rounded to nearest even, NaN stays
-// NaN: pairs_of(first, second), lane by lane; neighbours_of(low, high), whose pairs are neighbours in
-// low, then in high; store_rounded. The instructions take denormals for 0.
+// NaN: pairs_of(first, second), lane by lane; neighbours_of(low, high), whose pairs are neighbours
+// in low, then in high; store_rounded. The instructions take denormals for 0.
 #if defined(MULTIHEAD_PAIRS_HEADER)  // tests bring one
 #include MULTIHEAD_PAIRS_HEADER
 #elif defined(__AVX512BF16__)

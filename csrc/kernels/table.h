@@ -41,11 +41,11 @@ struct Left {
 // c[m][lanes] = init + a[m][k] . b[k][lanes]: weights times a tile.
 template <class E>
 struct TileGemm {
-  int64_t m, k, lanes;  // k: rows as b has them, with what fills them up
-  Left<E> a;            // 0 there
-  const E* b;           // a tile
-  Acc<E>* c;            // sums
-  Init init;            // Zero, Load or Bias
+  int64_t m, k, lanes;           // k: rows as b has them, with what fills them up
+  Left<E> a;                     // 0 there
+  const E* b;                    // a tile
+  Acc<E>* c;                     // sums
+  Init init;                     // Zero, Load or Bias
   const Acc<E>* bias = nullptr;  // a value per row
   int64_t bias_stride = 1;
   int64_t room = 0;  // rows from m to here may be read of a and written to c
@@ -107,7 +107,7 @@ struct Block {
   const Acc<E>* bias;       // [keys][lanes], log2 units; null: none
   const Acc<E>* key_bias;   // [keys], log2 units; null: none
   const uint64_t* keep;     // like visible, drawn by dropout; null: all
-  Acc<E> score_factor = 1;    // where E rounds: scale * log2(e)
+  Acc<E> score_factor = 1;  // where E rounds: scale * log2(e)
   // Both are the set's own, and hold anything after a call, unless the function says otherwise.
   Acc<E>* s;                     // [keys][lanes]: scores
   E* p;                          // [keys][lanes]: probabilities; the memory of s where E is Acc
@@ -125,14 +125,14 @@ struct ForwardBlock : Block<E> {
 template <class E>
 struct BackwardBlock : Block<E> {
   const Stat<E>*row_max, *row_inv, *delta;  // [lanes]
-  const E* d_out;            // tile of value_dim, scaled by 1 / (1 - dropout) unless E rounds
-  Acc<E> gradient_factor = 1;  // where E rounds: 1 / (1 - dropout), of the products with d_out
-  const E *k_columns, *v_tokens;            // of columns_of_keys, tokens_of_values
-  const Acc<E>* d_weights;                  // [keys][lanes], scaled likewise; null: none
-  const E *q_rows, *d_out_rows;             // of tile_to_rows: head_pitch, value_pitch apart
+  const E* d_out;                 // tile of value_dim, scaled by 1 / (1 - dropout) unless E rounds
+  Acc<E> gradient_factor = 1;     // where E rounds: 1 / (1 - dropout), of the products with d_out
+  const E *k_columns, *v_tokens;  // of columns_of_keys, tokens_of_values
+  const Acc<E>* d_weights;        // [keys][lanes], scaled likewise; null: none
+  const E *q_rows, *d_out_rows;   // of tile_to_rows: head_pitch, value_pitch apart
   int64_t head_pitch, value_pitch, queries;
-  bool finite;       // no NaN or infinity in q and d_out
-  Acc<E>* d_p;       // [keys][lanes]: gradient of the probabilities
+  bool finite;  // no NaN or infinity in q and d_out
+  Acc<E>* d_p;  // [keys][lanes]: gradient of the probabilities
   // [keys][lanes]: gradient of the scores, in as many forms as products read it; see s. The memory
   // of d_p where E is Acc.
   E *ds, *ds_columns;
@@ -155,7 +155,7 @@ enum class TileOf { Tokens, Keys, Values };
 template <class E>
 struct Kernels {
   TileLayout layout, key_layout, value_layout;  // all of the same size
-  LeftLayout left;      // of packed weights, where E rounds
+  LeftLayout left;                              // of packed weights, where E rounds
   bool sums_are_tiles;  // tile_gemm's c is a tile: nothing need turn it into one
   // Products over tokens take the tokens of a tile in steps, and so many tiles at a time.
   int64_t token_step, token_tiles;

@@ -14,9 +14,9 @@ namespace multihead::platform {
 namespace {
 
 struct Features {
-  unsigned leaf1 = 0, leaf7 = 0;           // CPUID 1 in ECX, 7 in EBX
-  unsigned leaf7_edx = 0, leaf7_1 = 0;     // 7 in EDX; its second page in EAX
-  unsigned saved = 0;                      // registers that the system saves: XCR0
+  unsigned leaf1 = 0, leaf7 = 0;        // CPUID 1 in ECX, 7 in EBX
+  unsigned leaf7_edx = 0, leaf7_1 = 0;  // 7 in EDX; its second page in EAX
+  unsigned saved = 0;                   // registers that the system saves: XCR0
 
   Features() {
     unsigned a, b, c, d;

@@ -1,3 +1,4 @@
+// What the system says of the processor, and lets a process use of it.
 #if defined(__linux__)
 
 #include <sys/auxv.h>

@@ -1,5 +1,5 @@
-// AMX's instructions in plain C++: what they compute, bit for bit, on any machine. Products of tiles
-// stop where the registers were not configured before, or were released since.
+// AMX's instructions in plain C++: what they compute, bit for bit, on any machine. Products of
+// tiles stop where the registers were not configured before, or were released since.
 #pragma once
 
 #include <stdio.h>

@@ -59,10 +59,11 @@ struct LayerProblem {
   DType computed = dtype_of<T>();
 
   std::vector<const Array<T>*> results() const {
-    std::vector<const Array<T>*> all = {&out,     &weights, &d_query,   &d_key,
-                                        &d_value, &d_mask,  &d_padding, &gradients.bias_k,
-                                        &gradients.bias_v};
-    for (int i = 0; i < 4; ++i) all.push_back(&gradients.weight[i]), all.push_back(&gradients.bias[i]);
+    std::vector<const Array<T>*> all = {&out,       &weights,          &d_query,
+                                        &d_key,     &d_value,          &d_mask,
+                                        &d_padding, &gradients.bias_k, &gradients.bias_v};
+    for (int i = 0; i < 4; ++i)
+      all.push_back(&gradients.weight[i]), all.push_back(&gradients.bias[i]);
     return all;
   }
 };

@@ -45,9 +45,7 @@ struct Array {
   Array() = default;
   Array(Array&&) = default;
   Array& operator=(Array&&) = default;
-  Array(const Array& other) : memory(other.memory), view(other.view) {
-    view.data = memory.data();
-  }
+  Array(const Array& other) : memory(other.memory), view(other.view) { view.data = memory.data(); }
 };
 
 template <class T>
