@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 6;
+constexpr int kTableVersion = 7;
 
 struct EngineTable {
   int version;

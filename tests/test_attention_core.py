@@ -39,6 +39,7 @@ class Core:
 
     def options(self, rows: slice, keys: slice) -> AttentionOptions:
         return AttentionOptions(
+            self.dtype,
             self.is_causal,
             self.scale,
             *self.dropout,
@@ -198,7 +199,7 @@ def test_batch_and_head_offsets_place_the_dropout_mask(
     weights = np.full((1, 2, L, S), np.nan, dtype)
     out = np.empty((1, 2, L, DV), dtype)
     q, k, v = (x[1:, 1:] for x in (core.q, core.k, core.v))
-    how = AttentionOptions(False, core.scale, *core.dropout, batch_offset=1, head_offset=1)
+    how = AttentionOptions(dtype, False, core.scale, *core.dropout, batch_offset=1, head_offset=1)
     _native.attention_forward(how, AttentionTensors(q, k, v, None), out, None, weights)
     assert_close(out, expected.out[1:, 1:], tolerance(FORWARD, dtype), "out")
     assert_close(weights, expected.weights[1:, 1:], tolerance(FORWARD, dtype), "weights")
@@ -210,7 +211,7 @@ def test_global_positions_may_be_large(dtype: str, rng: np.random.Generator) -> 
     far = 2**33
     q, k, v = (rng.standard_normal((1, 1, 40, 8)).astype(dtype) for _ in range(3))
     weights, out = np.empty((1, 1, 40, 40), dtype), np.empty_like(q)
-    how = AttentionOptions(True, 8**-0.5, 0.5, 3, 4, query_offset=far + 10, key_offset=far)
+    how = AttentionOptions(dtype, True, 8**-0.5, 0.5, 3, 4, query_offset=far + 10, key_offset=far)
     _native.attention_forward(how, AttentionTensors(q, k, v, None), out, None, weights)
     visible = np.arange(40) <= np.arange(40)[:, None] + 10
     queries = far + 10 + np.arange(40)

@@ -33,7 +33,7 @@ def native(
     stats = np.empty((2, *q.shape[:3]), q.dtype)
     if mask is not None:
         mask = np.broadcast_to(mask, (*q.shape[:3], k.shape[2]))
-    options = AttentionOptions(causal, q.shape[3] ** -0.5, p, 7, 3, True, *offsets)
+    options = AttentionOptions(q.dtype.name, causal, q.shape[3] ** -0.5, p, 7, 3, True, *offsets)
     _native.attention_forward(options, AttentionTensors(q, k, v, mask), out, stats, None)
     with np.errstate(divide="ignore"):
         lse = np.where(np.isposinf(stats[0]), -np.inf, stats[0] * np.log(2) - np.log(stats[1]))

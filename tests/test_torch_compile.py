@@ -175,7 +175,9 @@ def test_flops_of_ragged_batches_are_those_of_their_sequences() -> None:
 def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7
-    options = LayerOptions(heads, case == "extra keys", case == "causal", None, False, 0.0, None)
+    options = LayerOptions(
+        "float32", heads, case == "extra keys", case == "causal", None, False, 0.0, None
+    )
     x = torch.randn(n, length, embed, requires_grad=True)
     memory = torch.randn(n, source, embed, requires_grad=True)
     three: tuple[Any, ...] = (x, memory, memory)
@@ -221,7 +223,7 @@ def test_the_attention_s_operation_passes_pytorch_s_checks(case: str) -> None:
     seed = torch.tensor(3) if case == "dropout" else None
     opcheck(
         torch.ops.multihead.scaled_dot_product_attention,
-        (q, k, v, mask, seed, case == "causal", 0.5, 0.3 if case == "dropout" else 0.0),
+        (q, k, v, mask, seed, "float32", case == "causal", 0.5, 0.3 * (case == "dropout")),
     )
 
 

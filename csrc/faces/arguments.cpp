@@ -45,9 +45,17 @@ void check_size(const char* name, const View& v, std::initializer_list<int64_t> 
   if (!fits) wrong(name, text(size.begin(), int(size.size())), text(v.size, v.rank));
 }
 
-// Of the type of the inputs, or of the one that they are computed in.
-void check_either_type(const char* name, const View& v, DType type) {
-  if (v && v.dtype != computed_in(type)) check_type(name, v, type);
+// A floating type that goes together with the one that the call is computed in.
+void check_floats(const char* name, const View& v, DType type) {
+  const bool mixes =
+      v.dtype != DType::Bool && (v.dtype == DType::Float64) == (type == DType::Float64);
+  if (v && !mixes) check_type(name, v, type);
+}
+
+void check_floats_of(const char* name, const View& v, DType type,
+                     std::initializer_list<int64_t> size) {
+  check_size(name, v, size);
+  check_floats(name, v, type);
 }
 
 void check_rank(const char* name, const View& v, int low, int high) {
@@ -131,7 +139,7 @@ struct Widths {
 void check_parameters(const LayerTensors& t, const Widths& w, DType type) {
   const auto check = [&](const char* name, const View& v, std::initializer_list<int64_t> size) {
     if (v) check_size(name, v, size);
-    check_either_type(name, v, type);
+    check_floats(name, v, type);
   };
   check("in_weight", t.in_weight, {3 * w.embed, w.embed});
   check("q_weight", t.q_weight, {w.embed, w.embed});
@@ -183,12 +191,12 @@ View padding_of(View v, const BatchShape& s, DType type) {
   if (!v) return v;
   if (v.rank == 1) insert_axis(v, 0);
   check_size("padding", v, {s.batch, s.keys});
-  if (v.dtype != DType::Bool) check_either_type("padding", v, type);
+  if (v.dtype != DType::Bool) check_floats("padding", v, type);
   return v;
 }
 
 View mask_of(const View& v, const AttentionSpec& spec) {
-  if (v && v.dtype != DType::Bool) check_either_type("mask", v, spec.dtype);
+  if (v && v.dtype != DType::Bool) check_floats("mask", v, spec.dtype);
   return score_axes(v, spec);
 }
 
@@ -219,10 +227,10 @@ LayerCall layer_call(const LayerArguments& a) {
   const auto width = [](const View& v) { return v.size[v.rank - 1]; };
   const Widths widths{width(t.query), width(t.key), width(t.value)};
   AttentionSpec& spec = call.attention;
-  spec.dtype = t.query.dtype;
-  if (spec.dtype == DType::Bool) wrong("query", "a floating dtype", "bool");
-  check_type("key", t.key, spec.dtype);
-  check_type("value", t.value, spec.dtype);
+  spec.dtype = a.options.dtype;
+  check_floats("query", t.query, spec.dtype);
+  check_floats("key", t.key, spec.dtype);
+  check_floats("value", t.value, spec.dtype);
   for (int i = 0; i + 1 < call.key.rank; ++i)
     if (call.key.size[i] != call.value.size[i])
       wrong("value", "the tokens of key " + text(t.key.size, t.key.rank),
@@ -255,9 +263,9 @@ LayerCall layer_call(const LayerArguments& a) {
 View layer_out(const LayerArguments& a, const LayerCall& call, const View& out) {
   const View v = batch_first(out, a), &q = call.query;
   if (q.rank == 3)
-    check_shape("out", v, call.attention.dtype, {q.size[0], q.size[1], q.size[2]});
+    check_floats_of("out", v, call.attention.dtype, {q.size[0], q.size[1], q.size[2]});
   else
-    check_shape("out", v, call.attention.dtype, {q.size[0], q.size[1]});
+    check_floats_of("out", v, call.attention.dtype, {q.size[0], q.size[1]});
   return v;
 }
 
@@ -276,7 +284,7 @@ WeightsView layer_weights(const LayerArguments& a, const LayerCall& call, const 
     for (int64_t b = 0; b < s.batch; ++b)
       elements += (s.query_offsets[b + 1] - s.query_offsets[b]) *
                   (s.key_offsets[b + 1] - s.key_offsets[b] + extra);
-    check_shape("weights", w.view, spec.dtype, {elements * w.heads});
+    check_floats_of("weights", w.view, spec.dtype, {elements * w.heads});
     if (w.view.stride[0] != 1 && w.view.size[0] > 1)
       wrong("weights", "memory in one piece", "gaps");
     return w;
@@ -284,7 +292,7 @@ WeightsView layer_weights(const LayerArguments& a, const LayerCall& call, const 
   check_rank("weights", weights, 2, 4);
   if (average && w.view.rank < 4) insert_axis(w.view, w.view.rank - 2);
   if (w.view.rank < 4) insert_axis(w.view, 0);
-  check_shape("weights", w.view, spec.dtype, {s.batch, w.heads, s.queries, s.keys + extra});
+  check_floats_of("weights", w.view, spec.dtype, {s.batch, w.heads, s.queries, s.keys + extra});
   return w;
 }
 
@@ -300,7 +308,7 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
       check_size(name, v, {input.size[0], input.size[1], input.size[2]});
     else
       check_size(name, v, {input.size[0], input.size[1]});
-    check_either_type(name, v, spec.dtype);
+    check_floats(name, v, spec.dtype);
     return v;
   };
   LayerGradients g;
@@ -332,11 +340,11 @@ AttentionCall attention_call(const AttentionArguments& a) {
   call.k = t.key;
   call.v = t.value;
   AttentionSpec& spec = call.attention;
-  spec.dtype = t.query.dtype;
-  if (spec.dtype == DType::Bool) wrong("query", "a floating dtype", "bool");
+  spec.dtype = a.options.dtype;
   const int64_t *q = t.query.size, keys = t.key.size[2];
-  check_shape("key", t.key, spec.dtype, {q[0], q[1], keys, q[3]});
-  check_shape("value", t.value, spec.dtype, {q[0], q[1], keys, t.value.size[3]});
+  check_floats("query", t.query, spec.dtype);
+  check_floats_of("key", t.key, spec.dtype, {q[0], q[1], keys, q[3]});
+  check_floats_of("value", t.value, spec.dtype, {q[0], q[1], keys, t.value.size[3]});
   spec.heads = {q[1], q[3], t.value.size[3]};
   spec.shape.batch = q[0];
   spec.shape.queries = q[2];
@@ -353,18 +361,18 @@ AttentionCall attention_call(const AttentionArguments& a) {
 void check_results(const AttentionCall& call, const AttentionResults& results) {
   const AttentionSpec& spec = call.attention;
   const int64_t N = spec.shape.batch, H = spec.heads.count, L = spec.shape.queries;
-  check_size("out", results.out, {N, H, L, spec.heads.value_dim});
-  check_either_type("out", results.out, spec.dtype);
+  check_floats_of("out", results.out, spec.dtype, {N, H, L, spec.heads.value_dim});
   if (results.stats) check_shape("stats", results.stats, computed_in(spec.dtype), {2, N, H, L});
   if (results.weights)
-    check_shape("weights", results.weights, spec.dtype, {N, H, L, spec.shape.keys});
+    check_floats_of("weights", results.weights, spec.dtype, {N, H, L, spec.shape.keys});
 }
 
 AttentionGradients attention_gradients(const AttentionCall& call,
                                        const AttentionTensors& gradients) {
   const auto like = [&](const char* name, const View& v, const View& of) {
-    if (v) check_size(name, v, {of.size[0], of.size[1], of.size[2], of.size[3]});
-    check_either_type(name, v, call.attention.dtype);
+    if (v)
+      check_floats_of(name, v, call.attention.dtype,
+                      {of.size[0], of.size[1], of.size[2], of.size[3]});
     return v;
   };
   check_type("d_mask", gradients.mask, computed_in(call.attention.dtype));

@@ -23,7 +23,10 @@ struct LayerTensors {
 
 enum class Weights { None, Average, PerHead };
 
+// `dtype` is what a call is computed in, and what its results are unless they say otherwise. Arrays
+// may have another type: float32, float16 and bfloat16 go together.
 struct LayerOptions {
+  DType dtype = DType::Float32;
   int64_t num_heads = 0;
   bool zero_row = false, causal = false;
   Weights weights = Weights::None;
@@ -68,6 +71,7 @@ struct AttentionTensors {
 };
 
 struct AttentionOptions {
+  DType dtype = DType::Float32;
   bool true_hides = false, causal = false;
   double scale = 0;
   Dropout dropout;

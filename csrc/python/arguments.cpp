@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <cstring>
 #include <string>
 
 namespace nb = nanobind;
@@ -18,8 +19,26 @@ struct OptionField {
 
 uint64_t seed_of(nb::handle value) { return value.is_none() ? 0 : nb::cast<uint64_t>(value); }
 
+constexpr struct {
+  const char* name;
+  DType type;
+} kComputed[] = {{"float32", DType::Float32},
+                 {"float64", DType::Float64},
+                 {"float16", DType::Float16},
+                 {"bfloat16", DType::BFloat16}};
+
+DType dtype_of(nb::handle value) {
+  const char* const name = PyUnicode_AsUTF8(value.ptr());
+  if (!name) throw nb::python_error();
+  for (const auto& known : kComputed)
+    if (std::strcmp(known.name, name) == 0) return known.type;
+  PyErr_Format(PyExc_ValueError, "dtype: expected a floating one's name, got %s", name);
+  throw nb::python_error();
+}
+
 using Layer = faces::LayerOptions;
 constexpr OptionField<Layer> kLayerOptions[] = {
+    {"dtype", [](Layer& o, nb::handle v) { o.dtype = dtype_of(v); }},
     {"num_heads", [](Layer& o, nb::handle v) { o.num_heads = nb::cast<int64_t>(v); }},
     {"zero_row", [](Layer& o, nb::handle v) { o.zero_row = nb::cast<bool>(v); }},
     {"causal", [](Layer& o, nb::handle v) { o.causal = nb::cast<bool>(v); }},
@@ -37,6 +56,7 @@ constexpr OptionField<Layer> kLayerOptions[] = {
 
 using Attention = faces::AttentionOptions;
 constexpr OptionField<Attention> kAttentionOptions[] = {
+    {"dtype", [](Attention& o, nb::handle v) { o.dtype = dtype_of(v); }},
     {"causal", [](Attention& o, nb::handle v) { o.causal = nb::cast<bool>(v); }},
     {"scale", [](Attention& o, nb::handle v) { o.scale = nb::cast<double>(v); }},
     {"dropout_p", [](Attention& o, nb::handle v) { o.dropout.p = nb::cast<double>(v); }},

@@ -70,6 +70,9 @@ class LayerOptions(NamedTuple):
 
     Attributes
     ----------
+    dtype : str
+        What it is computed in, and the results are of. Tensors may be of another dtype: float32,
+        float16 and bfloat16 go together.
     num_heads : int
     zero_row : bool
         A key and a value of zeros more.
@@ -86,6 +89,7 @@ class LayerOptions(NamedTuple):
         Which of the calls that share a seed.
     """
 
+    dtype: str
     num_heads: int
     zero_row: bool
     causal: bool
@@ -118,6 +122,8 @@ class AttentionOptions(NamedTuple):
 
     Attributes
     ----------
+    dtype : str
+        What it is computed in; see `LayerOptions`.
     causal : bool
     scale : float
     dropout_p : float
@@ -132,6 +138,7 @@ class AttentionOptions(NamedTuple):
         Where the call's tensors begin in the whole, for dropout and causality.
     """
 
+    dtype: str
     causal: bool
     scale: float
     dropout_p: float

@@ -195,7 +195,7 @@ def scaled_dot_product_attention(
         stats = np.empty((2, *out_view.shape[:-1]), element.compute)
 
     # 3. The engine.
-    options = AttentionOptions(is_causal, factor, *dropout)
+    options = AttentionOptions(element.name, is_causal, factor, *dropout)
     tensors = AttentionTensors(*inputs, mask and mask.array)
     _native.attention_forward(options, tensors, out_view, stats, None)
 
@@ -280,7 +280,7 @@ def scaled_dot_product_attention_backward(
     delta = np.empty(d_out_view.shape[:-1], compute)
     _native.delta(d_out_view, cache.out, delta)
     _native.attention_backward(
-        AttentionOptions(cache.is_causal, cache.scale, *cache.dropout),
+        AttentionOptions(cache.element.name, cache.is_causal, cache.scale, *cache.dropout),
         AttentionTensors(*cache.inputs, mask and mask.array),
         cache.stats,
         delta,

@@ -24,9 +24,10 @@ _NO_DROPOUT = (0.0, 0, 0)
 
 @functools.lru_cache(maxsize=256)  # to make one takes longer than the smallest attention
 def _options_without_dropout(
-    sizes: Sizes, causal: bool, average: bool | None, tokens_first: bool
+    dtype: str, sizes: Sizes, causal: bool, average: bool | None, tokens_first: bool
 ) -> LayerOptions:
     return LayerOptions(
+        dtype=dtype,
         num_heads=sizes.heads,
         zero_row=sizes.zero_row,
         causal=causal,
@@ -393,7 +394,8 @@ class MultiheadAttention(LayerState):
         average: bool | None,
         dropout: tuple[float, int, int],
     ) -> LayerOptions:
-        options = _options_without_dropout(self._sizes, causal, average, batch.tokens_first)
+        form = batch.element.name, self._sizes, causal, average, batch.tokens_first
+        options = _options_without_dropout(*form)
         if dropout is _NO_DROPOUT:
             return options
         p, seed, counter = dropout

@@ -9,10 +9,16 @@ import torch
 from multihead import _native
 from multihead.arguments import LayerTensors
 from multihead.torch.calls import LayerCall
-from multihead.torch.tensors import HALF, engine_reads
+from multihead.torch.tensors import HALF, dtype_of, engine_reads
 
 # of what is not a parameter the engine writes the gradient, to that of a parameter it adds
 _WRITTEN = frozenset({"query", "key", "value", "padding", "mask"})
+
+
+def new_out(call: LayerCall) -> torch.Tensor:
+    """Make memory for the output, shaped like query."""
+    layout = torch.contiguous_format
+    return torch.empty_like(call.tensors.query, dtype=dtype_of(call), memory_format=layout)
 
 
 def new_weights(call: LayerCall) -> torch.Tensor | None:
@@ -25,10 +31,10 @@ def new_weights(call: LayerCall) -> torch.Tensor | None:
     extra = (tensors.bias_k is not None) + options.zero_row
     if offsets is not None:
         pairs = offsets.query.diff() * (offsets.key.diff() + extra)
-        return torch.empty(heads * int(pairs.sum()), dtype=query.dtype, device="cpu")
+        return torch.empty(heads * int(pairs.sum()), dtype=dtype_of(call), device="cpu")
     n, length = (1, 0) if options.tokens_first else (0, 1)
     shape = query.shape[n], heads, query.shape[length], key.shape[length] + extra
-    return torch.empty(shape, dtype=query.dtype, device="cpu")
+    return torch.empty(shape, dtype=dtype_of(call), device="cpu")
 
 
 def forward(
@@ -52,15 +58,15 @@ def forward(
         What backward needs, in new memory if `keep` is True.
     """
     tensors, options, offsets = call
-    query = tensors.query
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    dtype = dtype_of(call)
+    out = new_out(call)
     weights = new_weights(call)
     to_out, to_weights = engine_reads((out, weights))
     steps = None if offsets is None else engine_reads(offsets)
     if isinstance(keep, torch.Tensor):
         (keep,) = engine_reads((keep,))
     cache = _native.layer_forward(options, engine_reads(tensors), steps, to_out, to_weights, keep)
-    kept = None if cache is None else torch.frombuffer(cache, dtype=query.dtype)
+    kept = None if cache is None else torch.frombuffer(cache, dtype=dtype)
     return out, weights, kept
 
 
@@ -97,7 +103,7 @@ def backward(
     )
     d_out, d_weights = grads
     if d_out is None:
-        d_out = tensors.query.new_zeros(tensors.query.shape)
+        d_out = new_out(call).zero_()
     steps = None if offsets is None else engine_reads(offsets)
     kept, d_out, d_weights = engine_reads((cache, d_out, d_weights))
     _native.layer_backward(
@@ -112,9 +118,9 @@ def backward(
 
 def _summed_wide(tensors: LayerTensors) -> frozenset[str]:
     """Name the tensors of half precision whose gradients are sums of several, rounded once."""
-    if tensors.query.dtype not in HALF:
-        return frozenset()
-    wide = {"padding", "mask"}
-    wide |= {"query"} if tensors.key is None else set()
-    wide |= {"key", "query"} if tensors.value is None else set()
-    return frozenset(wide)
+    summed = {"padding": tensors.padding, "mask": tensors.mask}
+    if tensors.key is None:
+        summed["query"] = tensors.query
+    elif tensors.value is None:
+        summed["key"] = tensors.key
+    return frozenset(name for name, x in summed.items() if x is not None and x.dtype in HALF)

@@ -18,7 +18,7 @@ def compute_dtype(
     tensors: LayerTensors,
     need_weights: bool,
 ) -> torch.dtype | None:
-    """Return the dtype that the engine takes; None if it does not compute this call.
+    """Return the dtype that the engine computes this call in; None if it does not.
 
     Parameters
     ----------
@@ -37,12 +37,12 @@ def compute_dtype(
         return None
     if not isinstance(module.dropout, (int, float)) or not 0 <= module.dropout <= 1:
         return None
-    dtype = query.dtype
-    taken = dtype
+    dtype = taken = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
-        taken, accepted = torch.float32, NARROW
-    elif dtype not in COMPUTED and dtype not in HALF:
+        taken = torch.get_autocast_dtype("cpu")
+        accepted = NARROW
+    if taken not in COMPUTED and taken not in HALF:
         return None
     for x in (query, own_key, own_value, *params):  # each once
         if x is not None and (x.dtype not in accepted or not readable(x)):

@@ -40,12 +40,10 @@ def traced_gradients(
 ) -> LayerTensors:
     """Return the gradients through the operation, as `engine.backward` does."""
     d_out, d_weights = grads
-    tensors = call.tensors
-    flags = [
-        x is not None and name in needed for name, x in zip(tensors._fields, tensors, strict=True)
-    ]
+    named = zip(LayerTensors._fields, call.tensors, strict=True)
+    flags = [x is not None and name in needed for name, x in named]
     found = torch.ops.multihead.attention_backward(
-        torch.zeros_like(tensors.query) if d_out is None else d_out,
+        engine.new_out(call).zero_() if d_out is None else d_out,
         d_weights,
         cache,
         *flat_layer(call),

@@ -16,7 +16,7 @@ from multihead.torch.sdpa import attend, forward
 from multihead.torch.sdpa_ops import attention
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
 from multihead.torch.symbolic import as_leaf, is_symbolic
-from multihead.torch.tensors import COMPUTED, HALF, NARROW, readable
+from multihead.torch.tensors import COMPUTED, HALF, NAMES, NARROW, readable
 
 # at import: our function may take the place of PyTorch's
 _theirs = torch.nn.functional.scaled_dot_product_attention
@@ -38,8 +38,9 @@ def scaled_dot_product_attention(
 
     Signature, shapes and errors are those of `torch.nn.functional.scaled_dot_product_attention`;
     dropout, masks with gradients and values of another width stay on the engine, in memory that
-    grows with the sequence. Tensors that are not in CPU memory, or of a dtype that the engine
-    lacks, go to PyTorch's function unchanged.
+    grows with the sequence. Under autocast tensors of float32, float16 and bfloat16 are read as
+    they are, and have gradients of their dtypes. Tensors that are not in CPU memory, or of a dtype
+    that the engine lacks, go to PyTorch's function unchanged.
 
     Parameters
     ----------
@@ -90,26 +91,23 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         return theirs
-    dtype = width = query.dtype
-    mask = attn_mask
+    dtype, mask = query.dtype, attn_mask
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
-        dtype, width = torch.get_autocast_dtype("cpu"), torch.float32
-        inputs = tuple(x.to(width) for x in inputs)
-        mask = mask.to(width) if mask is not None and mask.dtype != torch.bool else mask
+        dtype = torch.get_autocast_dtype("cpu")
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         q, k, v, mask = _grouped(inputs, mask, lead)
     else:
         q, k, v = (_four_axes(x, lead) for x in inputs)
         mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
-    options = AttentionOptions(is_causal, factor, float(dropout_p), None)
+    options = AttentionOptions(NAMES[dtype], is_causal, factor, float(dropout_p), None)
     tensors = AttentionTensors(q, k, v, mask)
     out: torch.Tensor = compute(AttentionCall(tensors, options), _WAYS)
-    if needs_grad(tensors) and dtype == width and not torch.compiler.is_compiling():
+    if needs_grad(tensors) and not torch.compiler.is_compiling():
         given = query, key, value, attn_mask, dropout_p, is_causal
         if torch._fused_sdp_choice(*given, scale=scale, enable_gqa=enable_gqa) == _MATH:
             out = out.clone()  # which PyTorch lets be changed in place before backward
-    return out.reshape(*lead, *out.shape[2:]).to(dtype)
+    return out.reshape(*lead, *out.shape[2:])
 
 
 def _lead(
@@ -120,6 +118,8 @@ def _lead(
     dtype = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
+        if torch.get_autocast_dtype("cpu") not in NARROW:
+            return None
         accepted = NARROW
     elif dtype not in COMPUTED and dtype not in HALF:
         return None

@@ -19,6 +19,7 @@ from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
 from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_script
 from multihead.torch.symbolic import as_leaf, is_symbolic
+from multihead.torch.tensors import NAMES
 
 _PLAIN = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
 # in the order of `LayerTensors`
@@ -142,8 +143,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return leaf
         custom = self._out_proj_is_custom()
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
-        width = compute_dtype(self, inputs, tensors, need_weights)
-        if width is None:
+        dtype = compute_dtype(self, inputs, tensors, need_weights)
+        if dtype is None:
             refuse_quantized(query)
             explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
@@ -160,11 +161,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         average = bool(average_attn_weights) if need_weights else None
         ragged = query.is_nested
         unbatched = not ragged and query.dim() == 2
-        dtype = query.dtype
-        if torch.is_autocast_enabled("cpu") and width == torch.float32:
-            dtype = torch.get_autocast_dtype("cpu")
 
-        # 1. Inputs: batched, dense or ragged, of the dtype that computes.
+        # 1. Inputs: batched, dense or ragged, of their own dtypes.
         offsets = None
         if not ragged and needs_grad(tensors) and self._lets_inputs_change(tensors, unbatched):
             tensors = tensors._replace(
@@ -181,13 +179,12 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 **{name: None if x is None else x[None] for name, x in given.items()}
             )
         if custom:  # heads side by side, then the module
-            eye = torch.eye(self.embed_dim, dtype=width, device="cpu")
+            eye = torch.eye(self.embed_dim, dtype=dtype, device="cpu")
             tensors = tensors._replace(out_weight=eye, out_bias=None)
-        if dtype != width or query.dtype != width:
-            tensors = LayerTensors(*[_widened(x, width) for x in tensors])
 
         # 2. The layer.
         options = LayerOptions(
+            dtype=NAMES[dtype],
             num_heads=self.num_heads,
             zero_row=self.add_zero_attn,
             causal=bool(is_causal),
@@ -205,8 +202,6 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 weights = padded_weights(weights, offsets, heads, self._extra_keys())
             weights = weights[:, 0] if average else weights
             weights = weights[0] if unbatched else weights
-        if dtype != width:
-            out, weights = out.to(dtype), None if weights is None else weights.to(dtype)
         if custom:
             out = self.out_proj(out)
         if ragged:
@@ -251,7 +246,3 @@ def _parameters(module: torch.nn.Module, names: Sequence[str]) -> list[Any]:
     """Return parameters; the module itself is asked only for what is not among its own."""
     own = module._parameters
     return [own[name] if name in own else getattr(module, name) for name in names]
-
-
-def _widened(x: Any, width: torch.dtype) -> Any:
-    return x.to(width) if x is not None and x.dtype != torch.bool else x

@@ -18,7 +18,7 @@ from multihead.torch.function import (
     weights_differ,
 )
 from multihead.torch.schema import LAYER_SCHEMA, flat_layer, layer_call
-from multihead.torch.tensors import computed_in, kept_masks, settled
+from multihead.torch.tensors import dtype_of, kept_masks, settled, statistics_dtype
 
 _LANES = 16  # the engine's rows of tokens end at multiples of this
 _FORWARD = "multihead::attention"
@@ -66,30 +66,29 @@ def _cache_elements(call: LayerCall) -> Any:
 def _new_cache(call: LayerCall, keep: bool) -> torch.Tensor:
     query = call.tensors.query
     made: torch.Tensor = query.new_empty(
-        _cache_elements(call) if keep else 0, dtype=computed_in(query.dtype)
+        _cache_elements(call) if keep else 0, dtype=statistics_dtype(call)
     )
     return made
 
 
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     call, (keep,) = layer_call(arguments)
-    query = call.tensors.query
     cache = _new_cache(call, keep)
     out, weights, _ = engine.forward(_seeded(call), cache if keep else False)
-    return out, query.new_empty(0) if weights is None else weights, cache
+    return out, out.new_empty(0) if weights is None else weights, cache
 
 
 def _fake_forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     call, (keep,) = layer_call(arguments)
-    query = call.tensors.query
+    query, dtype = call.tensors.query, dtype_of(call)
     cache = _new_cache(call, keep)
     if call.options.average is not None and call.offsets is not None:
-        weights = query.new_empty(torch.library.get_ctx().new_dynamic_size())
+        weights = query.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
     elif call.options.average is not None:
         weights = engine.new_weights(call)
     else:
-        weights = query.new_empty(0)
-    return query.new_empty(query.shape), weights, cache
+        weights = query.new_empty(0, dtype=dtype)
+    return query.new_empty(query.shape, dtype=dtype), weights, cache
 
 
 def _backward(d_out: Any, d_weights: Any, cache: Any, *arguments: Any) -> list[torch.Tensor]:

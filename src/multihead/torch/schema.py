@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 from multihead.arguments import AttentionOptions, AttentionTensors, LayerOptions, LayerTensors
 from multihead.torch.calls import AttentionCall, LayerCall, Offsets
 
-_TYPES: dict[Any, str] = {int: "int", bool: "bool", bool | None: "bool?", float: "float"}
+_TYPES: dict[Any, str] = {int: "int", bool: "bool", float: "float", str: "str"}
+_TYPES |= {bool | None: "bool?"}
 
 
 def _tensors(kind: Any, required: Sequence[str]) -> str:

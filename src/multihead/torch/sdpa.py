@@ -16,38 +16,39 @@ from multihead.torch.schema import flat_attention
 from multihead.torch.tensors import (
     HALF,
     batched,
-    computed_in,
+    dtype_of,
     engine_reads,
     kept_masks,
     settled,
+    statistics_dtype,
     unpacked,
 )
 
 
-def new_out(tensors: AttentionTensors) -> torch.Tensor:
+def new_out(call: AttentionCall) -> torch.Tensor:
     """Make memory for (N, H, L, Dv), tokens before heads if they lie so in query."""
-    q = tensors.query
+    q, dtype = call.tensors.query, dtype_of(call)
     n, heads, length, _ = q.shape
-    width = tensors.value.shape[3]
+    width = call.tensors.value.shape[3]
     out: torch.Tensor
     if q.stride(1) < q.stride(2):  # not a view, which could not be changed in place
         strides = length * heads * width, width, heads * width, 1
-        out = q.new_empty_strided((n, heads, length, width), strides)
+        out = q.new_empty_strided((n, heads, length, width), strides, dtype=dtype)
     else:
-        out = q.new_empty((n, heads, length, width))
+        out = q.new_empty((n, heads, length, width), dtype=dtype)
     return out
 
 
-def new_stats(tensors: AttentionTensors) -> torch.Tensor:
+def new_stats(call: AttentionCall) -> torch.Tensor:
     """Make memory for the statistics of the rows: (2, N, H, L)."""
-    q = tensors.query
-    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]), dtype=computed_in(q.dtype))
+    q = call.tensors.query
+    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]), dtype=statistics_dtype(call))
     return stats
 
 
 def forward(call: AttentionCall, stats: torch.Tensor | None = None) -> torch.Tensor:
     """Run the engine; the rows' statistics are written where there is memory for them."""
-    out = new_out(call.tensors)
+    out = new_out(call)
     if out.numel() == 0:
         return out
     written, kept = engine_reads((out, stats))
@@ -102,7 +103,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, options: AttentionOptions, *tensors: torch.Tensor | None) -> torch.Tensor:
         call = AttentionCall(AttentionTensors(*tensors), options)
-        stats = new_stats(call.tensors)
+        stats = new_stats(call)
         out = forward(call, stats)
         ctx.options = options
         kept = [*kept_masks(tensors), out, stats]

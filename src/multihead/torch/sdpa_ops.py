@@ -40,13 +40,13 @@ def _seeded(call: AttentionCall) -> AttentionCall:
 
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     call, _ = attention_call(arguments)
-    stats = sdpa.new_stats(call.tensors)
+    stats = sdpa.new_stats(call)
     return sdpa.forward(_seeded(call), stats), stats
 
 
 def _fake_forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    (tensors, _), _ = attention_call(arguments)
-    return sdpa.new_out(tensors), sdpa.new_stats(tensors)
+    call, _ = attention_call(arguments)
+    return sdpa.new_out(call), sdpa.new_stats(call)
 
 
 def _backward(d_out: Any, out: Any, stats: Any, *arguments: Any) -> list[torch.Tensor]:

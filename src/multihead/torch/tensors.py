@@ -15,7 +15,10 @@ from multihead import _native
 
 COMPUTED = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
-NARROW = (torch.float32, *HALF)  # what autocast casts
+NARROW = (torch.float32, *HALF)  # what autocast casts, and what goes together in one call
+NAMES = {torch.float32: "float32", torch.float64: "float64"}
+NAMES |= {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_NAMED = {name: dtype for dtype, name in NAMES.items()}
 
 _STAND_INS = (FakeTensor, FunctionalTensor)
 
@@ -29,9 +32,14 @@ def _exchange() -> bool:
 _DIRECT = _exchange()
 
 
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """Return what the engine computes tensors of a dtype in."""
-    return torch.float32 if dtype in HALF else dtype
+def dtype_of(call: Any) -> torch.dtype:
+    """Return what a call is computed in, and its results are of."""
+    return _NAMED[call.options.dtype]
+
+
+def statistics_dtype(call: Any) -> torch.dtype:
+    """Return the dtype of what the engine keeps of a call's scores."""
+    return torch.float64 if call.options.dtype == "float64" else torch.float32
 
 
 def in_float32(way: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -39,7 +47,7 @@ def in_float32(way: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(way)
     def wide(call: Any) -> Any:
-        dtype = call.tensors.query.dtype
+        dtype = dtype_of(call)
         if dtype not in HALF:
             return way(call)
         floats = [
@@ -130,15 +138,14 @@ def unpacked(
     Raises
     ------
     RuntimeError
-        If they are no longer of one dtype, boolean masks aside, or of their shapes.
+        If they are no longer of dtypes that go together, boolean masks aside, or of their shapes.
     """
     tensors = [settled(x) for x in saved]
     found = [None if x is None else x.shape for x in tensors]
     if found != list(shapes):
         raise RuntimeError(f"saved tensors: expected shapes {list(shapes)}, got {found}")
     dtypes = {x.dtype for x in tensors if x is not None and x.dtype != torch.bool}
-    beside_float32 = torch.float32 in dtypes and dtypes <= {torch.float32, *HALF}
-    if len(dtypes) > (2 if beside_float32 else 1):
+    if len(dtypes) > 1 and not dtypes <= set(NARROW):
         raise RuntimeError(f"saved tensors: expected one dtype, got {sorted(map(str, dtypes))}")
     return tensors
 
