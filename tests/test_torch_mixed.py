@@ -1,4 +1,4 @@
-"""Tensors of several dtypes in one call: autocast."""
+"""Tensors of several dtypes in one call: autocast, and float32 parameters beside half inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from cases import Call, Construction, Step, make_call, oracle_step
 from multihead import _native, reference
-from multihead.torch import MultiheadAttention, accelerate, scaled_dot_product_attention
+from multihead.torch import MultiheadAttention, accelerate, explain, scaled_dot_product_attention
 from tolerance import FORWARD, GRADIENT, assert_all_close, assert_close, error, tolerance
 
 HALF = {torch.bfloat16: np.dtype(ml_dtypes.bfloat16), torch.float16: np.dtype(np.float16)}
@@ -21,6 +21,7 @@ HALF = {torch.bfloat16: np.dtype(ml_dtypes.bfloat16), torch.float16: np.dtype(np
 FLOATS = {
     "autocast": ("query", "key", "value", "attn_mask"),
     "autocast, half queries": ("key", "value", "attn_mask"),
+    "half inputs": (),
 }
 WAYS = ["eager", "compiled", "graph of gradients"]
 
@@ -200,7 +201,7 @@ def test_attention_under_autocast(
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
-@pytest.mark.parametrize("mode", ["autocast"])
+@pytest.mark.parametrize("mode", ["autocast", "half inputs"])
 def test_nested_tensors(mode: str, layout: Any, dtype: torch.dtype) -> None:
     module = MultiheadAttention(12, 3, batch_first=True)
     of_inputs = torch.float32 if mode == "autocast" else dtype
@@ -253,3 +254,25 @@ def test_a_model_trains_with_float32_parameters(dtype: torch.dtype) -> None:
         curves.append(losses)
     assert curves[0][-1] < curves[0][0]
     assert_close(np.array(curves[0]), np.array(curves[1]), bound(GRADIENT, dtype), "losses")
+
+
+def test_explain_and_accelerate_know_them(dtype: torch.dtype) -> None:
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(12, 3, batch_first=True))
+    assert accelerate(model) == 1
+    layer = model[0]
+    layer.out_proj.to(dtype)  # the other parameters stay float32
+    assert explain(model).endswith("engine")
+    x = torch.randn(2, 7, 12).to(dtype)
+    assert layer(x, x, x)[0].dtype == dtype
+
+
+def test_what_pytorch_refuses_stays_refused(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 7, 12)
+    wide, narrow = (MultiheadAttention(12, 3, batch_first=True) for _ in range(2))
+    narrow.to(dtype)
+    with pytest.raises(RuntimeError):
+        narrow(x, x, x)
+    with pytest.raises((RuntimeError, AssertionError)):
+        wide(x.to(dtype), x, x)
+    with pytest.raises(RuntimeError):
+        wide.double()(x.to(dtype), x.to(dtype), x.to(dtype))

@@ -87,7 +87,8 @@ def _refused(module: MultiheadAttention) -> str | None:
             return f"{name} is on {x.device}, and the engine is for the CPU"
         if x.dtype not in (*COMPUTED, *HALF):
             return f"{name} is of {x.dtype}"
-    dtype = module.out_proj.weight.dtype
+    dtypes = {x.dtype for x in module.parameters()}
+    dtype = next((x for x in HALF if x in dtypes), module.out_proj.weight.dtype)
     widths = module.embed_dim, module.kdim, module.vdim
     query, key, value = inputs = tuple(torch.zeros(1, 1, x, dtype=dtype) for x in widths)
     custom = module._out_proj_is_custom()

@@ -39,13 +39,19 @@ def compute_dtype(
         return None
     dtype = taken = query.dtype
     accepted: tuple[torch.dtype, ...] = (dtype,)
+    of_params = accepted
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         taken = torch.get_autocast_dtype("cpu")
-        accepted = NARROW
+        accepted = of_params = NARROW
+    elif dtype in HALF:
+        of_params = (dtype, torch.float32)
     if taken not in COMPUTED and taken not in HALF:
         return None
-    for x in (query, own_key, own_value, *params):  # each once
+    for x in (query, own_key, own_value):  # each once
         if x is not None and (x.dtype not in accepted or not readable(x)):
+            return None
+    for x in params:
+        if x is not None and (x.dtype not in of_params or not readable(x)):
             return None
     scores = _scores(module, query, key, value)
     if scores is None or not _params_fit(module, tensors):

@@ -65,7 +65,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     Fast with dropout, returned weights, masks that have gradients and padding, in memory that
     grows with the sequence. Tensors that are not in CPU memory, of a dtype that the engine lacks,
-    and calls that PyTorch refuses go to PyTorch's own implementation unchanged.
+    and calls that PyTorch refuses go to PyTorch's own implementation unchanged, but for inputs of
+    float16 or bfloat16 beside parameters of float32: they are computed in the inputs' dtype.
 
     Two things differ. A query that its masks hide every key from gets zeros, weights of 0 and
     gradients of 0, on every path. And ``is_causal=True`` is a causal mask, with or without an
