@@ -231,10 +231,15 @@ def writable(name: str, x: Any, element: Element, shape: Shape) -> tuple[Array, 
     plain = raw.dtype is element.compute and not element.half
     if not plain and dtype_name(raw, kind) != element.name:
         raise wrong_type(name, element.name, dtype_name(raw, kind))
-    if raw.shape != shape:
-        raise wrong(name, shape, raw.shape)
-    if not raw.flags.writeable:
-        raise wrong(name, "a writable array", "a read-only one")
-    if not _regular(raw):
-        raise wrong(name, "an aligned array in native byte order", "another one")
+    expect_writable(name, raw, shape)
     return raw, kind
+
+
+def expect_writable(name: str, array: Array, shape: Shape) -> None:
+    """Raise unless the engine can write to an array of some shape."""
+    if array.shape != shape:
+        raise wrong(name, shape, array.shape)
+    if not array.flags.writeable:
+        raise wrong(name, "a writable array", "a read-only one")
+    if not _regular(array):
+        raise wrong(name, "an aligned array in native byte order", "another one")

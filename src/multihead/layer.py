@@ -67,6 +67,9 @@ class MultiheadAttention(LayerState):
     dtype : dtype or str, optional
         float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. float16
         and bfloat16 are computed in float32.
+    grad_dtype : dtype or str, optional
+        Of `grads`: float32, or float64 for a float64 layer. A float16 or bfloat16 layer may have
+        its own dtype instead: half the memory, and every ``backward`` rounds the sums so far.
     seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
         From 0 to 2**64 - 1, or where to take it from, of the initial parameters and of dropout.
         Drawn from the system when not given.
@@ -93,7 +96,7 @@ class MultiheadAttention(LayerState):
         If a size is not positive, `embed_dim` is not a multiple of `num_heads`, `dropout` is not
         in [0, 1] or `device` is another one.
     TypeError
-        If `dtype` is another one or a size is not an integer.
+        If `dtype` or `grad_dtype` is another one or a size is not an integer.
 
     Notes
     -----
@@ -137,6 +140,7 @@ class MultiheadAttention(LayerState):
         device: Any = None,
         dtype: Any = None,
         *,
+        grad_dtype: Any = None,
         seed: Seed = None,
         **unknown_options: Any,
     ) -> None:
@@ -145,7 +149,7 @@ class MultiheadAttention(LayerState):
         if device is not None and str(device) != "cpu":
             raise wrong("device", 'None or "cpu"', repr(device))
         sizes = checked_sizes(embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim)
-        super().__init__(sizes, dropout, batch_first, dtype)
+        super().__init__(sizes, dropout, batch_first, dtype, grad_dtype)
         self.rng_state = (seed_from(seed), 0)
         self._initialise(np.random.default_rng(self.rng_state[0]))
 

@@ -19,10 +19,11 @@ from multihead.arrays import (
     Shape,
     borrow,
     decode,
+    dtype_name,
     element_of,
     encode,
+    expect_writable,
     storage_dtype,
-    writable,
 )
 from multihead.checks import wrong_type
 from multihead.layouts import Sizes
@@ -46,6 +47,22 @@ def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
     if sizes.bias:
         shapes["out_proj.bias"] = (embed,)
     return shapes
+
+
+def gradient_element(element: Element, dtype: Any) -> Element:
+    """Return the element type of gradients of parameters: that computed in, or their own.
+
+    Raises
+    ------
+    TypeError
+        If `dtype` is neither.
+    """
+    computed = element_of(element.compute)
+    found = computed if dtype is None else element_of(dtype, "grad_dtype")
+    if found not in (computed, element):
+        names = dict.fromkeys([computed.name, element.name])
+        raise wrong_type("grad_dtype", " or ".join(names), found.name)
+    return found
 
 
 class Block:
@@ -157,11 +174,11 @@ class AttentionParameters:
     bias_k = _parameter("bias_k", "(1, 1, E)")
     bias_v = _parameter("bias_v", "(1, 1, E)")
 
-    def __init__(self, shapes: dict[str, Shape], element: Element) -> None:
+    def __init__(self, shapes: dict[str, Shape], element: Element, of_grads: Element) -> None:
         self._lock = threading.Lock()  # held while gradients are added and a mask is drawn
         _layers.add(self)
         self._shapes = shapes
-        self._element = element
+        self._element, self._of_grads = element, of_grads
         self._adopt(Block.zeros(shapes, storage_dtype(element)))
         self._grads: Block | None = None
 
@@ -173,7 +190,8 @@ class AttentionParameters:
 
     def _adopt_grads(self, block: Block) -> None:
         """Take a block of memory for the gradients; it is seen once all of it is in place."""
-        self._engine_grads = engine_arrays(block.arrays)
+        stored = self._of_grads.stored
+        self._engine_grads = engine_arrays({n: x.view(stored) for n, x in block.arrays.items()})
         self._grads_dict = dict(block.shown)
         self._grads = block
 
@@ -184,21 +202,26 @@ class AttentionParameters:
 
     @property
     def dtype(self) -> str:
-        """Name of the dtype of parameters, inputs and results."""
+        """Name of the dtype that the layer was made with: that of its parameters."""
         return self._element.name
+
+    @property
+    def grad_dtype(self) -> str:
+        """Name of the dtype of `grads`."""
+        return self._of_grads.name
 
     @property
     def grads(self) -> dict[str, Array]:
         """Gradients of the parameters, to which every ``backward`` adds.
 
-        A dict under the names of the state dict, float64 for a float64 layer and float32
-        otherwise, also for float16 and bfloat16 parameters. An entry may be replaced by a writable
-        array of the same shape and dtype.
+        A dict under the names of the state dict, of `grad_dtype`: float64 for a float64 layer and
+        float32 otherwise, also for float16 and bfloat16 parameters, unless the layer was made with
+        another. An entry may be replaced by a writable array of the same shape and dtype.
         """
         if self._grads is None:
             with self._lock:
                 if self._grads is None:
-                    self._adopt_grads(Block.zeros(self._shapes, self._element.compute))
+                    self._adopt_grads(Block.zeros(self._shapes, storage_dtype(self._of_grads)))
         return self._grads_dict
 
     def zero_grad(self) -> None:
@@ -295,13 +318,18 @@ class AttentionParameters:
         own = self._grads.shown
         if len(grads) == len(own) and all(map(is_, grads.values(), own.values())):
             return self._engine_grads, [self._grads.memory]
-        compute = element_of(self._element.compute)
+        dtype, stored = self._grads.memory.dtype, self._of_grads.stored
+        views = {}
         for name, shape in self._shapes.items():
             label = f"grads[{name!r}]"
             if not isinstance(grads.get(name), np.ndarray):
                 raise wrong_type(label, "a NumPy array", type(grads.get(name)).__name__)
-            writable(label, grads[name], compute, shape)
-        return engine_arrays(grads), list(grads.values())
+            array, kind = borrow(label, grads[name])
+            if array.dtype.newbyteorder("=") != dtype:
+                raise wrong_type(label, self.grad_dtype, dtype_name(array, kind))
+            expect_writable(label, array, shape)
+            views[name] = array.view(stored)
+        return engine_arrays(views), list(grads.values())
 
 
 _layers: WeakSet[AttentionParameters] = WeakSet()

@@ -11,7 +11,12 @@ from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.layouts import Sizes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import merge
-from multihead.parameters import AttentionParameters, Block, parameter_shapes
+from multihead.parameters import (
+    AttentionParameters,
+    Block,
+    gradient_element,
+    parameter_shapes,
+)
 from multihead.seeds import WORD
 from multihead.suggestions import meant
 
@@ -72,10 +77,14 @@ def _flag(name: str, doc: str) -> Any:
 class LayerState(AttentionParameters):
     """Checked options, and zero parameters to fit; `MultiheadAttention` draws their values."""
 
-    def __init__(self, sizes: Sizes, dropout: float, batch_first: bool, dtype: Any) -> None:
+    def __init__(
+        self, sizes: Sizes, dropout: float, batch_first: bool, dtype: Any, grad_dtype: Any = None
+    ) -> None:
         self._sizes = sizes
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
-        super().__init__(parameter_shapes(sizes), element_of(dtype))
+        element = element_of(dtype)
+        of_grads = gradient_element(element, grad_dtype)
+        super().__init__(parameter_shapes(sizes), element, of_grads)
         self._training: bool
         self._batch_first: bool
         self._slot = CacheSlot()
@@ -180,6 +189,7 @@ class LayerState(AttentionParameters):
             "vdim": self.vdim,
             "batch_first": self.batch_first,
             "dtype": self.dtype,
+            "grad_dtype": self.grad_dtype,
         }
 
     def merge_masks(
@@ -230,6 +240,7 @@ class LayerState(AttentionParameters):
             "vdim": self.embed_dim,
             "batch_first": False,
             "dtype": "float32",
+            "grad_dtype": gradient_element(self._element, None).name,
         }
         shown = [f"{k}={v!r}" for k, v in self.options().items() if v != defaults.get(k)]
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -74,6 +74,7 @@ def main() -> None:
     file("options_kdim_huge", options(kdim=10**9))
     file("options_size_beyond_words", options(embed_dim=10**40))
     file("options_dtype_unknown", options(dtype="float8"))
+    file("options_grad_dtype_of_another_layer", options(grad_dtype="bfloat16"))
     file("options_flag_a_word", options(bias="no"))
     file("options_dropout_nan", options(dropout=float("nan")))
     file("random_state_short", {"rng_state": [1]})
