@@ -84,6 +84,15 @@ def element_of(dtype: Any, name: str = "dtype") -> Element:
     return _ELEMENTS[text]
 
 
+def call_element(element: Element, x: Any) -> Element:
+    """Return what a layer of `element` computes an input in: float32 ones take half as it is."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is _FLOAT32 or element.name != "float32":
+        return element
+    found = _ELEMENTS.get(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2])
+    return element if found is None or not found.half else found
+
+
 def storage_dtype(element: Element) -> np.dtype[Any]:
     """Return the NumPy dtype of a parameter; bfloat16 is uint16 bits without ml_dtypes."""
     if element.name != "bfloat16":

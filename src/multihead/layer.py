@@ -65,8 +65,9 @@ class MultiheadAttention(LayerState):
         Batched arrays are (N, L, E) rather than (L, N, E).
     device : None or "cpu"
     dtype : dtype or str, optional
-        float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. float16
-        and bfloat16 are computed in float32.
+        float32 (default), float64, float16 or bfloat16, of parameters, inputs and results. A
+        float32 layer also takes inputs of float16 and bfloat16: results are then of the dtype of
+        these, parameters and `grads` stay float32, as an optimizer of mixed precision wants them.
     grad_dtype : dtype or str, optional
         Of `grads`: float32, or float64 for a float64 layer. A float16 or bfloat16 layer may have
         its own dtype instead: half the memory, and every ``backward`` rounds the sums so far.
@@ -171,10 +172,12 @@ class MultiheadAttention(LayerState):
         Parameters
         ----------
         query : array of shape (L, N, E), (N, L, E) with `batch_first`, or (L, E)
-            A NumPy array or any CPU array that speaks DLPack, of the layer's dtype and of any
-            strides; or a `Ragged`, as key and value then are too, for which `batch_first` does not
-            count. Passing one object as query, key and value projects it in one go.
+            A NumPy array or any CPU array that speaks DLPack, of the layer's dtype (float16 and
+            bfloat16 fit a float32 layer too) and of any strides; or a `Ragged`, as key and value
+            then are too, for which `batch_first` does not count. Passing one object as query, key
+            and value projects it in one go.
         key : array of shape (S, N, kdim), (N, S, kdim) or (S, kdim)
+            Of the dtype of `query`, as `value` is.
         value : array of shape (S, N, vdim), (N, S, vdim) or (S, vdim)
         key_padding_mask : array of shape (N, S) or (S,), bool or floating, optional
             Keys to ignore: **True = ignore**; floats are added to the scores. A hidden key (True,
@@ -296,7 +299,7 @@ class MultiheadAttention(LayerState):
         Parameters
         ----------
         d_out : array shaped like the output, or Ragged
-            Gradient of the output, of the layer's dtype.
+            Gradient of the output, of its dtype.
         d_weights : array shaped like the returned weights, optional
             Their gradient; a list of N arrays for ragged inputs.
         cache : object, optional
@@ -304,8 +307,8 @@ class MultiheadAttention(LayerState):
             again: this is how one layer serves several times in a model. Without it, `self.cache`
             is used and set to None.
         out : tuple of three arrays, optional
-            Where to write the gradients of query, key and value: writable, shaped like those, of
-            the layer's dtype (`Ragged` for ragged inputs); None skips one. An array given twice
+            Where to write the gradients of query, key and value: writable, shaped like those and of
+            their dtype (`Ragged` for ragged inputs); None skips one. An array given twice
             receives the sum. Any other overlap of memory, with each other or with an array that is
             read, is an error.
         need_mask_grad : bool, default False

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from multihead.arrays import Array, Element, Kind, Shape, read, restore
+from multihead.arrays import Array, Element, Kind, Shape, call_element, read, restore
 from multihead.checks import dims, wrong, wrong_type
 from multihead.masks import Mask, attention_mask, padding_mask
 from multihead.outputs import Outputs
@@ -44,15 +44,18 @@ class Sizes(NamedTuple):
 def _read_three(
     element: Element, query: Any, key: Any, value: Any, names: tuple[str, str, str] = _NAMES
 ) -> tuple[Inputs, Inputs, tuple[Kind, Kind, Kind]]:
-    """Read the inputs: arrays, as they lie in memory, kinds; what is one object stays one."""
+    """Read the inputs: arrays, as they lie in memory, kinds; what is one object stays one.
+
+    Key and value are of the dtype of query.
+    """
     q, q_raw, q_kind = read(names[0], query, element)
     if key is query and value is query:
         return (q, q, q), (q_raw, q_raw, q_raw), (q_kind, q_kind, q_kind)
     other = q, q_raw, q_kind
-    k, k_raw, k_kind = other if key is query else read(names[1], key, element)
+    k, k_raw, k_kind = other if key is query else read(names[1], key, element, "")
     if value is key:
         return (q, k, k), (q_raw, k_raw, k_raw), (q_kind, k_kind, k_kind)
-    v, v_raw, v_kind = other if value is query else read(names[2], value, element)
+    v, v_raw, v_kind = other if value is query else read(names[2], value, element, "")
     return (q, k, v), (q_raw, k_raw, v_raw), (q_kind, k_kind, v_kind)
 
 
@@ -104,8 +107,8 @@ class Dense:
     def __init__(
         self, element: Element, sizes: Sizes, batch_first: bool, query: Any, key: Any, value: Any
     ) -> None:
-        self.element, self.sizes = element, sizes
-        self.inputs, self.raw, self.kinds = _read_three(element, query, key, value)
+        self.element, self.sizes = call_element(element, query), sizes
+        self.inputs, self.raw, self.kinds = _read_three(self.element, query, key, value)
         q, k, v = self.inputs
         shape = q.shape
         self.shapes = (shape, shape if k is q else k.shape, shape if v is q else v.shape)
@@ -150,14 +153,14 @@ class Dense:
 
     def read_d_out(self, d_out: Any) -> tuple[Array, Array]:
         """Check d_out; return it as the engine reads it and as it lies in memory."""
-        array, raw, _ = read("d_out", d_out, self.element)
+        array, raw, _ = read("d_out", d_out, self.element, "")
         if array.shape != self.shapes[0]:
             raise wrong("d_out", self.shapes[0], array.shape)
         return array, raw
 
     def read_d_weights(self, d_weights: Any, average: bool) -> tuple[Array, list[Array]]:
         """Check d_weights; return it as the engine reads it and as it lies in memory."""
-        array, raw, _ = read("d_weights", d_weights, self.element)
+        array, raw, _ = read("d_weights", d_weights, self.element, "")
         if array.shape != self._weights_shape(average):
             raise wrong("d_weights", self._weights_shape(average), array.shape)
         return array, [raw]
@@ -188,8 +191,8 @@ class RaggedBatch:
         for name, x in zip(_NAMES, (query, key, value), strict=True):
             if not isinstance(x, Ragged):
                 raise wrong_type(name, "a Ragged, as the others are", type(x).__name__)
-        self.element, self.sizes = element, sizes
-        three = _read_three(element, query.values, key.values, value.values, _VALUES)
+        self.element, self.sizes = call_element(element, query.values), sizes
+        three = _read_three(self.element, query.values, key.values, value.values, _VALUES)
         self.inputs, self.raw, self.kinds = three
         self.shapes = tuple(array.shape for array in self.inputs)
         self.offsets = (query.offsets, key.offsets)
@@ -246,7 +249,7 @@ class RaggedBatch:
         """Check d_out and return its values; also as they lie in memory."""
         if not isinstance(d_out, Ragged):
             raise wrong_type("d_out", "a Ragged, as the output is", type(d_out).__name__)
-        array, raw, _ = read("d_out", d_out.values, self.element)
+        array, raw, _ = read("d_out", d_out.values, self.element, "")
         if array.shape != self.shapes[0] or not _same_offsets(d_out, self.offsets[0]):
             expected = f"a Ragged with values {self.shapes[0]} and the offsets of query"
             raise wrong("d_out", expected, repr(d_out))
@@ -260,7 +263,7 @@ class RaggedBatch:
         arrays, raw = [np.empty(0, self.element.stored)], []
         pairs = zip(d_weights, self._weight_shapes(average), strict=True)
         for n, (x, shape) in enumerate(pairs):
-            array, memory, _ = read(f"d_weights[{n}]", x, self.element)
+            array, memory, _ = read(f"d_weights[{n}]", x, self.element, "")
             if array.shape != shape:
                 raise wrong(f"d_weights[{n}]", shape, array.shape)
             arrays.append(array.reshape(-1))
