@@ -9,6 +9,7 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   CallTensors call(f);
   read_call(call, a);
   Tensor output = read_batch(f.output.target, "output", call.batch, to.output_stride, to.output);
+  output.adds = false;  // flags count in gradients alone
   expect_no_overlap_inside(output, "output_stride");
 
   // Sizes.
