@@ -21,19 +21,25 @@ from multihead.bnns import DataLayout
 from tolerance import CANCELLED, FORWARD, GRADIENT, assert_close, tolerance
 
 
+def bound(problem: Problem, kind: str, dtype: Any) -> float:
+    """Calls are computed in the dtype of query, and bfloat16 is rounded on the way too."""
+    narrow = problem.slots["query"].array.dtype == ml_dtypes.bfloat16
+    return max(tolerance(kind, dtype), narrow * 2 * tolerance(kind, ml_dtypes.bfloat16))
+
+
 def check(problem: Problem, counter: int = 0) -> None:
     """Compare what came out with the oracle, and the memory between with what it was."""
     out, grads, sizes = problem.oracle(counter)
     output = problem.slots["output"]
-    assert_close(output.values, out, tolerance(FORWARD, output.array.dtype), "output")
+    assert_close(output.values, out, bound(problem, FORWARD, output.array.dtype), "output")
     assert output.gaps_untouched()
     assert set(grads) == set(problem.grads)
     for name, expected in grads.items():
         slot = problem.grads[name]
         old = slot.old().astype(np.float64) if slot.flags else 0.0
-        bound = tolerance(GRADIENT, slot.array.dtype)
+        most = bound(problem, GRADIENT, slot.array.dtype)
         scale = CANCELLED * sizes.get(name, 0.0)
-        assert_close(slot.values, expected + old, bound, name, scale=scale)
+        assert_close(slot.values, expected + old, most, name, scale=scale)
         assert slot.gaps_untouched(), name
     inputs = [slot for name, slot in problem.slots.items() if name != "output"]
     assert all(slot.untouched() for slot in inputs)
@@ -185,7 +191,7 @@ def test_equal_targets_receive_the_sum(rng: np.random.Generator) -> None:
             run(problem)
             _, grads, _ = problem.oracle()
             total = sum(grads[name] for name in GRADIENTS) + old
-            assert_close(shared.values, total, tolerance(GRADIENT, dtype), f"{dtype}")
+            assert_close(shared.values, total, bound(problem, GRADIENT, dtype), f"{dtype}")
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 3e-8, 4e4])
@@ -208,12 +214,12 @@ def test_results_are_rounded_to_nearest_even(
         expected = exact.array.astype(dtype)
     assert rounded.array.tobytes() == expected.tobytes()
     # and widened exactly: subnormal numbers, infinities and NaN too
-    bits = rng.integers(0, 2**16, exact.array.shape).astype(np.uint16).view(dtype)
+    bits = rng.integers(0, 2**16, problem.slots["key"].array.shape).astype(np.uint16).view(dtype)
     wide = bits.astype(np.float32)
     found = []
     for array in (bits, wide):
-        problem.slots["query"] = bnns_problem.place(rng, array, exact.layout, batched=True)
-        problem.slots["output"] = bnns_problem.place(rng, wide, exact.layout, batched=True)
+        problem.slots["key"] = bnns_problem.place(rng, array, exact.layout, batched=True)
+        problem.slots["output"] = exact
         problem.create()
         problem.forward()
         found.append(problem.slots["output"].array.copy())
@@ -422,9 +428,9 @@ def test_structs_keep_their_arrays_alive() -> None:
     assert alive() is None
 
 
-def test_sizes_depend_on_shapes_alone(rng: np.random.Generator) -> None:
-    found = set()
+def test_sizes_depend_on_shapes_and_types_alone(rng: np.random.Generator) -> None:
     for dtype in DTYPES:
+        found = set()
         for misaligned in (False, True):
             options = Options(dtypes=(dtype,), misaligned=misaligned, gaps=misaligned)
             problem = Problem.make(rng, options)
@@ -435,7 +441,7 @@ def test_sizes_depend_on_shapes_alone(rng: np.random.Generator) -> None:
                 problem.forward(backprop_cache_size=sizes[0], workspace_size=sizes[1], **given)
                 problem.backward(False, workspace_size=sizes[2], **given)
                 found.add(tuple(size.value for size in sizes))
-    assert len(found) == 1
+        assert len(found) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protects a page with mprotect")
@@ -467,6 +473,6 @@ def test_hidden_keys_may_lie_in_memory_that_cannot_be_read(
     finally:
         assert libc.mprotect(ctypes.c_void_p(base + page), page, 3) == 0
     out = problem.slots["output"]
-    assert_close(out.values, expected, tolerance(FORWARD, out.array.dtype))
+    assert_close(out.values, expected, bound(problem, FORWARD, out.array.dtype))
     d_value = problem.grads["value"]
-    assert_close(d_value.values, grads["value"], tolerance(GRADIENT, d_value.array.dtype))
+    assert_close(d_value.values, grads["value"], bound(problem, GRADIENT, d_value.array.dtype))

@@ -120,9 +120,14 @@ void expect_apart(const Gradients& g, const CallTensors& call, const Tensor& wor
 
 LayerGradients layer_gradients(const Gradients& g, Staging& staging) {
   LayerGradients d;
-  d.query = staging.result(g.query.target, &d.query_adds);
-  d.key = staging.result(g.key.target, &d.key_adds);
-  d.value = staging.result(g.value.target, &d.value_adds);
+  const auto target = [&](const Tensor& t, bool* adds) {
+    int given = 0;
+    for (const Tensor* other : g.targets()) given += *other && same_memory(t, *other);
+    return staging.target(t, given > 1, adds);
+  };
+  d.query = target(g.query.target, &d.query_adds);
+  d.key = target(g.key.target, &d.key_adds);
+  d.value = target(g.value.target, &d.value_adds);
   Parameters& p = d.parameters;
   p.query = {staging.sum(g.query.weights), staging.sum(g.query.bias)};
   p.key = {staging.sum(g.key.weights), staging.sum(g.key.bias)};
@@ -153,7 +158,7 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
   Arena count;
   Staging counting(count, false);
   const LayerCall shape = layer_call(call, 0, counting);
-  counting.in(g.output.target);
+  counting.input(g.output.target);
   layer_gradients(g, counting);
   const size_t own_cache = cached ? 0 : align_up(cache_bytes(without_mask(shape)));
   size_t of_engine = backward_bytes(without_mask(shape));

@@ -58,23 +58,24 @@ LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging
   const Filter& f = call.filter;
   LayerCall l;
   Parameters& p = l.parameters;
-  p.query = {staging.in(f.query.weights), staging.in(f.query.bias)};
-  p.key = {staging.in(f.key.weights), staging.in(f.key.bias)};
-  p.value = {staging.in(f.value.weights), staging.in(f.value.bias)};
-  p.out = {staging.in(f.output.weights), staging.in(f.output.bias)};
-  p.bias_k = staging.in(f.key_attn_bias);
-  p.bias_v = staging.in(f.value_attn_bias);
+  p.query = {staging.input(f.query.weights), staging.input(f.query.bias)};
+  p.key = {staging.input(f.key.weights), staging.input(f.key.bias)};
+  p.value = {staging.input(f.value.weights), staging.input(f.value.bias)};
+  p.out = {staging.input(f.output.weights), staging.input(f.output.bias)};
+  p.bias_k = staging.input(f.key_attn_bias);
+  p.bias_v = staging.input(f.value_attn_bias);
   l.query = staging.input(call.query);
-  l.key = same_memory(call.key, call.query) ? l.query : staging.in_visible(call.key, call.key_mask);
+  l.key = same_memory(call.key, call.query) ? l.query : staging.visible(call.key, call.key_mask);
   l.value = same_memory(call.value, call.query) ? l.query
             : same_memory(call.value, call.key) ? l.key
-                                                : staging.in_visible(call.value, call.key_mask);
+                                                : staging.visible(call.value, call.key_mask);
   AttentionSpec& spec = l.attention;
+  spec.dtype = l.query.dtype;
   spec.heads = {f.dims.heads, f.dims.d_key, f.dims.d_value};
   spec.shape.batch = call.batch;
   spec.shape.queries = f.dims.T;
   spec.shape.keys = f.dims.S;
-  spec.shape.key_padding = staging.in(call.key_mask);
+  spec.shape.key_padding = staging.input(call.key_mask);
   spec.bias_key = bool(f.key_attn_bias);
   spec.zero_row = f.zero_row;
   spec.rules.scale = 1.0 / std::sqrt(double(f.dims.d_key));

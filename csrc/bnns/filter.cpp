@@ -158,23 +158,20 @@ void Filter::copy_weights() {
   Tensor* const all[] = {&query.weights, &query.bias,     &key.weights,    &key.bias,
                          &value.weights, &value.bias,     &output.weights, &output.bias,
                          &key_attn_bias, &value_attn_bias};
-  const auto take = [&](Arena& arena, bool real) {
+  const auto copy = [&](Arena& arena, bool real) {
     for (Tensor* t : all) {
       if (!*t) continue;
-      float* to = arena.take<float>(t->elements());
+      void* const to = take(arena, *t);
       if (!real) continue;
-      widen(*t, to);
-      t->data = to;
-      t->type = BNNSDataTypeFloat32;
-      int64_t stride = 1;
-      for (int i = t->rank - 1; i >= 0; --i) t->stride[i] = stride, stride *= t->size[i];
+      copy_elements(*t, to);
+      *t = t->contiguous(to);
     }
   };
   Arena none;
-  take(none, false);
+  copy(none, false);
   copies = Block64(none.used(), allocator);
   Arena arena(copies.data());
-  take(arena, true);
+  copy(arena, true);
   output.weights = output.weights.permuted(1, 2, 0);
 }
 

@@ -1,8 +1,10 @@
-// Arrays in the engine's form: the caller's memory where that will do, else float copies taken
-// from an arena. Runs once to learn their size, and once for real.
+// Arrays in the engine's form: the caller's memory, whatever its type. Only what is not aligned is
+// copied, and sums of several gradients in half precision are made as floats; both take their
+// memory from an arena. Runs once to learn their size, and once for real.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -11,106 +13,72 @@
 
 namespace multihead::bnns {
 
-inline View contiguous(float* data, const Tensor& like) {
-  View v;
-  v.data = data;
-  v.rank = like.rank;
-  int64_t stride = 1;
-  for (int i = like.rank - 1; i >= 0; --i) {
-    v.size[i] = like.size[i];
-    v.stride[i] = stride;
-    stride *= like.size[i];
-  }
-  return v;
-}
-
 class Staging {
  public:
   Staging(Arena& arena, bool real) : arena_(arena), real_(real) {}
 
-  // A parameter: float, so that the size of a call does not depend on where it lies.
-  View in(const Tensor& t) {
-    if (!t) return {};
-    if (t.direct()) return t.view();
-    if (!t.data) return contiguous(nullptr, t);
-    return copy(t);
-  }
-  // Something that is read: as it is stored, if it can be.
-  View input(const Tensor& t) {
-    if (!t) return {};
-    return t.readable() || !t.data ? t.view() : copy(t);
-  }
-  View copy(const Tensor& t) {
-    float* to = arena_.take<float>(t.elements());
-    if (real_) widen(t, to);
-    return contiguous(to, t);
-  }
+  // Something that is read.
+  View input(const Tensor& t) { return read_in_place(t) ? t.view() : copy(t); }
   // (batch, tokens, features) of which those that a mask (batch, tokens) hides are not read.
-  View in_visible(const Tensor& t, const Tensor& mask) {
-    if (!mask || t.readable() || !t.data) return input(t);
-    float* to = arena_.take<float>(t.elements());
-    const View v = contiguous(to, t);
-    if (!real_) return v;
-    std::fill_n(to, t.elements(), 0.0f);
-    Tensor row = t;
-    row.rank = 1;
-    row.size[0] = t.size[2], row.stride[0] = t.stride[2];
+  View visible(const Tensor& t, const Tensor& mask) {
+    if (!mask || read_in_place(t)) return input(t);
+    const Tensor to = t.contiguous(take(arena_, t));
+    if (!real_) return to.view();
+    std::memset(to.data, 0, size_t(to.elements() * to.item_bytes()));
     for (int64_t b = 0; b < t.size[0]; ++b)
-      for (int64_t j = 0; j < t.size[1]; ++j) {
-        if (static_cast<const uint8_t*>(mask.data)[b * mask.stride[0] + j * mask.stride[1]])
-          continue;
-        row.data =
-            static_cast<char*>(t.data) + (b * t.stride[0] + j * t.stride[1]) * t.item_bytes();
-        widen(row, to + (b * t.size[1] + j) * t.size[2]);
-      }
-    return v;
+      for (int64_t j = 0; j < t.size[1]; ++j)
+        if (!static_cast<const uint8_t*>(mask.data)[b * mask.stride[0] + j * mask.stride[1]])
+          copy_elements(t.row(b, j), to.row(b, j).data);
+    return to.view();
   }
-  // The engine sets it, once and with nothing added.
-  View output(const Tensor& t) {
-    bool adds = false;
-    return t && !t.adds && t.readable() ? t.view() : result(t, &adds);
-  }
-  // The engine sets it; `finish` brings it back. `adds` says that the engine is to add.
-  View result(const Tensor& t, bool* adds) {
-    *adds = false;
-    if (!t) return {};
-    if (t.direct()) {
-      *adds = t.adds;
-      return t.view();
-    }
-    for (const auto& [from, to] : results_)
-      if (same_memory(t, to)) return contiguous(from, t);
-    float* from = arena_.take<float>(t.elements());
-    results_.push_back({from, t});
-    return contiguous(from, t);
+
+  // The engine sets it.
+  View output(const Tensor& t) { return t && !t.aligned() ? floats(t) : t.view(); }
+  // The engine sets it, or adds to it if it says so in `adds`; several gradients may have it.
+  View target(const Tensor& t, bool shared, bool* adds) {
+    const bool half = t && t.type != BNNSDataTypeFloat32;
+    if (t && (!t.aligned() || (half && shared))) return floats(t);
+    *adds = t.adds;
+    return t.view();
   }
   // The engine adds to it, once `begin_sums` has been called.
   View sum(const Tensor& t) {
-    bool adds = false;
-    const View v = result(t, &adds);
-    if (!t || adds) return v;
-    if (t.direct()) {
-      to_clear_.push_back(t);
-    } else {
-      Tensor copy = t;
-      copy.data = v.data;
-      copy.type = BNNSDataTypeFloat32;
-      std::copy(v.stride, v.stride + t.rank, copy.stride);
-      to_clear_.push_back(copy);
+    if (t && !t.aligned()) {
+      const View v = floats(t);
+      if (real_) std::fill_n(v.as<float>(), t.elements(), 0.0f);
+      return v;
     }
-    return v;
+    if (t && !t.adds) to_clear_.push_back(t);
+    return t.view();
   }
   void begin_sums() const {
     for (const Tensor& t : to_clear_) clear(t);
   }
   void finish() const {
-    for (const auto& [from, to] : results_) narrow(from, to);
+    for (const auto& [from, to] : results_) narrow(from.as<float>(), to);
   }
 
  private:
+  static bool read_in_place(const Tensor& t) { return !t || t.aligned(); }
+  View copy(const Tensor& t) {
+    const Tensor to = t.contiguous(take(arena_, t));
+    if (real_) copy_elements(t, to.data);
+    return to.view();
+  }
+  // Floats for results, which `finish` brings to where they belong.
+  View floats(const Tensor& t) {
+    for (const auto& [from, to] : results_)
+      if (same_memory(t, to)) return from;
+    Tensor like = t.contiguous(nullptr);
+    like.type = BNNSDataTypeFloat32;
+    like.data = take(arena_, like);
+    results_.push_back({like.view(), t});
+    return like.view();
+  }
+
   Arena& arena_;
   bool real_;
-  std::vector<std::pair<float*, Tensor>> results_;
+  std::vector<std::pair<View, Tensor>> results_;
   std::vector<Tensor> to_clear_;
 };
 

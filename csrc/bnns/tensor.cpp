@@ -105,17 +105,8 @@ int64_t Tensor::elements() const {
   return n;
 }
 
-bool Tensor::direct() const {
-  return type == BNNSDataTypeBoolean ||
-         (type == BNNSDataTypeFloat32 && reinterpret_cast<uintptr_t>(data) % sizeof(float) == 0);
-}
-
-static bool is_half(BNNSDataType type) {
-  return type == BNNSDataTypeFloat16 || type == BNNSDataTypeBFloat16;
-}
-
-bool Tensor::readable() const {
-  return direct() || (is_half(type) && reinterpret_cast<uintptr_t>(data) % sizeof(uint16_t) == 0);
+bool Tensor::aligned() const {
+  return reinterpret_cast<uintptr_t>(data) % uintptr_t(item_bytes()) == 0;
 }
 
 View Tensor::view() const {
@@ -129,6 +120,22 @@ View Tensor::view() const {
   std::copy(size, size + rank, v.size);
   std::copy(stride, stride + rank, v.stride);
   return v;
+}
+
+Tensor Tensor::contiguous(void* at) const {
+  Tensor t = *this;
+  t.data = at;
+  int64_t step = 1;
+  for (int i = rank - 1; i >= 0; --i) t.stride[i] = step, step *= size[i];
+  return t;
+}
+
+Tensor Tensor::row(int64_t a, int64_t b) const {
+  Tensor t = *this;
+  t.data = static_cast<char*>(data) + (a * stride[0] + b * stride[1]) * item_bytes();
+  t.rank = 1;
+  t.size[0] = size[2], t.stride[0] = stride[2];
+  return t;
 }
 
 Tensor Tensor::permuted(int a, int b) const {
@@ -212,8 +219,14 @@ void expect_float(const Tensor& t) {
     refuse(t.name + ".data_type", "Float32, Float16 or BFloat16", "Boolean");
 }
 
-void widen(const Tensor& from, float* to) {
-  each(from, [&](const char* at) { *to++ = load(at, from.type); });
+void* take(Arena& arena, const Tensor& t) {
+  return arena.take<char>(t.elements() * t.item_bytes());
+}
+
+void copy_elements(const Tensor& from, void* to) {
+  const size_t item = size_t(from.item_bytes());
+  char* at = static_cast<char*>(to);
+  each(from, [&](const char* element) { std::memcpy(at, element, item), at += item; });
 }
 
 void narrow(const float* from, const Tensor& to) {

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../engine/arena.h"
 #include "../engine/view.h"
 
 namespace multihead::bnns {
@@ -29,11 +30,13 @@ struct Tensor {
   explicit operator bool() const { return rank > 0; }
   int64_t elements() const;
   int64_t item_bytes() const { return type == BNNSDataTypeBoolean ? 1 : (type & 0xFF) / 8; }
-  // Whether the engine can use the memory as it is: to sum in; or only to read it, or to write
-  // there what it rounds once.
-  bool direct() const;
-  bool readable() const;
+  // Whether the engine can use the memory as it is; of no memory it can.
+  bool aligned() const;
   View view() const;  // of such memory
+  // The same elements, in the order of their indices.
+  Tensor contiguous(void* at) const;
+  // The elements at two indices, of three.
+  Tensor row(int64_t a, int64_t b) const;
   // The same memory, another order of indices.
   Tensor permuted(int a, int b) const;
   Tensor permuted(int a, int b, int c) const;
@@ -46,8 +49,10 @@ Tensor read_descriptor(const BNNSNDArrayDescriptor& d, const std::string& name, 
 void expect_shape(const Tensor& t, std::initializer_list<int64_t> size);
 void expect_float(const Tensor& t);
 
-// to = the elements in the order of their indices; and back, set or added.
-void widen(const Tensor& from, float* to);
+void* take(Arena& arena, const Tensor& t);  // memory for its elements
+// to = the elements in the order of their indices.
+void copy_elements(const Tensor& from, void* to);
+// And back from floats, set or added.
 void narrow(const float* from, const Tensor& to);
 void clear(const Tensor& t);  // whose elements lie apart
 
