@@ -23,6 +23,7 @@ FLOATS = {
     "autocast, half queries": ("key", "value", "attn_mask"),
     "half inputs": (),
 }
+MODES = [*FLOATS, "half module"]
 WAYS = ["eager", "compiled", "graph of gradients"]
 
 pytestmark = [
@@ -74,7 +75,7 @@ def run(module: Any, call: Call, dtype: torch.dtype, mode: str, way: str = "eage
     given = {"query": call.query, "key": call.key, "value": call.value}
     given["attn_mask"] = call.options["attn_mask"]
     leaves = {
-        name: torch.from_numpy(x).to(torch.float32 if name in FLOATS[mode] else dtype)
+        name: torch.from_numpy(x).to(torch.float32 if name in FLOATS.get(mode, ()) else dtype)
         for name, x in given.items()
     }
     leaves = {name: x.requires_grad_() for name, x in leaves.items()}
@@ -97,12 +98,14 @@ def run(module: Any, call: Call, dtype: torch.dtype, mode: str, way: str = "eage
 
 
 @pytest.mark.parametrize("layout", ["batch first", "sequence first"])
-@pytest.mark.parametrize("mode", FLOATS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_layer_is_that_of_the_oracle(
     way: str, mode: str, layout: str, dtype: torch.dtype, rng: np.random.Generator
 ) -> None:
     module, call, expected = problem(dtype, layout, rng)
+    if mode == "half module":
+        module.to(dtype)
     found = run(module, call, dtype, mode, way)
     assert_close(found.out, expected.out, bound(FORWARD, dtype), "out")
     assert_close(found.weights, expected.weights, bound(FORWARD, dtype), "weights")
@@ -171,32 +174,35 @@ def test_tensors_reach_the_engine_as_they_lie(
     assert grads.in_weight.dtype == torch.float32
 
 
-def test_attention_under_autocast(
-    dtype: torch.dtype, rng: np.random.Generator, seen: list[tuple[Any, ...]]
+@pytest.mark.parametrize("mode", ["autocast", "half inputs"])
+def test_attention_is_that_of_the_oracle(
+    mode: str, dtype: torch.dtype, rng: np.random.Generator, seen: list[tuple[Any, ...]]
 ) -> None:
     shapes = {"q": (2, 3, 37, 8), "k": (2, 3, 41, 8), "v": (2, 3, 41, 5), "mask": (37, 41)}
     drawn = {name: rounded(rng.standard_normal(shape), dtype) for name, shape in shapes.items()}
     d_out = rounded(rng.standard_normal((2, 3, 37, 5)), dtype)
     result = reference.attention(*drawn.values())
-    expected = dict(zip(shapes, reference.attention_backward(result, d_out), strict=False))
+    *expected, d_scores = reference.attention_backward(result, d_out)
+    expected.append(d_scores.sum((0, 1)))
+    of_inputs = torch.float32 if mode == "autocast" else dtype
     for function in (
         scaled_dot_product_attention,
         torch.compile(scaled_dot_product_attention, fullgraph=True),
     ):
-        leaves = {name: torch.from_numpy(x).requires_grad_() for name, x in drawn.items()}
-        with torch.autocast("cpu", dtype):
-            out = function(*leaves.values())
+        leaves = [torch.from_numpy(x).to(of_inputs).requires_grad_() for x in drawn.values()]
+        with cast(mode, dtype):
+            out = function(*leaves)
         assert out.dtype == dtype
         assert_close(out.detach().float().numpy(), result.out, bound(FORWARD, dtype), "out")
-        found = torch.autograd.grad(out, list(leaves.values()), torch.from_numpy(d_out).to(dtype))
-        assert all(x.dtype == torch.float32 for x in found)
-        for name, grad in zip(("q", "k", "v"), found, strict=False):
-            assert_close(grad.numpy(), expected[name], bound(GRADIENT, dtype), name)
+        found = torch.autograd.grad(out, leaves, torch.from_numpy(d_out).to(dtype))
+        for name, grad, x in zip(shapes, found, expected, strict=True):
+            assert grad.dtype == of_inputs
+            assert_close(grad.float().numpy(), x, bound(GRADIENT, dtype), name)
     forward = [x for x in seen if hasattr(x[0], "scale") and len(x) == 5]
     assert len(forward) == 2
     for options, tensors, out, *_ in forward:
         assert options.dtype == str(dtype)[6:]
-        assert tensors.query.dtype == tensors.mask.dtype == torch.float32
+        assert tensors.query.dtype == tensors.mask.dtype == of_inputs
         assert out.dtype == dtype
 
 

@@ -239,18 +239,6 @@ def test_a_query_with_nothing_to_see_gets_zeros(weights: bool, training: bool) -
     assert not x.grad[1].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    ours = MultiheadAttention(32, 4, batch_first=True).to(dtype)
-    x = torch.randn(2, 20, 32).to(dtype).requires_grad_()
-    out, weights = ours(x, x, x)
-    assert out.dtype == weights.dtype == dtype
-    out.float().square().sum().backward()
-    assert x.grad.dtype == ours.in_proj_weight.grad.dtype == dtype
-    wide = copy.deepcopy(ours).float()
-    assert torch.equal(wide(*[x.detach().float()] * 3)[0].to(dtype), out)
-
-
 def test_dropout_follows_pytorch_s_generator() -> None:
     ours = MultiheadAttention(12, 3, dropout=0.4, batch_first=True, dtype=torch.float64)
     x = torch.randn(2, 9, 12, dtype=torch.float64)
