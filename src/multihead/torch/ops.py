@@ -21,6 +21,7 @@ from multihead.torch.schema import LAYER_SCHEMA, flat_layer, layer_call
 from multihead.torch.tensors import dtype_of, kept_masks, settled, statistics_dtype
 
 _LANES = 16  # the engine's rows of tokens end at multiples of this
+_FEATURES = 32  # and a head's features of bfloat16 at divisors of this
 _FORWARD = "multihead::attention"
 _BACKWARD = "multihead::attention_backward"
 
@@ -59,6 +60,10 @@ def _cache_elements(call: LayerCall) -> Any:
 
     q_steps, k_steps = offsets or (None, None)
     width = 2 * tensors.out_weight.shape[1]
+    if options.dtype == "bfloat16":  # half as large, or filled up
+        features = tensors.out_weight.shape[1] // options.num_heads
+        filled = (features + _FEATURES - 1) // _FEATURES * _FEATURES
+        width = max(width, options.num_heads * filled)
     rows = lanes(query, q_steps, 0) * (width + 2 * options.num_heads)
     return rows + lanes(key, k_steps, extra) * width
 
