@@ -24,7 +24,7 @@ from tolerance import CANCELLED, FORWARD, GRADIENT, assert_close, tolerance
 def bound(problem: Problem, kind: str, dtype: Any) -> float:
     """Calls are computed in the dtype of query, and bfloat16 is rounded on the way too."""
     narrow = problem.slots["query"].array.dtype == ml_dtypes.bfloat16
-    return max(tolerance(kind, dtype), narrow * 2 * tolerance(kind, ml_dtypes.bfloat16))
+    return max(tolerance(kind, dtype), narrow * 4 * tolerance(kind, ml_dtypes.bfloat16))
 
 
 def check(problem: Problem, counter: int = 0) -> None:
@@ -34,11 +34,14 @@ def check(problem: Problem, counter: int = 0) -> None:
     assert_close(output.values, out, bound(problem, FORWARD, output.array.dtype), "output")
     assert output.gaps_untouched()
     assert set(grads) == set(problem.grads)
+    # scores of rounded numbers: a small probability is not as exact as a large one
+    narrow = problem.slots["query"].array.dtype == ml_dtypes.bfloat16
+    largest = narrow * max(np.abs(x).max(initial=0.0) for x in grads.values())
     for name, expected in grads.items():
         slot = problem.grads[name]
         old = slot.old().astype(np.float64) if slot.flags else 0.0
         most = bound(problem, GRADIENT, slot.array.dtype)
-        scale = CANCELLED * sizes.get(name, 0.0)
+        scale = CANCELLED * max(sizes.get(name, 0.0), largest)
         assert_close(slot.values, expected + old, most, name, scale=scale)
         assert slot.gaps_untouched(), name
     inputs = [slot for name, slot in problem.slots.items() if name != "output"]
