@@ -82,7 +82,9 @@ def test_half_precision_numpy(layout: str, dtype: str, rng: np.random.Generator)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_gradients_of_parameters_add_up_in_float32(dtype: str, rng: np.random.Generator) -> None:
+def test_gradients_of_parameters_add_up_in_float32(
+    isa: str, dtype: str, rng: np.random.Generator
+) -> None:
     layer, call, expected = half_problem(dtype, rng)
     run(layer, call)
     for name, grad in layer.grads.items():

@@ -52,7 +52,9 @@ def test_results_are_rounded_to_nearest_even(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lse_is_that_of_the_same_numbers_in_float32(dtype: str, rng: np.random.Generator) -> None:
+def test_lse_is_that_of_the_same_numbers_in_float32(
+    isa: str, dtype: str, rng: np.random.Generator
+) -> None:
     q, k, v = (rng.standard_normal((2, 3, 5, 4)).astype(DTYPES[dtype]) for _ in range(3))
     lowest = np.full((5, 5), np.finfo(np.float32).min, np.float32)
     for mask in (None, lowest, lowest / 4):
