@@ -94,11 +94,13 @@ def scaled_dot_product_attention(
     ----------
     query : array of shape (..., L, D)
         Usually (N, H, L, D). A NumPy array or any CPU array that speaks DLPack, of float32,
-        float64, float16 or bfloat16 (the latter two are computed in float32), of any strides.
+        float64, float16 or bfloat16, of any strides. float16 is computed in float32, and so is
+        bfloat16 where the CPU cannot multiply it.
     key : array of shape (..., S, D)
-        Of the dtype and leading axes of `query`.
+        Of the dtype and leading axes of `query`; of float16 or bfloat16, too, under float32
+        queries: a cache of half the size.
     value : array of shape (..., S, Dv)
-        Of the dtype and leading axes of `query`.
+        Likewise.
     attn_mask : array, bool or floating, optional
         Broadcastable to (..., L, S). **True = attend**; floats are added to the scaled scores.
     dropout_p : float, default 0.0
@@ -170,8 +172,8 @@ def scaled_dot_product_attention(
         raise NotImplementedError(f"enable_gqa: expected False, got True ({way})")
     element = _element(query)
     q, _, q_kind = read("query", query, element)
-    k, _, k_kind = (q, None, q_kind) if key is query else read("key", key, element, "")
-    v, _, v_kind = (k, None, k_kind) if value is key else read("value", value, element, "")
+    k, k_kind = (q, q_kind) if key is query else _kept("key", key, element)
+    v, v_kind = (k, k_kind) if value is key else _kept("value", value, element)
     shapes = (q.shape, k.shape, v.shape)
     _check_shapes(*shapes)
     scores = (*shapes[0][:-1], shapes[1][-2])
@@ -305,6 +307,15 @@ def _element(query: Any) -> Element:
     return element_of(dtype_name(array, kind), "query")
 
 
+def _kept(name: str, x: Any, element: Element) -> tuple[Array, Kind]:
+    """Take in keys or values: half precision, too, where queries are float32."""
+    if element.name == "float32" and not (type(x) is np.ndarray and x.dtype == element.compute):
+        found = dtype_name(*borrow(name, x))
+        element = element_of(found) if found in ("float16", "bfloat16") else element
+    array, _, kind = read(name, x, element, "")
+    return array, kind
+
+
 def _check_shapes(query: Shape, key: Shape, value: Shape) -> None:
     if len(query) < 2:
         raise wrong("query", dims("...", "L", "D"), query)
@@ -336,8 +347,8 @@ def _lse(cache: AttentionCache) -> Array:
 
 def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
     """Compute the statistic of some queries of a head from all of their scores, in float64."""
-    bits = cache.element.name == "bfloat16"
-    q, k, _ = (decode(x, cache.element.compute, bits) for x in cache.inputs)
+    compute = cache.element.compute
+    q, k, _ = (decode(x, compute, x.dtype == np.uint16) for x in cache.inputs)
     with np.errstate(all="ignore"):
         scores = q[n, h, rows].astype(np.float64) @ k[n, h].T.astype(np.float64) * cache.scale
         hidden = np.zeros(scores.shape, bool)
