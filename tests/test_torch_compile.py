@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from multihead.arguments import LayerOptions
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
 from multihead.torch.calls import LayerCall, Offsets
+from multihead.torch.ops import cache_elements
 from multihead.torch.schema import flat_layer
 
 pytestmark = [
@@ -204,7 +205,8 @@ def arguments(case: str) -> tuple[Any, ...]:
         for name, x in tensors._asdict().items()
         if isinstance(x, torch.nn.Parameter)
     }
-    return (*flat_layer(LayerCall(tensors._replace(**leaves), options, offsets)), True)
+    call = LayerCall(tensors._replace(**leaves), options, offsets)
+    return *flat_layer(call), cache_elements(call)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch.library import opcheck
 from multihead.arguments import AttentionOptions, AttentionTensors, LayerOptions
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.ops import cache_elements
 from multihead.torch.schema import flat_attention, flat_layer
 
 HALF = [torch.bfloat16, torch.float16]
@@ -87,7 +88,8 @@ def layer_arguments(mode: str, dtype: torch.dtype) -> tuple[Any, ...]:
     mask = torch.randn(5, 5).to(of_inputs).requires_grad_()
     options = LayerOptions(str(dtype)[6:], 3, False, True, True, False, 0.0, None)
     tensors = module._tensors((x, x, x), (None, mask), False)
-    return flat_layer(LayerCall(tensors, options, None))
+    call = LayerCall(tensors, options, None)
+    return *flat_layer(call), cache_elements(call)
 
 
 def attention_arguments(mode: str, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -99,7 +101,7 @@ def attention_arguments(mode: str, dtype: torch.dtype) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_operations_pass_pytorch_s_checks(mode: str, dtype: torch.dtype) -> None:
-    opcheck(torch.ops.multihead.attention, (*layer_arguments(mode, dtype), True))
+    opcheck(torch.ops.multihead.attention, layer_arguments(mode, dtype))
     operation = torch.ops.multihead.scaled_dot_product_attention
     opcheck(operation, attention_arguments(mode, dtype))
 

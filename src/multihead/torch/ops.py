@@ -25,8 +25,9 @@ _FEATURES = 32  # and a head's features of bfloat16 at divisors of this
 _FORWARD = "multihead::attention"
 _BACKWARD = "multihead::attention_backward"
 
-# out, shaped like query; weights (N, H or 1, L, S'), or (0,) for none; what backward needs, 1-D
-torch.library.define(_FORWARD, f"({LAYER_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor)")
+# out, shaped like query; weights (N, H or 1, L, S'), or (0,) for none; what backward needs: so many
+# elements, or none. They are an argument, as PyTorch keeps what it compiled by that.
+torch.library.define(_FORWARD, f"({LAYER_SCHEMA}, SymInt kept) -> (Tensor, Tensor, Tensor)")
 # the gradients that are needed, in the order of the tensors
 torch.library.define(
     _BACKWARD,
@@ -36,8 +37,8 @@ torch.library.define(
 
 def attention(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Call the operation; dropout's seed is a tensor."""
-    keep = needs_grad(call.tensors)
-    out, weights, _ = torch.ops.multihead.attention(*flat_layer(call), keep)
+    kept = cache_elements(call) if needs_grad(call.tensors) else 0
+    out, weights, _ = torch.ops.multihead.attention(*flat_layer(call), kept)
     return out, None if call.options.average is None else weights
 
 
@@ -46,7 +47,7 @@ def _seeded(call: LayerCall) -> LayerCall:
     return call if seed is None else call._replace(options=call.options._replace(seed=int(seed)))
 
 
-def _cache_elements(call: LayerCall) -> Any:
+def cache_elements(call: LayerCall) -> Any:
     """Return how many elements backward needs at most: q and out, k and v, two of each row."""
     tensors, options, offsets = call
     query, key, _ = tensors.three
@@ -68,25 +69,22 @@ def _cache_elements(call: LayerCall) -> Any:
     return rows + lanes(key, k_steps, extra) * width
 
 
-def _new_cache(call: LayerCall, keep: bool) -> torch.Tensor:
-    query = call.tensors.query
-    made: torch.Tensor = query.new_empty(
-        _cache_elements(call) if keep else 0, dtype=statistics_dtype(call)
-    )
+def _new_cache(call: LayerCall, kept: Any) -> torch.Tensor:
+    made: torch.Tensor = call.tensors.query.new_empty(kept, dtype=statistics_dtype(call))
     return made
 
 
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    call, (keep,) = layer_call(arguments)
-    cache = _new_cache(call, keep)
-    out, weights, _ = engine.forward(_seeded(call), cache if keep else False)
+    call, (kept,) = layer_call(arguments)
+    cache = _new_cache(call, kept)
+    out, weights, _ = engine.forward(_seeded(call), cache if kept else False)
     return out, out.new_empty(0) if weights is None else weights, cache
 
 
 def _fake_forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    call, (keep,) = layer_call(arguments)
+    call, (kept,) = layer_call(arguments)
     query, dtype = call.tensors.query, dtype_of(call)
-    cache = _new_cache(call, keep)
+    cache = _new_cache(call, kept)
     if call.options.average is not None and call.offsets is not None:
         weights = query.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype)
     elif call.options.average is not None:
