@@ -9,9 +9,7 @@ template <class E>
 struct Attention<E>::QueryBlock {
   BackwardBlock<E> block;
   E *q, *d_out, *q_rows, *d_out_rows, *v_tokens, *p, *ds;
-  Acc<E>*s, *d_p;
-  E* ds_columns;
-  Acc<E>* d_weights;
+  Acc<E>*s, *d_p, *d_weights;
   DropoutRows* rows;
   TileScratch<E>* mask;
   bool checked = false;  // block.finite is known: it matters where a mask hides something
@@ -24,7 +22,6 @@ struct Attention<E>::QueryBlock {
         v_tokens(arena.take<E>(a.plan_.layout.size(a.plan_.heads.value_dim, kTile))),
         s(take_scores<E>(arena, p)),
         d_p(take_scores<E>(arena, ds)),
-        ds_columns(kRounds<E> ? arena.take<E>(kTile * kTile) : ds),
         d_weights(arena.take<Acc<E>>(kTile * kTile)),
         rows(arena.take<DropoutRows>(1)),
         mask(arena.take<TileScratch<E>>(1)) {
@@ -33,7 +30,7 @@ struct Attention<E>::QueryBlock {
     block.p = p;
     block.d_p = d_p;
     block.ds = ds;
-    block.ds_columns = ds_columns;
+    block.ds_columns = kRounds<E> ? arena.take<E>(kTile * kTile) : ds;
   }
 
   // Scales and transposes what the block needs of q and d_out.

@@ -37,6 +37,31 @@ MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, in
   }
 }
 
+// The same for 2 kWidth features of bfloat16, which are turned around in pairs.
+template <int N>
+MULTIHEAD_INLINE void pair_scores(const RowScores<float>& t, int64_t j, int64_t d, F32* sum) {
+  constexpr int W = kWidth<float>;
+  constexpr int64_t kFar = 24;  // rows to ask for before they are used
+  U32 x[W];
+  MULTIHEAD_UNROLL(16)
+  for (int r = 0; r < W; ++r) {
+    const int64_t key = j + r < t.keys ? j + r : t.keys - 1;
+    const BFloat16* row = static_cast<const BFloat16*>(t.k.data) + key * t.k.row + d;
+    x[r] = load_groups(row);
+    MULTIHEAD_PREFETCH_L1(row + kFar * t.k.row);
+  }
+  transpose_square<uint32_t>(x);
+  MULTIHEAD_UNROLL(16)
+  for (int i = 0; i < W; ++i) {
+    MULTIHEAD_UNROLL(4)
+    for (int n = 0; n < N; ++n) {
+      const float* const q = t.q + n * t.q_row + d + 2 * i;
+      sum[n] = fma(first_of(x[i]), splat(q[0]), sum[n]);
+      sum[n] = fma(second_of(x[i]), splat(q[1]), sum[n]);
+    }
+  }
+}
+
 // Each score is one chain in the order of the features, as it is in a tile: backward makes it anew
 // there, and both must see the same bits.
 template <class T, class S, int N>
@@ -45,6 +70,9 @@ void scores_of_rows(const RowScores<T>& t) {
   for (int64_t j = 0; j < t.keys; j += kGroups * W) {
     Vec<T> sum[kGroups][N] = {};
     int64_t d = 0;
+    if constexpr (kTypeOf<S> == DType::BFloat16)
+      for (; d + 2 * W <= t.head_dim; d += 2 * W)
+        for (int g = 0; g < kGroups; ++g) pair_scores<N>(t, j + g * W, d, sum[g]);
     for (; d + W <= t.head_dim; d += W)
       for (int g = 0; g < kGroups; ++g) key_scores<T, S, N>(t, j + g * W, d, W, sum[g]);
     for (int g = 0; g < kGroups && d < t.head_dim; ++g)
