@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -182,3 +186,22 @@ def test_errors_are_no_larger_than_those_of_pytorch(
     for name, x, y, z in zip(("out", "d_q", "d_k", "d_v"), ours, theirs, exact, strict=True):
         error = np.linalg.norm(x.astype(np.float64) - z.numpy())
         assert error <= 1.1 * float((y.double() - z).norm()), name
+
+
+@pytest.mark.skipif("amx" not in kernel_sets.OF_PAIRS, reason="this processor has no AMX")
+def test_where_the_system_refuses_tiles_another_set_runs() -> None:
+    program = Path(__file__).with_name("refused_tiles.py")
+    environment = {name: x for name, x in os.environ.items() if name != "MULTIHEAD_ISA"}
+    done = subprocess.run(
+        [sys.executable, program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names, error = done.stdout.splitlines()
+    available = _native.available_isas()
+    assert names.split() == ["avx512", *(x for x in available[:5] if x != "amx")]
+    assert float(error) < tolerance(FORWARD, "bfloat16")
