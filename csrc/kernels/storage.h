@@ -46,13 +46,25 @@ struct BFloat16 {
 };
 
 template <class T>
-constexpr DType kTypeOf = DType::Float32;
+struct TypeOf;
 template <>
-constexpr DType kTypeOf<double> = DType::Float64;
+struct TypeOf<float> {
+  static constexpr DType value = DType::Float32;
+};
 template <>
-constexpr DType kTypeOf<Float16> = DType::Float16;
+struct TypeOf<double> {
+  static constexpr DType value = DType::Float64;
+};
 template <>
-constexpr DType kTypeOf<BFloat16> = DType::BFloat16;
+struct TypeOf<Float16> {
+  static constexpr DType value = DType::Float16;
+};
+template <>
+struct TypeOf<BFloat16> {
+  static constexpr DType value = DType::BFloat16;
+};
+template <class T>
+constexpr DType kTypeOf = TypeOf<T>::value;
 
 // Rows of the caller's arrays, a pointer to each; null where there is none. Elements of a row are
 // `stride` elements apart.
