@@ -45,6 +45,8 @@ OURS = tuple(isa for isa in _native.available_isas() if isa in SETS)  # of the l
 FOR_TESTS = ("wide", "grouped")
 EMULATED = {"emulated_dot": "avx512_bf16", "emulated_amx": "amx"}  # sets, and whose bits they have
 OF_PAIRS = tuple(isa for isa in _native.available_isas() if isa not in SETS)
+# each once: an emulated set where the processor has not the real one, whose bits it has
+DISTINCT_PAIRS = (*OF_PAIRS, *(x for x, real in EMULATED.items() if real not in OF_PAIRS))
 COMPILER = os.environ.get("CXX", "c++")
 
 

@@ -9,7 +9,7 @@ import kernel_sets
 from multihead import _native
 from multihead.torch import MultiheadAttention
 
-SETS = (*kernel_sets.OURS, *kernel_sets.OF_PAIRS, *kernel_sets.EMULATED)
+SETS = (*kernel_sets.OURS, *kernel_sets.DISTINCT_PAIRS)
 
 
 def moved(x: torch.Tensor, offset: int) -> torch.Tensor:

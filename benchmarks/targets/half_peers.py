@@ -10,9 +10,9 @@ from benchmarks.contenders import OURS
 from benchmarks.machine import instructions
 from benchmarks.suite import Cell
 from benchmarks.targets.grid import mean_of, worst_of
+from benchmarks.targets.half import AMX
 from benchmarks.targets.target import Reached, Run, Target
 
-AMX = "amx_bf16"
 # all that most peers have
 RACED = tuple(case for case in GRID if not (case.mode.training or case.mode.weights))
 
