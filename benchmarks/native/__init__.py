@@ -137,7 +137,7 @@ def _limit(isa: str) -> ctypes.CDLL:
 @cache
 def _region() -> ctypes.CDLL:
     engine = ROOT / "csrc"
-    patterns = ("cpu.cpp", "threads_*.cpp", "usable_cpus_*.cpp")
+    patterns = ("cpu.cpp", "system_features_*.cpp", "threads_*.cpp", "usable_cpus_*.cpp")
     system = [path for each in patterns for path in sorted((engine / "platform").glob(each))]
     sources = [HERE / "region.cpp", engine / "engine" / "thread_pool.cpp", *system]
     library = ctypes.CDLL(str(build("region", sources, _architecture())))

@@ -160,10 +160,17 @@ void PackedWeights<E>::pack_square(const Kernels<E>& kernels, int64_t group, con
     const int64_t inside = (at.k + k) % padded_piece_;
     const int64_t some = smaller(padded_piece_ - inside, at.depth - k);
     const int64_t real = larger(0, smaller(piece_ - inside, some));
-    for (int64_t r = 0; r < at.rows; ++r) {
-      row[0] = address(smaller(r, given - 1), real ? offset_of(at.k + k) : 0);
-      kernels.gather_rows(to + r * pitch + k, some, {row, k_stride_, weight_.dtype},
-                          r < given ? real : 0, 1);
+    for (int64_t r = 0; r < at.rows; ++r)
+      row[r] = address(smaller(r, given - 1), real ? offset_of(at.k + k) : 0);
+    const auto gather = [&](int64_t first, int64_t columns, int64_t count) {
+      kernels.gather_rows(to + first * pitch + k, some, {row + first, k_stride_, weight_.dtype},
+                          columns, count);
+    };
+    if (some == pitch) {  // rows that are side by side
+      gather(0, real, given);
+      if (given < at.rows) gather(given, 0, at.rows - given);
+    } else {
+      for (int64_t r = 0; r < at.rows; ++r) gather(r, r < given ? real : 0, 1);
     }
     k += some;
   }

@@ -15,15 +15,9 @@ constexpr int kW = kWidth<float>;  // pairs to a register
 template <class S>
 constexpr bool kIsPair = kTypeOf<S> == DType::BFloat16;  // needs no rounding
 
-MULTIHEAD_INLINE U32 widen_halves(const BFloat16* p) {
-  return __builtin_convertvector(*reinterpret_cast<const WordsInMemory*>(p), U32);
-}
 // Two rows side by side: a pair for each column.
 MULTIHEAD_INLINE U32 side_by_side(const BFloat16* a, const BFloat16* b) {
-  return widen_halves(a) | widen_halves(b) << 16;
-}
-MULTIHEAD_INLINE void store_halves(BFloat16* p, U32 low) {
-  *reinterpret_cast<WordsInMemory*>(p) = __builtin_convertvector(low, Words);
+  return load_words(a) | load_words(b) << 16;
 }
 
 // `n` of an array's elements, then zeros: for vectors that reach beyond its end.
@@ -306,8 +300,8 @@ inline const BFloat16* pair_feature_rows(BFloat16* to, int64_t& pitch, const BFl
   for (int64_t r = 0; r < features; r += 2)
     for (int64_t lane = 0; lane < filled; lane += kW) {
       U32 x = load_groups(tile + r * lanes + lane * 2);
-      store_halves(to + r * pitch + lane, x & 0xFFFFu);
-      store_halves(to + (r + 1) * pitch + lane, x >> 16);
+      store_words(to + r * pitch + lane, x & 0xFFFFu);
+      store_words(to + (r + 1) * pitch + lane, x >> 16);
     }
   for (int64_t r = 0; r < features && tokens < filled; ++r)
     for (int64_t t = tokens; t < filled; ++t) to[r * pitch + t] = BFloat16{0};

@@ -66,26 +66,35 @@ def gradient_element(element: Element, dtype: Any) -> Element:
 
 
 class Block:
-    """Named arrays that lie one after the other in one block of memory.
+    """Named arrays of zeros in one block of memory, each from a multiple of 64 bytes on.
 
     `shown` holds what callers get, the same objects each time; its arrays may be given other
     shapes in place, which those of `arrays` must not.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], memory: Array) -> None:
-        self.memory = memory
+    def __init__(self, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> None:
+        line = 64 // dtype.itemsize
+        sizes = [-(-math.prod(shape) // line) * line for shape in shapes.values()]
+        memory = np.zeros(sum(sizes) + line, dtype)
+        start = -memory.ctypes.data % 64 // dtype.itemsize
+        self.memory = memory[start : start + sum(sizes)]
         self.arrays: dict[str, Array] = {}
         start = 0
-        for name, shape in shapes.items():
-            end = start + math.prod(shape)
-            self.arrays[name] = self.memory[start:end].reshape(shape)
-            start = end
+        for (name, shape), size in zip(shapes.items(), sizes, strict=True):
+            self.arrays[name] = self.memory[start : start + math.prod(shape)].reshape(shape)
+            start += size
         self.shown = {name: array[...] for name, array in self.arrays.items()}
 
-    @classmethod
-    def zeros(cls, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> Block:
-        """Make new arrays of zeros."""
-        return cls(shapes, np.zeros(sum(map(math.prod, shapes.values())), dtype))
+    def packed(self) -> Array:
+        """Copy the arrays, one after the other, into one."""
+        return np.concatenate([array.ravel() for array in self.arrays.values()])
+
+    def fill(self, packed: Array) -> None:
+        """Set the arrays to what `packed` returned."""
+        start = 0
+        for array in self.arrays.values():
+            array[...] = packed[start : start + array.size].reshape(array.shape)
+            start += array.size
 
 
 _NAMES = {
@@ -179,7 +188,7 @@ class AttentionParameters:
         _layers.add(self)
         self._shapes = shapes
         self._element, self._of_grads = element, of_grads
-        self._adopt(Block.zeros(shapes, storage_dtype(element)))
+        self._adopt(Block(shapes, storage_dtype(element)))
         self._grads: Block | None = None
 
     def _adopt(self, block: Block) -> None:
@@ -221,7 +230,7 @@ class AttentionParameters:
         if self._grads is None:
             with self._lock:
                 if self._grads is None:
-                    self._adopt_grads(Block.zeros(self._shapes, storage_dtype(self._of_grads)))
+                    self._adopt_grads(Block(self._shapes, storage_dtype(self._of_grads)))
         return self._grads_dict
 
     def zero_grad(self) -> None:

@@ -249,7 +249,7 @@ class LayerState(AttentionParameters):
         """Everything but the cache, which belongs to one call of this very object."""
         return {
             "options": self.options(),
-            "memory": self._block.memory,
+            "memory": self._block.packed(),
             "grads": None if self._grads is None else self.grads,
             "rng_state": self.rng_state,
             "training": self.training,
@@ -259,7 +259,9 @@ class LayerState(AttentionParameters):
         options = dict(state["options"])
         sizes = checked_sizes(**{name: options.pop(name) for name in SIZE_OPTIONS})
         LayerState.__init__(self, sizes, **options)
-        self._adopt(Block(self._shapes, state["memory"]))
+        block = Block(self._shapes, state["memory"].dtype)
+        block.fill(state["memory"])
+        self._adopt(block)
         if state["grads"] is not None:
             for name, grad in state["grads"].items():
                 self.grads[name][...] = grad.reshape(self._shapes[name])

@@ -25,9 +25,7 @@ MULTIHEAD_INLINE U32 rounded_bits(F32 x) {  // in the low halves
 MULTIHEAD_INLINE U32 pairs_of(F32 first, F32 second) {
   return rounded_bits(first) | rounded_bits(second) << 16;
 }
-MULTIHEAD_INLINE void store_rounded(BFloat16* p, F32 x) {
-  *reinterpret_cast<WordsInMemory*>(p) = __builtin_convertvector(rounded_bits(x), Words);
-}
+MULTIHEAD_INLINE void store_rounded(BFloat16* p, F32 x) { store_words(p, rounded_bits(x)); }
 MULTIHEAD_INLINE U32 neighbours_of(F32 low, F32 high) {
   BFloat16 both[2 * kWidth<float>];
   store_rounded(both, low);
