@@ -45,7 +45,7 @@ def test_systems_are_named_in_platform_alone() -> None:
     others = {path.relative_to(CSRC).parts[0] for path in SOURCES} - {"platform"}
     lines = found(SYSTEM, tuple(others))
     vectors = r"kernels/(vec\w*|pairs)\.h:\d+: typedef .* __attribute__\(\((vector_size|aligned)"
-    instructions = r"kernels/amx_tiles\.h:\d+: asm volatile"
+    instructions = r"kernels/amx_tiles\.h:\d+: .*asm volatile"
     assert [line for line in lines if not re.match(f"{vectors}|{instructions}", line)] == []
 
 
