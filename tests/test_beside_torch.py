@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import multihead as mh
+from multihead.torch import MultiheadAttention
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -80,3 +81,18 @@ def test_a_forked_child_computes() -> None:
         right = all((mix.layer(x, x, x)[0] == mix.expected).all() for _ in range(20))
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_tile_registers_are_nobody_s(two_threads: None) -> None:
+    # both compute bfloat16 in AMX's registers where there are any, and set them up as they like
+    linear = torch.nn.Linear(256, 256).bfloat16()
+    layer = MultiheadAttention(256, 4, batch_first=True).bfloat16()
+    x = torch.randn(4, 128, 256, dtype=torch.bfloat16)
+
+    @torch.no_grad()
+    def results() -> list[torch.Tensor]:
+        attended = torch.nn.functional.scaled_dot_product_attention(*[x[:, None]] * 3)
+        return [linear(x), layer(x, x, x, need_weights=False)[0], attended]
+
+    expected = results()
+    assert all(all(map(torch.equal, results(), expected)) for _ in range(50))
