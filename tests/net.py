@@ -35,7 +35,6 @@ from net_draws import Digest, Draws
 _native.set_little(0)  # threads share all of it, as is recorded
 # sets that multiply pairs of bfloat16 compute all else as those beside which they stand
 _BESIDE = {"amx": "avx512", "avx512_bf16": "avx512", "neon_bf16": "neon"}
-_native.use_isa(_BESIDE.get(_native.isa(), _native.isa()))
 
 RECORDED = pathlib.Path(__file__).with_name("net.json")
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -75,6 +74,14 @@ def buckets(every: int = 1) -> list[str]:
 
 def bucket_digest(name: str, show: bool = False) -> str:
     """The digest of a bucket."""
+    before = _native.use_isa(_BESIDE.get(_native.isa(), _native.isa()))
+    try:
+        return _bucket_digest(name, show)
+    finally:
+        _native.use_isa(before)
+
+
+def _bucket_digest(name: str, show: bool) -> str:
     call, _, calls = KINDS[name.rsplit(" ", 1)[0]]
     total = Digest()
     for i in range(calls):

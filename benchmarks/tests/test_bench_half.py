@@ -185,13 +185,20 @@ def test_a_set_is_held_to_its_lowest_shape(word: str, monkeypatch: pytest.Monkey
         return 2.0 - len(used) / 4
 
     monkeypatch.setattr(half, "absent", lambda name: "")
+    monkeypatch.setattr(half, "instructions", lambda: ("avx512_bf16",))
     monkeypatch.setattr(half, "kernel_set", lambda name: machine.kernel_set("baseline"))
     monkeypatch.setattr(half, "beside_float32", ratio)
     before = _native.isa()
-    found = reach(choose([f"avx512_bf16-{word}"], "half")[0], a_run()).reached
+    (target,) = choose([f"avx512_bf16-{word}"], "half")
+    found = reach(target, a_run()).reached
     assert found.value == 1.0
     assert used == [("baseline", word == "train", "bfloat16")] * 4
     assert _native.isa() == before
+    # whose instructions are slow is not held
+    monkeypatch.setattr(half, "instructions", lambda: ("avx512_bf16", "amx_bf16"))
+    found = reach(target, a_run()).reached
+    assert found.value is None
+    assert "half the rate" in found.note
 
 
 @pytest.mark.parametrize("name", ["float16", "widened"])
