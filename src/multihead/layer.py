@@ -367,7 +367,9 @@ class MultiheadAttention(LayerState):
             others += [("grads", array) for array in grads_memory]
             others += [("a mask", mask) for mask in call.mask_arrays if mask is not None]
             outputs.refuse_overlap(others)
-            arrays = outputs.engine_arrays()
+            query, key, value = batch.inputs
+            others_too = call.mask_arrays[0] is not None or self.add_bias_kv or self.add_zero_attn
+            arrays = outputs.engine_arrays(query is key is value and not others_too)
         d_query, d_key, d_value = arrays
         d_masks = call.new_mask_gradients(need_mask_grad)
 

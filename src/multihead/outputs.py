@@ -66,17 +66,19 @@ class Outputs:
                 if overlap(array, other):
                     raise wrong(f"out[{i}]", f"memory apart from {name}", "an overlap")
 
-    def engine_arrays(self) -> tuple[Array | None, ...]:
+    def engine_arrays(self, one_pass: bool) -> tuple[Array | None, ...]:
         """Return what the engine writes.
 
         An array of half precision that was given more than once is a new one of the compute dtype,
-        so that the sum is rounded once.
+        so that the sum is rounded once, unless the engine sums all three in one pass.
         """
         compute, stored = self._element.compute, self._element.stored
         given = [id(a) for a in self.arrays if a is not None]
         written = {
             id(a): np.empty(a.shape, compute)
-            if self._element.half and given.count(id(a)) > 1
+            if self._element.half
+            and given.count(id(a)) > 1
+            and not (one_pass and given.count(id(a)) == len(self.arrays))
             else a.view(stored)
             for a in self.arrays
             if a is not None
@@ -86,8 +88,10 @@ class Outputs:
 
     def finish(self) -> None:
         """Round sums that the engine wrote into the caller's half precision arrays."""
-        for stored, array in zip(self._stored, self.arrays, strict=True):
-            if stored is not None and array is not None:
+        pairs = zip(self._stored, self.arrays, strict=True)
+        once = {id(array): (stored, array) for stored, array in pairs if array is not None}
+        for stored, array in once.values():
+            if stored is not None:
                 raw, kind = stored
                 if array.dtype.itemsize != raw.dtype.itemsize:
                     raw[...] = encode(array, kind.dtype, kind.bfloat16)

@@ -90,7 +90,7 @@ def backward(
         The tensors whose gradients to compute.
     """
     tensors, options, offsets = call
-    wide = _summed_wide(tensors)
+    wide = _summed_wide(tensors, options.zero_row)
     made = LayerTensors(
         *[
             None
@@ -116,11 +116,16 @@ def backward(
     return LayerTensors._make(rounded)
 
 
-def _summed_wide(tensors: LayerTensors) -> frozenset[str]:
-    """Name the tensors of half precision whose gradients are sums of several, rounded once."""
+def _summed_wide(tensors: LayerTensors, zero_row: bool) -> frozenset[str]:
+    """Name the tensors of half precision whose gradients are sums of several, rounded once.
+
+    Where all tokens are keys, and no others are, the engine sums one input's three in one pass.
+    """
     summed = {"padding": tensors.padding, "mask": tensors.mask}
+    one_input = tensors.key is None and tensors.value is None
+    no_others = tensors.padding is None and tensors.bias_k is None and not zero_row
     if tensors.key is None:
-        summed["query"] = tensors.query
+        summed["query"] = None if one_input and no_others else tensors.query
     elif tensors.value is None:
         summed["key"] = tensors.key
     return frozenset(name for name, x in summed.items() if x is not None and x.dtype in HALF)
