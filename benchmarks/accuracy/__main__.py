@@ -14,8 +14,6 @@ from benchmarks.accuracy.measure import measure
 from benchmarks.accuracy.verdict import Pair, pairs
 
 RESULT = tables.RESULTS / "accuracy.json"
-
-
 HALF = ("float16", "bfloat16")
 
 
