@@ -103,6 +103,8 @@ def test_no_other_dtype_of_gradients(dtype: str) -> None:
             mh.MultiheadAttention(8, 2, dtype=dtype, grad_dtype=wrong)
     with pytest.raises(TypeError, match=f"^grad_dtype: expected float32, got {dtype}$"):
         mh.MultiheadAttention(8, 2, grad_dtype=dtype)
+    with pytest.raises(TypeError, match=f"^grad_dtype: expected float32 or {dtype}, got int8$"):
+        mh.MultiheadAttention(8, 2, dtype=dtype, grad_dtype="int8")
     with pytest.raises(TypeError, match=r"^grad_dtype: expected float64, got float32$"):
         mh.MultiheadAttention(8, 2, dtype="float64", grad_dtype="float32")
     with pytest.raises(AttributeError, match="grad_dtype"):

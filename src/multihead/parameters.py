@@ -58,10 +58,13 @@ def gradient_element(element: Element, dtype: Any) -> Element:
         If `dtype` is neither.
     """
     computed = element_of(element.compute)
-    found = computed if dtype is None else element_of(dtype, "grad_dtype")
+    names = " or ".join(dict.fromkeys([computed.name, element.name]))
+    try:
+        found = computed if dtype is None else element_of(dtype)
+    except TypeError:
+        raise wrong_type("grad_dtype", names, str(dtype)) from None
     if found not in (computed, element):
-        names = dict.fromkeys([computed.name, element.name])
-        raise wrong_type("grad_dtype", " or ".join(names), found.name)
+        raise wrong_type("grad_dtype", names, found.name)
     return found
 
 
