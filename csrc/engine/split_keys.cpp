@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "../platform/compiler.h"
 #include "keys.h"
 #include "partial.h"
 
@@ -69,8 +68,6 @@ class SplitKeys {
   void note_mask(const TileMask<E>& mask, int64_t tile, int64_t n, Scratch& scratch) const;
   void values(const Chunk& chunk, const Scratch& scratch) const;
   void merge(int64_t head, const View& out, const View& stats) const;
-  // Asks for the rows of a tile before they are used.
-  void prefetch(const TokenRows& rows, int64_t first, int64_t features) const;
 
   const AttentionCall& call_;
   PreparedCall<E> run_;
@@ -136,14 +133,6 @@ void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
           E(element<Acc<E>>(rows.row(i), d * rows.stride, rows.type) * scale);
 }
 
-template <class E>
-void SplitKeys<E>::prefetch(const TokenRows& rows, int64_t first, int64_t features) const {
-  if (rows.stride != 1) return;
-  for (int64_t i = first; i < smaller(first + kTile, keys_); ++i)
-    for (int64_t at = 0; at < features * rows.item(); at += int64_t(kAlign))
-      MULTIHEAD_PREFETCH_L1(rows.row(i) + at);
-}
-
 // Of one tile of keys, and what masks say of them.
 template <class E>
 void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, const DropoutRows& rows,
@@ -204,7 +193,6 @@ void SplitKeys<E>::values(const Chunk& chunk, const Scratch& scratch) const {
   for (int64_t t = 0; t < chunk.tiles; ++t) {
     const TileAt at = chunk.at.with_keys(chunk.at.key_tile + t);
     const int64_t n = at.keys();
-    prefetch(rows, at.first_key() + kTile, Dv);
     StoredRows values = rows.stored(at.first_key());
     if (!in_place) {
       void* from[kTile];

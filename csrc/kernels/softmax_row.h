@@ -98,10 +98,12 @@ void row_scores(const RowScores<T>& t) {
   });
 }
 
-// Values of another type than sums: the same chains as in gemm, of so many vectors side by side.
+// c[i] += p[i] . v, for so many vectors of columns side by side: the chains of a product of tiles.
 template <class T, class S, int N>
 MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t c) {
   constexpr int W = kWidth<T>;
+  constexpr int64_t kFar = 4096;  // bytes to ask for before they are used, in the order of memory
+  const int64_t far = (kFar / (g.columns * int64_t(sizeof(S))) + 1) * g.v.row;
   const S* v = static_cast<const S*>(g.v.data) + c;
   const T* const p = g.p + query * g.p_row;
   T* const to = g.c + query * g.columns + c;
@@ -110,7 +112,10 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
   for (int j = 0; j < N; ++j) sum[j] = g.adds ? load(to + j * W) : Vec<T>{};
   for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
     MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < N; ++j) sum[j] = fma(splat(p[key]), load(v + j * W), sum[j]);
+    for (int j = 0; j < N; ++j) {
+      if (j * W * int(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(v + far + j * W);
+      sum[j] = fma(splat(p[key]), load(v + j * W), sum[j]);
+    }
   }
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) store(to + j * W, sum[j]);
@@ -118,16 +123,6 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
 
 template <class T>
 void row_gemm(const RowGemm<T>& g) {
-  if (g.v.type == kTypeOf<T>)
-    return gemm<T>({.m = g.queries,
-                    .lanes = g.columns,
-                    .k = g.keys,
-                    .a = {.data = g.p, .row = g.p_row, .k = 1},
-                    .b = static_cast<const T*>(g.v.data),
-                    .b_row = g.v.row,
-                    .c = g.c,
-                    .c_row = g.columns,
-                    .init = g.adds ? Init::Load : Init::Zero});
   constexpr int W = kWidth<T>;
   Stored<T>::as(g.v.type, [&]<class S>() {
     for (int64_t i = 0; i < g.queries; ++i) {
