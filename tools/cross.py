@@ -53,6 +53,7 @@ PACKAGES = {
     "qemu-aarch64": "qemu-user",
     "wine": "wine wine64",
 }
+FELL = "uncaught target signal 11"
 QUICK = ("-O1", "-fno-sanitize=undefined")
 
 
@@ -129,12 +130,20 @@ def compile_program(build: Path, target: Target, source: str, library: Path) -> 
 
 
 def run(target: Target, program: Path, **environment: str) -> str:
-    """Run a target's program and return what it prints."""
+    """Run a target's program and return what it prints.
+
+    An emulator that falls over its threads (qemu 7 does, one time in twenty or so) has another try;
+    that is said.
+    """
     quiet = {"WINEDEBUG": "-all", "WINEPREFIX": str(program.parent / "wine")}
     words = [target.runner, str(program)] if target.runner else [str(program)]
-    process = subprocess.run(
-        words, env=os.environ | quiet | environment, capture_output=True, text=True, timeout=600
-    )
+    for tries in range(3, 0, -1):
+        process = subprocess.run(
+            words, env=os.environ | quiet | environment, capture_output=True, text=True, timeout=600
+        )
+        if tries == 1 or FELL not in process.stderr:
+            break
+        print(f"{target.name}: {program.name}: {process.stderr.strip()}; again", flush=True)
     if process.returncode != 0:
         raise SystemExit(f"{target.name}: {program.name}: {process.stdout}{process.stderr}")
     return process.stdout.replace("\r", "")
