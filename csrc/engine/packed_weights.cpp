@@ -72,9 +72,10 @@ template <class E>
 void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
   const bool pays = tokens >= (kRounds<E> ? kSome : row_stride_ == 1 ? kMany : 2 * kMany);
   const bool stored = weight_.dtype != kTypeOf<E>;
-  const bool in_lines = lie_along_k() || groups() == 1 || group_stride_ == group_ * row_stride_;
-  packed_ = pays || !in_place_ || !lies_right() || (stored && (kRounds<E> || !in_lines));
-  if (stored && !packed_) wide_ = arena.take<E>(m_ * k_);
+  const bool one_row = groups() == 1 || group_stride_ == group_ * row_stride_;
+  packed_ = pays || !in_place_ || !lies_right() ||
+            (stored && (kRounds<E> || (k_stride_ != 1 && !one_row)));
+  if (stored && !packed_ && k_stride_ != 1) wide_ = arena.take<E>(m_ * k_);
   const int64_t rows = kRounds<E> ? left_.filled(group_) : panel_rows(group_);
   // Where an address decides, there is room for both: sizes are asked before addresses are known.
   if (packed_ || kRounds<E>) packed_rows_ = arena.take<E>(groups() * rows * k_);
@@ -96,23 +97,21 @@ bool PackedWeights<E>::lies_right() const {
 template <class E>
 void PackedWeights<E>::add_packing(std::vector<Phase>& phases, const Kernels<E>& kernels) const {
   if (wide_)
-    phases.push_back({divide_up(lines(), kRows),
-                      [this, &kernels](int64_t task, int) { widen_lines(task, kernels); }});
+    phases.push_back({divide_up(k_, kRows),
+                      [this, &kernels](int64_t task, int) { widen_columns(task, kernels); }});
   if (packed_)
     phases.push_back({groups() * divide_up(k_, kDepth),
                       [this, &kernels](int64_t task, int) { pack_block(task, kernels); }});
   if (wide_bias_) phases.push_back({1, [this](int64_t, int) { widen_bias(); }});
 }
 
-// Up to kRows lines as they lie: rows, or all that has one k.
+// Up to kRows columns, all that has one k, as they lie.
 template <class E>
-void PackedWeights<E>::widen_lines(int64_t task, const Kernels<E>& kernels) const {
-  const int64_t first = task * kRows, n = smaller(lines() - first, kRows);
-  const int64_t length = lie_along_k() ? k_ : m_;
-  void* line[kRows];
-  for (int64_t i = 0; i < n; ++i)
-    line[i] = lie_along_k() ? address(first + i, 0) : address(0, first + i);
-  kernels.gather_rows(wide_ + first * length, length, {line, 1, weight_.dtype}, length, n);
+void PackedWeights<E>::widen_columns(int64_t task, const Kernels<E>& kernels) const {
+  const int64_t first = task * kRows, n = smaller(k_ - first, kRows);
+  void* column[kRows];
+  for (int64_t i = 0; i < n; ++i) column[i] = weight_.address((first + i) * k_stride_);
+  kernels.gather_rows(wide_ + first * m_, m_, {column, 1, weight_.dtype}, m_, n);
 }
 
 template <class E>
@@ -262,12 +261,16 @@ TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, in
            .k = 0,
            .packed = true};
   } else if (wide_) {
-    const int64_t row = lie_along_k() ? k_ : 1, k = lie_along_k() ? 1 : m_;
-    g.a = {.data = wide_ + first_row(group) * row + depth.first * k, .row = row, .k = k};
+    g.a = {.data = wide_ + first_row(group) + depth.first * m_, .row = 1, .k = m_};
   } else {
-    g.a = {.data = weight_.as<E>() + group * group_stride_ + depth.first * k_stride_,
-           .row = row_stride_,
-           .k = k_stride_};
+    const int64_t at = group * group_stride_ + depth.first * k_stride_;
+    g.a = {.data = nullptr, .row = row_stride_, .k = k_stride_};
+    if (weight_.dtype == kTypeOf<E>) {
+      g.a.data = weight_.as<E>() + at;
+    } else {
+      g.a.stored = weight_.address(at);
+      g.a.type = weight_.dtype;
+    }
   }
   if (adds || depth.first > 0) {
     g.init = Init::Load;

@@ -55,12 +55,6 @@ class PackedWeights {
     const int64_t inside = k % padded_piece_;
     return inside < piece_ ? k / padded_piece_ * piece_stride_ + inside * k_stride_ : -1;
   }
-  void* address(int64_t row, int64_t k) const {  // where all of k can be read in place
-    return weight_.address(row / group_ * group_stride_ + row % group_ * row_stride_ +
-                           k * k_stride_);
-  }
-  bool lie_along_k() const { return k_stride_ == 1; }
-  int64_t lines() const { return lie_along_k() ? m_ : k_; }
   void pack_block(int64_t task, const Kernels<E>& kernels) const;
   static constexpr int64_t kRows = 16;  // taken at once
   struct Square {
@@ -73,7 +67,7 @@ class PackedWeights {
   void pack_rows(const S* from, E* to, int64_t n, int64_t k0, int64_t depth) const;
   void pack_stored(const Kernels<E>& kernels, int64_t group, E* to, int64_t k0,
                    int64_t depth) const;
-  void widen_lines(int64_t task, const Kernels<E>& kernels) const;
+  void widen_columns(int64_t task, const Kernels<E>& kernels) const;
   void widen_bias() const;
 
   LeftLayout left_;
@@ -86,7 +80,7 @@ class PackedWeights {
   View bias_;
   int64_t bias_group_stride_ = 0, bias_stride_ = 0;
   Acc<E>* wide_bias_ = nullptr;  // a copy, where it is of another type than is computed in
-  E* wide_ = nullptr;            // likewise: lines as they lie
+  E* wide_ = nullptr;            // likewise, where they lie by columns: [k_][m_]
   bool packed_ = false;
   E* packed_rows_ = nullptr;
 };

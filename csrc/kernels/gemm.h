@@ -52,7 +52,7 @@ template <class E>
 struct Strip {
   const E *a, *b;
   Acc<E>* c;
-  int64_t k;
+  int64_t k, first;  // of k
   Init init;
   const Acc<E>* start;
 };
@@ -154,6 +154,23 @@ MULTIHEAD_INLINE void micro(const Gemm<E>& g, Strip<E> strip, Side<E> side, Pref
   }
 }
 
+// The rows of a register tile from those of another type than E.
+template <class E, int MR>
+MULTIHEAD_INLINE void widen_rows(E* copy, const Left<E>& a, int64_t row, const Strip<E>& strip) {
+  if constexpr (kGroup<E> == 1) {
+    constexpr int W = kWidth<E>;
+    Stored<E>::as(a.type, [&]<class S>() {
+      for (int r = 0; r < MR; ++r, copy += kDepth) {
+        const S* const from = static_cast<const S*>(a.stored) + (row + r) * a.row + strip.first;
+        MULTIHEAD_PREFETCH_L1(from + MR * a.row);
+        int64_t p = 0;
+        for (; p + W <= strip.k; p += W) store(copy + p, load(from + p));
+        for (; p < strip.k; ++p) copy[p] = widen(from[p]);
+      }
+    });
+  }
+}
+
 // As many register tiles of MR rows as fit; returns the row where the next size goes on.
 template <class E, int MR, int NV, Order O>
 MULTIHEAD_INLINE int64_t sweep(const Gemm<E>& g, const Strip<E>& strip, Prefetch& prefetch,
@@ -162,7 +179,10 @@ MULTIHEAD_INLINE int64_t sweep(const Gemm<E>& g, const Strip<E>& strip, Prefetch
   for (; i + MR <= g.m; i += MR) {
     Side<E> side{};
     E copy[MR * kDepth];
-    if (O == Order::Rows) {
+    if (O == Order::Rows && kGroup<E> == 1 && g.a.stored) {
+      widen_rows<E, MR>(copy, g.a, i, strip);
+      side = {copy, kDepth, copy};
+    } else if (O == Order::Rows) {
       const E* const next = i + MR < g.m ? a + (i + MR) * g.a.row : a + kDepth * kGroup<E>;
       side = {a + i * g.a.row, g.a.row, next};
       if (kGroup<E> == 1 && g.a.k != 1) {  // neither rows nor columns
@@ -192,10 +212,12 @@ void panel(const Gemm<E>& g, int64_t lane, Prefetch& prefetch) {
       O == Order::Panels && kRowsFor<NV> % kPanelRows ? int(kPanelRows) : kRowsFor<NV>;
   constexpr int64_t G = kGroup<E>;
   for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += kDepth) {
-    const Strip<E> strip{.a = g.a.data + k0 * (O == Order::Panels ? g.a.row : g.a.k) * G,
+    const int64_t step = O == Order::Panels ? g.a.row : g.a.k;
+    const Strip<E> strip{.a = g.a.data ? g.a.data + k0 * step * G : nullptr,
                          .b = g.b + (k0 * g.b_row + lane) * G,
                          .c = g.c + lane,
                          .k = g.k - k0 < kDepth ? g.k - k0 : kDepth,
+                         .first = k0,
                          .init = k0 == 0 ? g.init : Init::Load,
                          .start = g.init == Init::LoadScaled ? g.start + lane : g.start};
     int64_t i = sweep<E, kMost, NV, O>(g, strip, prefetch, 0);
@@ -232,7 +254,7 @@ void gemm_in_registers(const Gemm<E>& g) {
     panels<E, Order::Rows>(g);
   } else if (g.a.packed) {
     panels<E, Order::Panels>(g);
-  } else if (g.a.row == 1) {
+  } else if (g.a.row == 1 && !g.a.stored) {
     panels<E, Order::Columns>(g);
   } else {
     panels<E, Order::Rows>(g);

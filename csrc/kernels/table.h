@@ -36,6 +36,9 @@ struct Left {
   const E* data;
   int64_t row, k;       // strides; packed: the rows of all panels, nothing; where E rounds, k
   bool packed = false;  // in panels; where E rounds, as LeftLayout says
+  // In place of data, for tile_gemm alone: rows of another type, each side by side.
+  const void* stored = nullptr;
+  DType type = DType::Float32;
 };
 
 // c[m][lanes] = init + a[m][k] . b[k][lanes]: weights times a tile.
