@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 7;
+constexpr int kTableVersion = 8;
 
 struct EngineTable {
   int version;

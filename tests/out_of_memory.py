@@ -67,6 +67,29 @@ def layer_backward() -> Case:
     return Case(call, watched, prepare)
 
 
+def rules_backward() -> Case:
+    q, k, v = normal(1, 4, 1100, 8), normal(1, 2, 1100, 8), normal(1, 2, 1100, 8)
+    options = {"window": (300, 5), "softcap": 2.0, "alibi_slopes": normal(4), "sinks": normal(4)}
+    out, cache = functional.scaled_dot_product_attention(
+        q, k, v, enable_gqa=True, return_cache=True, **options
+    )
+
+    def call() -> Any:
+        return functional.scaled_dot_product_attention_backward(out, cache, need_sink_grad=True)
+
+    return Case(call, [q, k, v, out])
+
+
+def few_queries_with_rules() -> Case:
+    q, k = normal(2, 6, 1, 8), normal(2, 2, 700, 8)
+    options = {"query_offset": "end", "window": (300, 0), "sinks": normal(6)}
+
+    def call() -> Any:
+        return [functional.scaled_dot_product_attention(q, k, k, enable_gqa=True, **options)]
+
+    return Case(call, [q, k])
+
+
 def ragged() -> Case:
     made = layer()
     x = mh.Ragged.from_list([normal(n, 24) for n in (3, 0, 90, 7)])
@@ -135,6 +158,8 @@ def torch_attention() -> Case:
 CASES = [
     layer_forward,
     layer_backward,
+    rules_backward,
+    few_queries_with_rules,
     ragged,
     attention,
     few_queries,

@@ -18,6 +18,11 @@ def test_the_tree_is_that_of_the_sources() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_pictures_of_masks_are_the_oracle_s() -> None:
+    command = [sys.executable, "tools/mask_pictures.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_every_file_that_the_page_names_exists() -> None:
     files = [
         path for folder in ("csrc", "src", "benchmarks") for path in (ROOT / folder).rglob("*")

@@ -230,7 +230,6 @@ def test_dropout_without_a_seed_differs_from_call_to_call(rng: np.random.Generat
         ({"is_causal": "no"}, "is_causal"),
         ({"return_lse": "no"}, "return_lse"),
         ({"return_cache": 2}, "return_cache"),
-        ({"enable_gqa": True}, "enable_gqa"),
         ({"seed": 0.5}, "seed"),
         ({"seed": 2**64}, "seed"),
     ],

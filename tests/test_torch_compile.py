@@ -13,11 +13,11 @@ from torch.library import opcheck
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils.flop_counter import FlopCounterMode
 
-from multihead.arguments import LayerOptions
+from multihead.arguments import AttentionOptions, AttentionTensors, LayerOptions
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
-from multihead.torch.calls import LayerCall, Offsets
+from multihead.torch.calls import AttentionCall, LayerCall, Offsets
 from multihead.torch.ops import cache_elements
-from multihead.torch.schema import flat_layer
+from multihead.torch.schema import flat_attention, flat_layer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*NestedTensor does not implement:UserWarning"),
@@ -217,16 +217,21 @@ def test_the_layer_s_operation_passes_pytorch_s_checks(case: str) -> None:
     opcheck(torch.ops.multihead.attention, arguments(case))
 
 
-@pytest.mark.parametrize("case", ["plain", "causal", "mask", "dropout"])
+@pytest.mark.parametrize("case", ["plain", "causal", "mask", "dropout", "rules"])
 def test_the_attention_s_operation_passes_pytorch_s_checks(case: str) -> None:
     q = torch.randn(2, 5, 3, 4).transpose(1, 2).requires_grad_()
     k, v = (torch.randn(2, 3, 7, width, requires_grad=True) for width in (4, 6))
     mask = torch.randn(2, 1, 5, 7, requires_grad=True) if case == "mask" else None
     seed = torch.tensor(3) if case == "dropout" else None
-    opcheck(
-        torch.ops.multihead.scaled_dot_product_attention,
-        (q, k, v, mask, seed, "float32", case == "causal", 0.5, 0.3 * (case == "dropout")),
+    rules: dict[str, torch.Tensor] = {}
+    if case == "rules":
+        rules = {"sinks": torch.randn(3, requires_grad=True), "alibi_slopes": torch.rand(3)}
+        rules |= {"query_positions": torch.tensor([0, 2]), "key_lengths": torch.tensor([7, 4])}
+    options = AttentionOptions(
+        "float32", case == "causal", 0.5, 0.3 * (case == "dropout"), seed, softcap=len(rules) / 2
     )
+    call = AttentionCall(AttentionTensors(q, k, v, mask, **rules), options)
+    opcheck(torch.ops.multihead.scaled_dot_product_attention, flat_attention(call))
 
 
 def test_compiled_attention_computes_the_same_bits() -> None:

@@ -71,7 +71,10 @@ LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging
                                                 : staging.visible(call.value, call.key_mask);
   AttentionSpec& spec = l.attention;
   spec.dtype = l.query.dtype;
-  spec.heads = {f.dims.heads, f.dims.d_key, f.dims.d_value};
+  spec.heads = {.count = f.dims.heads,
+                .key_count = f.dims.heads,
+                .dim = f.dims.d_key,
+                .value_dim = f.dims.d_value};
   spec.shape.batch = call.batch;
   spec.shape.queries = f.dims.T;
   spec.shape.keys = f.dims.S;

@@ -11,6 +11,7 @@ Attention<E>::Attention(const Plan& plan, const Kernels<E>& kernels, const Masks
     : plan_(plan),
       kernels_(kernels),
       masks_(masks),
+      rules_(rules),
       scale_(Acc<E>(rules.scale)),
       log2_scale_(log2_scale<Acc<E>>(rules)),
       memory_(memory),
@@ -31,9 +32,10 @@ void Attention<E>::longest_first(std::vector<Item>& items, Cost cost) const {
 template <class E>
 auto Attention<E>::heads_of_sequences() const -> std::vector<Item> {
   std::vector<Item> items;
-  items.reserve(plan_.sequences.size() * size_t(plan_.heads.count));
+  items.reserve(plan_.sequences.size() * size_t(plan_.heads.key_count));
   for (size_t b = 0; b < plan_.sequences.size(); ++b)
-    for (int64_t h = 0; h < plan_.heads.count; ++h) items.push_back({int32_t(b), int32_t(h), 0});
+    for (int64_t h = 0; h < plan_.heads.count; h += plan_.heads.group())
+      items.push_back({int32_t(b), int32_t(h), 0});
   longest_first(items, [](const Sequence& s) { return s.keys * s.queries; });
   return items;
 }
@@ -57,11 +59,27 @@ std::vector<int64_t> Attention<E>::begins(int64_t heads, bool per_tile) const {
 }
 
 template <class E>
+bool Attention<E>::sink(int64_t head, Stat<E>* score) const {
+  const View& sinks = rules_.sinks;
+  if (sinks) *score = Stat<E>(sinks.get<Acc<E>>(sinks.at(head)) * kLog2E);
+  return bool(sinks);
+}
+
+// What the rules say of the scores of a head.
+template <class E>
+void Attention<E>::load_rules(Block<E>& block, const TileAt& at) const {
+  block.softcap = Acc<E>(rules_.softcap * kLog2E);
+  if (const View& slopes = rules_.alibi_slopes)
+    block.slope = Acc<E>(slopes.get<Acc<E>>(slopes.at(at.batch, at.head)) * kLog2E);
+}
+
+template <class E>
 void Attention<E>::load_queries(Block<E>& block, const AttentionTiles<E>& tiles,
                                 const TileAt& at) const {
   block.head_dim = plan_.heads.dim;
   block.value_dim = plan_.heads.value_dim;
   block.lanes = at.query_lanes();
+  load_rules(block, at);
   const E* const q = tiles.q + plan_.query_tile(at, plan_.heads.dim);
   if constexpr (kRounds<E>) {
     block.q = q;
@@ -82,6 +100,8 @@ void Attention<E>::load_keys(Block<E>& block, const AttentionTiles<E>& tiles, co
   block.visible = mask.visible;
   block.bias = mask.bias;
   block.key_bias = mask.key_bias;
+  block.distance = mask.distance;
+  block.given_keys = at.given_keys();
   block.keep = mask.keep;
 }
 
@@ -131,8 +151,14 @@ void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Are
   block.row_max = tiles.row_max + plan_.query_row(at);
   block.row_sum = tiles.row_inv + plan_.query_row(at);
   block.seen = &seen;
-  block.first = true;
   load_queries(block, tiles, at);
+  Stat<E> sink_score;
+  block.first = !sink(at.head, &sink_score);
+  if (!block.first) {  // as if it had been the first key
+    std::fill(block.row_max, block.row_max + block.lanes, sink_score);
+    std::fill(block.row_sum, block.row_sum + block.lanes, Stat<E>(1));
+    std::fill(block.out, block.out + plan_.layout.rows(block.value_dim) * block.lanes, Acc<E>(0));
+  }
   const KeyRange range = masks_.range(at);
   for (int64_t t = range.begin; t < range.end; ++t) {
     const TileAt here = at.with_keys(t);

@@ -1,6 +1,7 @@
 // Fused attention on tiles: forward, backward and weights, without an L x S matrix.
 //
-// Computes: out = dropout(softmax(scale * q k^T + masks)) v for each head of each sequence, and
+// Computes: out = dropout(softmax(scale * q k^T + masks)) v for each head of each sequence, with
+// what else spec.h says of scores, and
 // keeps two numbers per row: the largest score m (log2 units) and 1 / l, l = sum exp2(s - m).
 // Backward makes the scores anew from them, so it also accepts statistics and deltas that come
 // from a larger problem of which this one is a part.
@@ -80,6 +81,9 @@ class Attention {
   void add_weights_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
   // delta must be complete.
   void add_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
+  // The gradient of the sinks, (H): set.
+  void add_sink_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
+                         const View& d_sinks) const;
   // The gradient of an additive mask, summed over the axes of size 1: (1|N, 1|H, 1|L, 1|S).
   void add_mask_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
                          const View& d_mask) const;
@@ -99,12 +103,19 @@ class Attention {
   TileAt place(const Item& item, int64_t query_tile) const {
     return {plan_.sequences[size_t(item.sequence)], item.sequence, item.head, query_tile};
   }
-  std::vector<Item> heads_of_sequences() const;  // one item per head
-  std::vector<Item> query_tiles() const;         // one item per tile of a head's queries
+  std::vector<Item> heads_of_sequences() const;  // one item per head of keys: the first of its own
+  // The i-th head of queries that a head of keys serves.
+  static Item served(const Item& item, int64_t i) {
+    return {item.sequence, int32_t(item.head + i), item.part};
+  }
+  std::vector<Item> query_tiles() const;                    // one item per tile of a head's queries
   template <class Cost>
   void longest_first(std::vector<Item>& items, Cost cost) const;
   std::vector<int64_t> begins(int64_t heads, bool per_tile) const;  // of a phase over items
 
+  // A head's sink in log2 units; false: there are none.
+  bool sink(int64_t head, Stat<E>* score) const;
+  void load_rules(Block<E>& block, const TileAt& at) const;
   void load_queries(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at) const;
   void load_keys(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at,
                  const TileMask<E>& mask) const;
@@ -131,8 +142,11 @@ class Attention {
   void prefetch_backward(PrefetchList<8>& list, const TileAt& at, KeyRange range,
                          const After& after, const GradientTiles<E>& tiles) const;
   void read_keys(const Item& item, const GroupScratch& sums, const GradientTiles<E>& tiles) const;
-  void add_group(Acc<E>* total, const Acc<E>* sums, int64_t n, bool adds) const;
+  KeyRange groups_seen(const TileAt& at) const;
+  void add_group(const TileAt& at, int64_t group, Acc<E>* sums, Acc<E>* scratch,
+                 const GradientTiles<E>& tiles) const;
   void reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const;
+  void sink_gradient(int64_t head, const GradientTiles<E>& tiles, const View& d_sinks) const;
   void mask_gradient(int64_t task, const GradientTiles<E>& tiles, const View& d_mask,
                      Arena arena) const;
 
@@ -154,6 +168,7 @@ class Attention {
   const Plan& plan_;
   const Kernels<E>& kernels_;
   const Masks<E>& masks_;
+  const ScoreRules& rules_;
   const Acc<E> scale_, log2_scale_;
   const WorkerMemory& memory_;
   const int64_t head_pitch_, value_pitch_;

@@ -29,7 +29,7 @@ Acc<E>* Attention<E>::partial_tile(const TileAt& at, int64_t group) const {
 template <class E>
 struct Attention<E>::GroupScratch {
   Acc<E>*d_k, *d_v, *d_q;
-  Acc<E>* d_q_sums;         // of the groups so far, where tiles cannot hold them: [queries][D]
+  Acc<E>* d_q_sums;  // of the groups so far, where tiles cannot hold them: [head][queries][D]
   E *k_columns, *v_tokens;  // of the group's keys, where other products than forward's read them
   int64_t group = 0;
   KeyRange tiles{0, 0};
@@ -41,7 +41,8 @@ struct Attention<E>::GroupScratch {
         d_q(arena.take<Acc<E>>(a.plan_.heads.dim * kTile)),
         d_q_sums(a.kernels_.sums_are_tiles
                      ? nullptr
-                     : arena.take<Acc<E>>(a.plan_.heads.dim * round_up(queries, kTile))),
+                     : arena.take<Acc<E>>(a.plan_.heads.group() * a.plan_.heads.dim *
+                                          round_up(queries, kTile))),
         k_columns(kRounds<E> ? arena.take<E>(most * a.key_size()) : nullptr),
         v_tokens(kRounds<E> ? arena.take<E>(most * a.value_size()) : nullptr) {}
 
@@ -76,7 +77,7 @@ void Attention<E>::layout_backward(Arena& arena) {
   partial_begin_.clear();
   for (const Sequence& s : plan_.sequences) {
     const int64_t groups = groups_of(s);
-    units += plan_.heads.count;
+    units += plan_.heads.key_count;
     most = larger(most, groups);
     partial_begin_.push_back(elements);
     elements += plan_.heads.count * groups * round_up(s.queries, kLane) * plan_.heads.dim;
@@ -102,8 +103,8 @@ void Attention<E>::add_backward(std::vector<Phase>& phases, const GradientTiles<
     backward(items[size_t(task)], after < items.size() ? &items[after] : nullptr, tiles,
              memory_.of(worker));
   };
-  phases.push_back(
-      {tasks, std::move(run), split_ ? std::vector<int64_t>{} : begins(plan_.heads.count, false)});
+  phases.push_back({tasks, std::move(run),
+                    split_ ? std::vector<int64_t>{} : begins(plan_.heads.key_count, false)});
   if (!split_) return;
   const int64_t reductions = int64_t(heads.size());
   auto add_up = [this, tiles, heads = std::move(heads)](int64_t task, int worker) {
@@ -126,8 +127,9 @@ void Attention<E>::backward(const Item& item, const Item* next, const GradientTi
     std::fill(sums.d_k, sums.d_k + keys * head_pitch_, Acc<E>(0));
     std::fill(sums.d_v, sums.d_v + keys * value_pitch_, Acc<E>(0));
     read_keys(item, sums, tiles);
-    for (int64_t tile = 0; tile < s.query_tiles(); ++tile)
-      backward_queries(place(item, tile), own, sums, next, tiles);
+    for (int64_t i = 0; i < plan_.heads.group(); ++i)
+      for (int64_t tile = 0; tile < s.query_tiles(); ++tile)
+        backward_queries(place(served(item, i), tile), own, sums, next, tiles);
     for (int64_t t = sums.tiles.begin; t < sums.tiles.end; ++t) {
       const TileAt at = place(item, 0).with_keys(t);
       const int64_t lanes = at.key_lanes(), n = at.keys(), before = sums.keys_before(t);
@@ -161,10 +163,10 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
                                     const Item* next, const GradientTiles<E>& tiles) const {
   const int64_t D = plan_.heads.dim, lanes = at.query_lanes();
   Acc<E>* const d_q = split_ ? partial_tile(at, sums.group) : sums.d_q;
-  const KeyRange visible = masks_.range(at);
+  const KeyRange groups = groups_seen(at), visible = masks_.range(at);
+  if (sums.group < groups.begin || sums.group >= groups.end) return;
   const KeyRange range{larger(sums.tiles.begin, visible.begin),
                        smaller(sums.tiles.end, visible.end)};
-  if (!split_ && sums.group > 0 && visible.end <= sums.tiles.begin) return;
   bool any = false;
   masks_.dropout_rows(at, *own.rows);
   for (int64_t t = range.begin; t < range.end; ++t) {
@@ -191,22 +193,40 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   }
   if (!any) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
   if (split_) return;
-  E* const tile = tiles.d_q + plan_.query_tile(at, D);
-  Acc<E>* const total =
-      kernels_.sums_are_tiles ? as_sums<E>(tile) : sums.d_q_sums + at.query_tile * kTile * D;
-  add_group(total, d_q, D * lanes, sums.group > 0);
-  // The zeros of all groups after it, which may turn a -0: bits are those of split groups.
-  if (visible.end <= sums.tiles.end && sums.group + 1 < groups_of(at.sequence)) {
-    std::fill(d_q, d_q + D * lanes, Acc<E>(0));
-    add_group(total, d_q, D * lanes, true);
-  }
-  if (!kernels_.sums_are_tiles) kernels_.tile_of_sums(tile, total, lanes, D, TileOf::Tokens);
+  const int64_t head = at.head % plan_.heads.group();
+  add_group(at, sums.group, d_q,
+            sums.d_q_sums + (head * at.sequence.query_tiles() + at.query_tile) * kTile * D, tiles);
 }
 
-// The gradient of q from one group after another.
+// The groups of keys that queries see some of; one at least.
 template <class E>
-void Attention<E>::add_group(Acc<E>* total, const Acc<E>* sums, int64_t n, bool adds) const {
-  adds ? kernels_.add_scaled(total, sums, n, scale_) : kernels_.scale_sums(total, sums, n, scale_);
+KeyRange Attention<E>::groups_seen(const TileAt& at) const {
+  const KeyRange visible = masks_.range(at);
+  const int64_t size = group_tiles(at.sequence);
+  if (visible.begin >= visible.end) return {0, 1};
+  return {visible.begin / size, divide_up(visible.end, size)};
+}
+
+// The gradient of q from one group after another, of those that are seen; `scratch` holds the sums
+// where a tile cannot. A zero for all others turns a -0.
+template <class E>
+void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums, Acc<E>* scratch,
+                             const GradientTiles<E>& tiles) const {
+  const int64_t D = plan_.heads.dim, n = D * at.query_lanes();
+  const KeyRange seen = groups_seen(at);
+  E* const tile = tiles.d_q + plan_.query_tile(at, D);
+  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile) : scratch;
+  if (group == seen.begin)
+    kernels_.scale_sums(total, sums, n, scale_);
+  else
+    kernels_.add_scaled(total, sums, n, scale_);
+  if (group + 1 < seen.end) return;
+  if (seen.end - seen.begin < groups_of(at.sequence)) {
+    std::fill(sums, sums + n, Acc<E>(0));
+    kernels_.add_scaled(total, sums, n, scale_);
+  }
+  if (!kernels_.sums_are_tiles)
+    kernels_.tile_of_sums(tile, total, at.query_lanes(), D, TileOf::Tokens);
 }
 
 // What comes after one tile of queries and one of keys: the rest of the first tile of queries wants
@@ -231,10 +251,11 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
   if (!split_) part(tiles.d_q + plan_.query_tile(at, D), plan_.layout.size(D, at.query_lanes()));
   if (at.query_tile + 1 < s.query_tiles())
     return queries({s, at.batch, at.head, at.query_tile + 1});
+  if ((at.head + 1) % plan_.heads.group() != 0) return queries({s, at.batch, at.head + 1, 0});
   list.add(tiles.d_k + plan_.key_tile(at, D), plan_.layout.size(D, at.key_lanes()));
   list.add(tiles.d_v + plan_.key_tile(at, Dv), plan_.layout.size(Dv, at.key_lanes()));
   if (sums.group + 1 < groups_of(s)) {
-    queries({s, at.batch, at.head, 0});
+    queries({s, at.batch, at.head + 1 - plan_.heads.group(), 0});
     if (last_tile) prefetch_keys(list, tiles.forward, at.with_keys(sums.tiles.end));
   } else if (after.next) {
     const TileAt next = place(*after.next, 0);
@@ -245,19 +266,16 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
 
 template <class E>
 void Attention<E>::reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const {
-  const int64_t D = plan_.heads.dim;
-  Acc<E>* const scratch = kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(D * kTile);
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
-  for (int64_t tile = 0; tile < s.query_tiles(); ++tile) {
-    const TileAt at = place(item, tile);
-    const int64_t lanes = at.query_lanes();
-    E* const tile_of_d_q = tiles.d_q + plan_.query_tile(at, D);
-    Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile_of_d_q) : scratch;
-    for (int64_t group = 0; group < groups_of(s); ++group)
-      add_group(total, partial_tile(at, group), D * lanes, group > 0);
-    if (!kernels_.sums_are_tiles)
-      kernels_.tile_of_sums(tile_of_d_q, total, lanes, D, TileOf::Tokens);
-  }
+  Acc<E>* const scratch =
+      kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(plan_.heads.dim * kTile);
+  for (int64_t i = 0; i < plan_.heads.group(); ++i)
+    for (int64_t tile = 0; tile < s.query_tiles(); ++tile) {
+      const TileAt at = place(served(item, i), tile);
+      const KeyRange seen = groups_seen(at);
+      for (int64_t group = seen.begin; group < seen.end; ++group)
+        add_group(at, group, partial_tile(at, group), scratch, tiles);
+    }
 }
 
 template class Attention<BFloat16>;

@@ -20,11 +20,12 @@ class Functional {
                 const AttentionGradients& d);
 
  private:
-  // f(place, tile) for each tile of one head's queries or keys; a phase.
+  // f(place, head of the array) for each tile of one head's queries or keys; a phase.
   template <class F>
   void each_tile(Tokens tokens, F f);
   void read(const View& from, Tokens tokens, E* to, TileOf what);
   void write(const E* from, Tokens tokens, const View& to);
+  void clear_keys(const View& to);
   // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q).
   template <class F>
   void each_row(Stat<E>* base, F f);
@@ -48,19 +49,23 @@ template <class F>
 void Functional<E>::each_tile(Tokens tokens, F f) {
   const Plan& plan = run_.plan;
   const std::vector<TileRef>& tiles = plan.tiles(tokens);
-  auto task_of = [&plan, &tiles, f](int64_t task, int) {
-    const TileRef ref = tiles[size_t(task / plan.heads.count)];
-    f(TileAt{plan.sequence(ref), ref.sequence, task % plan.heads.count, ref.tile, ref.tile});
+  const bool queries = tokens == Tokens::Queries;
+  const int64_t heads = queries ? plan.heads.count : plan.heads.key_count;
+  const int64_t step = queries ? 1 : plan.heads.group();
+  auto task_of = [&plan, &tiles, heads, step, f](int64_t task, int) {
+    const TileRef ref = tiles[size_t(task / heads)];
+    const int64_t head = task % heads;
+    f(TileAt{plan.sequence(ref), ref.sequence, head * step, ref.tile, ref.tile}, head);
   };
-  phases_.push_back({int64_t(tiles.size()) * plan.heads.count, std::move(task_of)});
+  phases_.push_back({int64_t(tiles.size()) * heads, std::move(task_of)});
 }
 
 // Queries go by tile, keys by head.
 template <class E>
 void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
-  each_tile(tokens, [=, this](const TileAt& at) {
+  each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
     const Plan& plan = run_.plan;
-    const TokenRows source = head_rows(from, at.batch, at.head);
+    const TokenRows source = head_rows(from, at.batch, head);
     void* rows[kTile];
     source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
@@ -72,9 +77,9 @@ void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
 template <class E>
 void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
   if (!to) return;
-  each_tile(tokens, [=, this](const TileAt& at) {
+  each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
     const Plan& plan = run_.plan;
-    const TokenRows target = head_rows(to, at.batch, at.head);
+    const TokenRows target = head_rows(to, at.batch, head);
     void* rows[kTile];
     target.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     const E* const tile = from + (tokens == Tokens::Queries ? plan.query_tile(at, to.size[3])
@@ -83,10 +88,25 @@ void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
   });
 }
 
+// Keys that do not exist have no gradient.
+template <class E>
+void Functional<E>::clear_keys(const View& to) {
+  if (!to || !call_.attention.shape.key_lengths) return;
+  auto clear = [=, this](int64_t task, int) {
+    const int64_t heads = run_.plan.heads.key_count;
+    const Sequence& s = run_.plan.sequences[size_t(task / heads)];
+    const TokenRows rows = head_rows(to, task / heads, task % heads);
+    for (int64_t j = s.keys; j < s.source_keys; ++j)
+      clear_elements(rows.row(j), rows.stride, to.size[3], rows.type);
+  };
+  phases_.push_back(
+      {int64_t(run_.plan.sequences.size()) * run_.plan.heads.key_count, std::move(clear)});
+}
+
 template <class E>
 template <class F>
 void Functional<E>::each_row(Stat<E>* base, F f) {
-  each_tile(Tokens::Queries, [=, this](const TileAt& at) {
+  each_tile(Tokens::Queries, [=, this](const TileAt& at, int64_t) {
     Stat<E>* const row = base + run_.plan.query_row(at);
     for (int64_t i = 0; i < at.query_lanes(); ++i)
       f(row[i], i < at.queries(), at.batch, at.head, at.query_tile * kTile + i);
@@ -160,7 +180,10 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
     write(gradients_.d_q, Tokens::Queries, d.q);
     write(gradients_.d_k, Tokens::Keys, d.k);
     write(gradients_.d_v, Tokens::Keys, d.v);
+    clear_keys(d.k);
+    clear_keys(d.v);
     run_.attention.add_mask_gradient(phases_, gradients_, d.mask);
+    run_.attention.add_sink_gradient(phases_, gradients_, d.sinks);
     join_phases(phases_, last);
   });
 }

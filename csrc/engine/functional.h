@@ -1,4 +1,5 @@
-// Attention alone, on query, key and value as they are: (N, H, L, D), (N, H, S, D), (N, H, S, Dv).
+// Attention alone, on query, key and value as they are: (N, H, L, D), (N, Hk, S, D), (N, Hk, S,
+// Dv).
 //
 // It may be a part of a larger problem: offsets say where it lies, statistics and delta may come
 // from the whole. stats is (2, N, H, L): the largest score in log2 units, and 1 / sum.
@@ -17,12 +18,14 @@ struct AttentionCall {
 struct AttentionGradients {
   View q, k, v;  // set
   View mask;     // (1|N, 1|H, 1|L, 1|S), set
+  View sinks;    // (H), set
 };
 
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights);
 
-// delta (N, H, L) = rowsum(d_out * out) over the whole problem.
+// delta (N, H, L) = rowsum(d_out * out) over the whole problem, less the gradient of lse if it has
+// one.
 void attention_backward(const AttentionCall& call, const View& stats, const View& delta,
                         const View& d_out, const AttentionGradients& gradients);
 

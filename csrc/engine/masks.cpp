@@ -11,7 +11,9 @@ void* column_of(const View& mask, void* row, int64_t column) {
   return row ? static_cast<char*>(row) + column * mask.stride[3] * item_bytes(mask.dtype) : nullptr;
 }
 
-uint64_t first_bits(int64_t n) { return n >= kTile ? kEverything : (uint64_t(1) << n) - 1; }
+uint64_t first_bits(int64_t n) {
+  return n >= kTile ? kEverything : n > 0 ? (uint64_t(1) << n) - 1 : 0;
+}
 
 }  // namespace
 
@@ -25,6 +27,9 @@ Masks<E>::Masks(const Plan& plan, const KernelSet& set, const Kernels<E>& kernel
       shape_(spec.shape),
       drops_(rules_.dropout.p > 0 && rules_.dropout.threshold() > 0),
       padding_is_float_(shape_.key_padding && shape_.key_padding.dtype != DType::Bool) {
+  if (rules_.window_left >= 0) left_ = smaller(rules_.window_left, kAny);
+  if (rules_.window_right >= 0) right_ = smaller(rules_.window_right, kAny);
+  if (rules_.causal) right_ = 0;
   if (drops_) dropout_key_ = set.dropout_key(rules_.dropout.seed, rules_.dropout.counter);
   if (!rules_.mask) return;
   slice_heads_ = rules_.mask.stride[1] ? plan.heads.count : smaller(plan.heads.count, 1);
@@ -156,10 +161,10 @@ template <class E>
 KeyRange Masks<E>::range(const TileAt& at) const {
   const Sequence& s = at.sequence;
   KeyRange range{0, s.key_tiles()};
-  if (!rules_.causal || s.attended_keys > s.keys) return range;  // who sees those after the keys?
-  // The last query sees no key from here on; a kept key is never before its place in the list.
-  const int64_t end = larger(0, diagonal(at) + at.queries());
-  range.end = smaller(range.end, tiles_of(end));
+  const int64_t first = position(at), end = first + at.queries();
+  if (left_ < kAny) range.begin = smaller(s.keys_before(first - left_) / kTile, range.end);
+  if (right_ < kAny && s.attended_keys == s.keys)  // all queries see those after the keys
+    range.end = larger(range.begin, tiles_of(s.keys_before(end + right_)));
   return range;
 }
 
@@ -171,13 +176,16 @@ bool Masks<E>::tile(const TileAt& at, const DropoutRows& rows, TileScratch<E>& s
   const int64_t queries = at.queries();
   const uint64_t every = first_bits(queries);
   const bool padding_adds = padding_is_float_ && padding_adds_[at.batch];
-  mask = {nullptr, nullptr, padding_adds ? key_bias_ + s.key_lane + first : nullptr, nullptr};
+  mask = {};
+  if (padding_adds) mask.key_bias = key_bias_ + s.key_lane + first;
 
-  const int64_t diagonal = this->diagonal(at);
+  // Lane i sees the key at position p where p - last <= i <= p - begin.
+  const int64_t last = position(at) + right_, begin = position(at) - left_;
   bool partial = false;
-  if (rules_.causal && keys > 0) {
-    if (s.position(first) - diagonal >= queries && keys == count) return false;
-    partial = s.position(first + keys - 1) > diagonal;
+  if (keys > 0) {
+    const int64_t low = s.position(first), high = s.position(first + keys - 1);
+    if ((low - last >= queries || high < begin) && keys == count) return false;
+    partial = high > last || low - begin < queries - 1;
   }
 
   const uint64_t* words = nullptr;
@@ -203,10 +211,8 @@ bool Masks<E>::tile(const TileAt& at, const DropoutRows& rows, TileScratch<E>& s
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t position = s.position(first + j);
       uint64_t word = words ? words[position] : kEverything;
-      if (rules_.causal) {
-        const int64_t lane = position - diagonal;
-        if (lane > 0) word &= lane < kTile ? kEverything << lane : 0;
-      }
+      if (position > last) word &= ~first_bits(position - last);
+      if (position - begin < kTile) word &= first_bits(position - begin + 1);
       scratch.visible[j] = word;
       any |= word & every;
       all &= word | ~every;
@@ -218,6 +224,11 @@ bool Masks<E>::tile(const TileAt& at, const DropoutRows& rows, TileScratch<E>& s
   if (adds) {
     load_bias(at, scratch.bias);
     mask.bias = scratch.bias;
+  }
+  if (rules_.alibi_slopes) {
+    for (int64_t j = 0; j < keys; ++j)
+      scratch.distance[j] = Acc<E>(s.position(first + j) - position(at));
+    mask.distance = scratch.distance;
   }
   if (drops_) {
     draw(at, rows, scratch);

@@ -1,5 +1,5 @@
-// Which keys each query sees: causality, padding and the attention mask, which is read once and
-// then asked tile by tile; and which weights dropout keeps.
+// Which keys each query sees: causality, windows, padding and the attention mask, which is read
+// once and then asked tile by tile; and which weights dropout keeps.
 #pragma once
 
 #include "arena.h"
@@ -13,10 +13,11 @@ constexpr uint32_t kBiasKeyIndex = 0xFFFFFFFEu, kZeroRowIndex = 0xFFFFFFFFu;
 // What a tile of scores is subject to.
 template <class E>
 struct TileMask {
-  const uint64_t* visible;  // null: everything
-  const Acc<E>* bias;       // null: nothing is added
-  const Acc<E>* key_bias;
-  const uint64_t* keep;  // null: nothing is dropped
+  const uint64_t* visible = nullptr;  // null: everything
+  const Acc<E>* bias = nullptr;       // null: nothing is added
+  const Acc<E>* key_bias = nullptr;
+  const Acc<E>* distance = nullptr;  // from the first query to each key; null: it does not matter
+  const uint64_t* keep = nullptr;    // null: nothing is dropped
 };
 
 // Memory of one worker for the tile at hand.
@@ -24,6 +25,7 @@ template <class E>
 struct TileScratch {
   uint64_t visible[kTile], keep[kTile];
   uint32_t indices[kTile];
+  Acc<E> distance[kTile];
   Acc<E> bias[kTile * kTile];
 };
 
@@ -61,9 +63,10 @@ class Masks {
     const uint8_t* kinds = nullptr;
   };
 
-  // The first lane of a tile of queries that sees the key at position p is p - diagonal.
-  int64_t diagonal(const TileAt& at) const {
-    return at.query_tile * kTile + rules_.offsets.query - rules_.offsets.key;
+  // Where the first query of a tile stands among the keys.
+  int64_t position(const TileAt& at) const {
+    return at.sequence.first_position + at.query_tile * kTile + rules_.offsets.query -
+           rules_.offsets.key;
   }
   QueryRow query_row(const TileAt& at) const;
   void mask_rows(int64_t batch, int64_t head, int64_t tile, void** rows) const;
@@ -77,6 +80,9 @@ class Masks {
   const Kernels<E>& kernels_;
   const ScoreRules& rules_;
   const BatchShape& shape_;
+  // The keys that a query sees beside its own place.
+  static constexpr int64_t kAny = int64_t(1) << 60;
+  int64_t left_ = kAny, right_ = kAny;
   bool drops_;
   DropoutKey dropout_key_{};
   bool padding_is_float_ = false;

@@ -5,6 +5,7 @@
 
 #include "kernel_sets.h"
 #include "scratch.h"
+#include "spec.h"
 #include "thread_pool.h"
 
 namespace multihead {
@@ -30,12 +31,19 @@ void Merge<E>::add(const Partial<E>& part) {
   }
 }
 
+template <class E>
+void Merge<E>::add(Stat<E> sink) {
+  Stat<E> weight = sink - max_;
+  kernels_.exp2_all(&weight, 1);
+  sum_ += weight;
+}
+
 template class Merge<float>;
 template class Merge<double>;
 
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr double kLn2 = 0.6931471805599453;
 
 // The rows of one head.
 template <class E>

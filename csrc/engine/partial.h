@@ -26,6 +26,9 @@ class Merge {
 
   void see(const Partial<E>& part);  // all of them, before the first is added
   void add(const Partial<E>& part);
+  // A score that joins the softmax and has no value: it is no key, so nothing is seen by it.
+  void see(Stat<E> sink) { max_ = sink > max_ ? sink : max_; }
+  void add(Stat<E> sink);
 
   bool seen() const { return seen_; }
   Stat<E> max() const { return max_; }

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace multihead {
@@ -21,6 +22,11 @@ bool hides(const View& mask, int64_t at) {
 
 }  // namespace
 
+int64_t Sequence::keys_before(int64_t position) const {
+  if (positions) return std::lower_bound(positions, positions + keys, position) - positions;
+  return larger(0, smaller(position, keys));
+}
+
 Plan::Plan(const AttentionSpec& spec, TileLayout tile_layout)
     : heads(spec.heads), layout(tile_layout), bias_key(spec.bias_key), zero_row(spec.zero_row) {
   const BatchShape& shape = spec.shape;
@@ -34,10 +40,12 @@ Plan::Plan(const AttentionSpec& spec, TileLayout tile_layout)
     s.first_key = k ? k[b] : 0;
     s.queries = q ? q[b + 1] - q[b] : shape.queries;
     s.source_keys = s.keys = k ? k[b + 1] - k[b] : shape.keys;
+    if (shape.key_lengths) s.keys = smaller(s.keys, shape.key_lengths[b]);
+    s.first_position = shape.query_positions ? shape.query_positions[b] : 0;
     s.positions = nullptr;
     if (const View& mask = shape.key_padding) {
       const size_t begin = positions_.size();
-      for (int64_t j = 0; j < s.source_keys; ++j)
+      for (int64_t j = 0; j < s.keys; ++j)
         if (!hides(mask, mask.at(b, j))) positions_.push_back(int32_t(j));
       s.keys = int64_t(positions_.size() - begin);
       if (s.keys == 0 || positions_.back() == s.keys - 1) {

@@ -31,19 +31,21 @@ struct Sequence {
   int64_t first_query, first_key;  // rows of a ragged array; 0 in a dense one
   int64_t query_lane, key_lane;    // where its tiles begin
   int64_t pairs;                   // of queries and keys in the sequences before, for weights
+  int64_t first_position;          // of its queries
   const int32_t* positions;        // of its keys; null: key j is at position j
 
   int64_t query_tiles() const { return tiles_of(queries); }
   int64_t key_tiles() const { return tiles_of(attended_keys); }
   int64_t tokens(Tokens of) const { return of == Tokens::Queries ? queries : keys; }
   int64_t position(int64_t key) const { return positions ? positions[key] : key; }
+  int64_t keys_before(int64_t position) const;
   // The column of a key in weights: those after the keys follow all source keys.
   int64_t column(int64_t key) const {
     return key < keys ? position(key) : source_keys + key - keys;
   }
 };
 
-// A place in a batch: a head's tile of queries, and of keys.
+// A place in a batch: a head's tile of queries, and of the keys that serve it.
 struct TileAt {
   const Sequence& sequence;
   int64_t batch, head, query_tile, key_tile = 0;
@@ -84,7 +86,9 @@ struct Plan {
 
   // Elements of an array of tiles with `dim` features a head.
   int64_t query_elements(int64_t dim) const { return query_lanes * heads.count * layout.rows(dim); }
-  int64_t key_elements(int64_t dim) const { return key_lanes * heads.count * layout.rows(dim); }
+  int64_t key_elements(int64_t dim) const { return key_lanes * heads.key_count * layout.rows(dim); }
+
+  int64_t key_head(const TileAt& at) const { return at.head / heads.group(); }
 
   // Offsets of one head's part of a tile, with `dim` features a head.
   int64_t query_tile(const TileAt& at, int64_t dim) const {
@@ -94,12 +98,12 @@ struct Plan {
   }
   int64_t key_tile(const TileAt& at, int64_t dim) const {
     const Sequence& s = at.sequence;
-    return ((s.key_lane + at.first_key()) * heads.count + at.head * at.key_lanes()) *
+    return ((s.key_lane + at.first_key()) * heads.key_count + key_head(at) * at.key_lanes()) *
            layout.rows(dim);
   }
   int64_t key_tile_by_head(const TileAt& at, int64_t dim) const {
     const Sequence& s = at.sequence;
-    return (s.key_lane * heads.count + at.head * round_up(s.attended_keys, kLane) +
+    return (s.key_lane * heads.key_count + key_head(at) * round_up(s.attended_keys, kLane) +
             at.first_key()) *
            layout.rows(dim);
   }

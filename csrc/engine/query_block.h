@@ -30,6 +30,7 @@ struct Attention<E>::QueryBlock {
     block.p = p;
     block.d_p = d_p;
     block.ds = ds;
+    if (a.rules_.softcap != 0) block.cap_slope = arena.take<Acc<E>>(kTile * kTile);
     block.ds_columns = kRounds<E> ? arena.take<E>(kTile * kTile) : ds;
   }
 

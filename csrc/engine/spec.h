@@ -7,7 +7,10 @@
 namespace multihead {
 
 struct Heads {
-  int64_t count = 0, dim = 0, value_dim = 0;  // H, D, Dv
+  // H, Hk, D, Dv: a head of keys and values serves so many heads of queries side by side.
+  int64_t count = 0, key_count = 0, dim = 0, value_dim = 0;
+
+  int64_t group() const { return key_count > 0 ? count / key_count : 1; }
 };
 
 // How many sequences there are, and how long.
@@ -15,6 +18,9 @@ struct BatchShape {
   int64_t batch = 0, queries = 0, keys = 0;                        // of a ragged batch: the longest
   const int64_t *query_offsets = nullptr, *key_offsets = nullptr;  // ragged: [batch + 1]
   View key_padding;  // (N, S), hides where true or -inf
+  // [batch]. Where the first query stands among the keys; null: at the first. Keys from there on do
+  // not exist; null: all do.
+  const int64_t *query_positions = nullptr, *key_lengths = nullptr;
 };
 
 struct Dropout {
@@ -31,9 +37,14 @@ struct Offsets {
   int64_t batch = 0, head = 0, query = 0, key = 0;
 };
 
+// In the order in which they act: scale, cap, ALiBi, mask, softmax with sinks, dropout.
 struct ScoreRules {
   double scale = 0;
+  double softcap = 0;  // s to softcap * tanh(s / softcap); 0: none
+  View alibi_slopes;   // (N, H): adds -slope * |position of query - position of key|
+  View sinks;          // (H): a score that joins the softmax and has no value
   bool causal = false;
+  int64_t window_left = -1, window_right = -1;  // keys seen beside the query's own place; -1: all
   View mask;  // (N, H, L, S), stride 0 where shared: see score_axes
   bool true_hides = true;
   Dropout dropout;
@@ -56,9 +67,10 @@ View score_axes(const View& mask, const AttentionSpec& spec);
 View own_axes(const View& mask, const AttentionSpec& spec);
 
 // Scores are in units of log2: q is scaled by this before its products.
+constexpr double kLog2E = 1.4426950408889634;
 template <class E>
 E log2_scale(const ScoreRules& rules) {
-  return E(double(E(rules.scale)) * 1.4426950408889634);
+  return E(double(E(rules.scale)) * kLog2E);
 }
 
 }  // namespace multihead

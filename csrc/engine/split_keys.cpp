@@ -11,8 +11,10 @@ namespace {
 
 constexpr int64_t kChunk = 512;  // keys
 constexpr int64_t kChunkTiles = kChunk / kTile;
-constexpr int64_t kMost = 4;  // queries
+constexpr int64_t kMost = 4;  // rows at once
 
+// The queries of all heads that one head of keys serves are rows, head after head: they read its
+// keys together.
 template <class E>
 class SplitKeys {
  public:
@@ -20,58 +22,78 @@ class SplitKeys {
       : call_(call),
         run_(call.attention, call.resources, kernels_or_in_use(call.resources.kernels)),
         queries_(call.attention.shape.queries),
-        keys_(call.attention.shape.keys),
-        chunks_(divide_up(keys_, kChunk)),
+        rows_(run_.plan.heads.group() * queries_),
+        chunks_(divide_up(call.attention.shape.keys, kChunk)),
         q_pitch_(round_up(run_.plan.heads.dim, kLane)),
         v_pitch_(round_up(run_.plan.heads.value_dim, kLane)) {}
 
   void forward(const View& out, const View& stats);
 
  private:
-  // A chunk of one head's keys at hand.
+  // A chunk of the keys of one head at hand.
   struct Chunk {
-    TileAt at;      // of its first tile
-    int64_t tiles;  // of keys
+    TileAt at;         // of its first tile, and the first head that it serves
+    int64_t key_head;  // of k and v
+    int64_t tiles;     // of keys
     int64_t task;
+
+    TileAt tile(int64_t t, int64_t head) const {
+      return {at.sequence, at.batch, at.head + head, 0, at.key_tile + t};
+    }
   };
   struct Scratch {
     E *q, *key_rows, *value_rows;
-    Acc<E>* s;
+    Acc<E>* s;                 // [row][kChunk]
+    uint64_t *visible, *keep;  // [row][kChunkTiles]
     TileScratch<E>* mask;
-    uint64_t visible[kMost][kChunkTiles] = {}, keep[kMost][kChunkTiles] = {};
-    bool hides = false;  // a mask hides something
+    DropoutRows* random;          // of each head
+    bool hides = false;           // something in a tile that is seen
+    bool seen[kChunkTiles] = {};  // tiles
 
     Scratch(Arena& arena, const SplitKeys& of)
-        : q(arena.take<E>(kMost * of.q_pitch_)),
+        : q(arena.take<E>(of.rows_ * of.q_pitch_)),
           key_rows(arena.take<E>(kTile * of.q_pitch_)),
           value_rows(arena.take<E>(kTile * of.v_pitch_)),
-          s(arena.take<Acc<E>>(kMost * kChunk)),
-          mask(arena.take<TileScratch<E>>(1)) {}
+          s(arena.take<Acc<E>>(of.rows_ * kChunk)),
+          visible(arena.take<uint64_t>(of.rows_ * kChunkTiles)),
+          keep(arena.take<uint64_t>(of.rows_ * kChunkTiles)),
+          mask(arena.take<TileScratch<E>>(1)),
+          random(arena.take<DropoutRows>(of.run_.plan.heads.group())) {}
+
+    // Visible and kept keys of a tile for one row.
+    uint64_t& visible_to(int64_t row, int64_t tile) { return visible[row * kChunkTiles + tile]; }
+    uint64_t& kept_for(int64_t row, int64_t tile) { return keep[row * kChunkTiles + tile]; }
   };
 
   Chunk chunk_of(int64_t task) const {
-    const int64_t H = run_.plan.heads.count, c = task % chunks_, head = task / chunks_;
-    const Sequence& s = run_.plan.sequences[size_t(head / H)];
-    const int64_t first = c * kChunkTiles;
-    return {{s, head / H, head % H, 0, first}, smaller(kChunkTiles, tiles_of(keys_) - first), task};
+    const int64_t Hk = run_.plan.heads.key_count, c = task % chunks_, head = task / chunks_;
+    const Sequence& s = run_.plan.sequences[size_t(head / Hk)];
+    const int64_t first = c * kChunkTiles, left = larger(0, s.key_tiles() - first);
+    return {{s, head / Hk, head % Hk * run_.plan.heads.group(), 0, first},
+            head % Hk,
+            smaller(kChunkTiles, left),
+            task};
   }
-  // What a chunk leaves for the merge, for each of its queries.
-  Partial<E> partial(int64_t task, int64_t query) const {
-    const int64_t at = task * kMost + query;
+  // What a chunk leaves for the merge, for each of its rows.
+  Partial<E> partial(int64_t task, int64_t row) const {
+    const int64_t at = task * rows_ + row;
     return {max_[at], sum_[at], out_ + at * v_pitch_, seen_[at]};
   }
 
   void layout(Arena& arena);
   void attend(const Chunk& chunk, Arena arena) const;
   void load_queries(const Chunk& chunk, Scratch& scratch) const;
-  void scores(const Chunk& chunk, int64_t tile, const DropoutRows& rows, Scratch& scratch) const;
-  void note_mask(const TileMask<E>& mask, int64_t tile, int64_t n, Scratch& scratch) const;
-  void values(const Chunk& chunk, const Scratch& scratch) const;
+  void scores(const Chunk& chunk, int64_t tile, Scratch& scratch) const;
+  void multiply_keys(const Chunk& chunk, int64_t tile, Scratch& scratch) const;
+  void apply_rules(const TileAt& at, const TileMask<E>& mask, int64_t row, Acc<E>* s) const;
+  void note_mask(const TileAt& at, const TileMask<E>& mask, int64_t tile, int64_t row,
+                 Scratch& scratch) const;
+  void values(const Chunk& chunk, Scratch& scratch) const;
   void merge(int64_t head, const View& out, const View& stats) const;
 
   const AttentionCall& call_;
   PreparedCall<E> run_;
-  const int64_t queries_, keys_, chunks_, q_pitch_, v_pitch_;
+  const int64_t queries_, rows_, chunks_, q_pitch_, v_pitch_;
   Stat<E>*max_ = nullptr, *sum_ = nullptr;
   Acc<E>* out_ = nullptr;
   bool* seen_ = nullptr;
@@ -79,7 +101,7 @@ class SplitKeys {
 
 template <class E>
 void SplitKeys<E>::layout(Arena& arena) {
-  const int64_t n = call_.attention.shape.batch * run_.plan.heads.count * chunks_ * kMost;
+  const int64_t n = call_.attention.shape.batch * run_.plan.heads.key_count * chunks_ * rows_;
   max_ = arena.take<Stat<E>>(n);
   sum_ = arena.take<Stat<E>>(n);
   out_ = arena.take<Acc<E>>(n * v_pitch_);
@@ -89,156 +111,200 @@ void SplitKeys<E>::layout(Arena& arena) {
 
 template <class E>
 void SplitKeys<E>::forward(const View& out, const View& stats) {
-  Arena none;
-  Scratch(none, *this);
-  run_.run([&](Arena& arena) { layout(arena); }, [](Arena&) {}, none.used(),
-           [&] {
-             run_.masks.add_reading(run_.phases);
-             join_phases(run_.phases, 0);
-             const int64_t heads = call_.attention.shape.batch * run_.plan.heads.count;
-             run_.phases.push_back({heads * chunks_, [this](int64_t task, int worker) {
-                                      attend(chunk_of(task), run_.memory.of(worker));
-                                    }});
-             run_.phases.push_back(
-                 {heads, [this, &out, &stats](int64_t head, int) { merge(head, out, stats); }});
-           });
+  run_.run(
+      [&](Arena& arena) { layout(arena); }, [](Arena&) {}, bytes_of<Scratch>(*this),
+      [&] {
+        run_.masks.add_reading(run_.phases);
+        join_phases(run_.phases, 0);
+        const Heads& heads = run_.plan.heads;
+        const int64_t batch = call_.attention.shape.batch;
+        run_.phases.push_back({batch * heads.key_count * chunks_, [this](int64_t task, int worker) {
+                                 attend(chunk_of(task), run_.memory.of(worker));
+                               }});
+        run_.phases.push_back({batch * heads.count, [this, &out, &stats](int64_t head, int) {
+                                 merge(head, out, stats);
+                               }});
+      });
 }
 
 template <class E>
 void SplitKeys<E>::attend(const Chunk& chunk, Arena arena) const {
   Scratch scratch(arena, *this);
+  for (int64_t g = 0; g < run_.plan.heads.group(); ++g)
+    run_.masks.dropout_rows(chunk.tile(0, g), scratch.random[g]);
   load_queries(chunk, scratch);
-  DropoutRows rows;
-  run_.masks.dropout_rows(chunk.at, rows);
-  for (int64_t t = 0; t < chunk.tiles; ++t) scores(chunk, t, rows, scratch);
-  for (int64_t i = 0; i < queries_; ++i) {
-    const int64_t to = chunk.task * kMost + i;
-    uint64_t any = 0;
-    for (int64_t t = 0; t < chunk.tiles; ++t) any |= scratch.visible[i][t];
-    seen_[to] = any != 0;
-    run_.kernels.softmax_row(scratch.s + i * kChunk, chunk.tiles * kTile, scratch.visible[i],
-                             run_.masks.drops() ? scratch.keep[i] : nullptr, max_ + to, sum_ + to);
+  bool any = false;
+  for (int64_t t = 0; t < chunk.tiles; ++t) {
+    scores(chunk, t, scratch);
+    any |= scratch.seen[t];
+  }
+  for (int64_t row = 0; row < rows_; ++row) {
+    const int64_t to = chunk.task * rows_ + row;
+    seen_[to] = false;
+    if (!any) continue;
+    for (int64_t t = 0; t < chunk.tiles; ++t) seen_[to] |= scratch.visible_to(row, t) != 0;
+    run_.kernels.softmax_row(
+        scratch.s + row * kChunk, chunk.tiles * kTile, &scratch.visible_to(row, 0),
+        run_.masks.drops() ? &scratch.kept_for(row, 0) : nullptr, max_ + to, sum_ + to);
   }
   values(chunk, scratch);
 }
 
 template <class E>
 void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
-  const TokenRows rows = head_rows(call_.q, chunk.at.batch, chunk.at.head);
   const int64_t D = run_.plan.heads.dim;
   const Acc<E> scale = log2_scale<Acc<E>>(call_.attention.rules);
-  for (int64_t i = 0; i < queries_; ++i)
+  for (int64_t row = 0; row < rows_; ++row) {
+    const TokenRows from = head_rows(call_.q, chunk.at.batch, chunk.at.head + row / queries_);
     for (int64_t d = 0; d < D; ++d)
-      scratch.q[i * q_pitch_ + d] =
-          E(element<Acc<E>>(rows.row(i), d * rows.stride, rows.type) * scale);
+      scratch.q[row * q_pitch_ + d] =
+          E(element<Acc<E>>(from.row(row % queries_), d * from.stride, from.type) * scale);
+  }
 }
 
 // Of one tile of keys, and what masks say of them.
 template <class E>
-void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, const DropoutRows& rows,
-                          Scratch& scratch) const {
-  const TileAt at = chunk.at.with_keys(chunk.at.key_tile + tile);
-  const int64_t n = at.keys(), D = run_.plan.heads.dim;
-  Acc<E>* const to = scratch.s + tile * kTile;
-  TileMask<E> mask;
-  if (!run_.masks.tile(at, rows, *scratch.mask, mask)) {
-    scratch.hides = true;
-    for (int64_t i = 0; i < queries_; ++i)
-      std::fill(to + i * kChunk, to + i * kChunk + kTile, Acc<E>(0));
-    return;
+void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, Scratch& scratch) const {
+  for (int64_t g = 0; g < run_.plan.heads.group(); ++g) {
+    const TileAt at = chunk.tile(tile, g);
+    TileMask<E> mask;
+    if (run_.masks.tile(at, scratch.random[g], *scratch.mask, mask)) {
+      if (!scratch.seen[tile]) multiply_keys(chunk, tile, scratch);
+      scratch.seen[tile] = true;
+      note_mask(at, mask, tile, g * queries_, scratch);
+      for (int64_t i = 0; i < queries_; ++i)
+        apply_rules(at, mask, i, scratch.s + (g * queries_ + i) * kChunk + tile * kTile);
+    } else {
+      scratch.hides = true;
+      for (int64_t row = g * queries_; row < (g + 1) * queries_; ++row) {
+        scratch.visible_to(row, tile) = scratch.kept_for(row, tile) = 0;
+        if (!scratch.seen[tile])
+          std::fill_n(scratch.s + row * kChunk + tile * kTile, kTile, Acc<E>(0));
+      }
+    }
   }
-  const TokenRows keys = head_rows(call_.k, at.batch, at.head);
-  RowScores<E> t{.queries = queries_,
-                 .keys = n,
-                 .head_dim = D,
-                 .q = scratch.q,
-                 .q_row = q_pitch_,
-                 .k = keys.stored(at.first_key()),
-                 .s = to,
-                 .s_row = kChunk};
-  if (keys.stride != 1) {
-    void* from[kTile];
-    keys.tile(at.key_tile, keys_, from);
-    run_.kernels.gather_rows(scratch.key_rows, q_pitch_, keys.source(from), D, n);
-    t.k = {scratch.key_rows, q_pitch_, kTypeOf<E>};
-  }
-  run_.kernels.row_scores(t);
-  for (int64_t i = 0; mask.bias && i < queries_; ++i)
-    for (int64_t j = 0; j < n; ++j) to[i * kChunk + j] += mask.bias[j * at.query_lanes() + i];
-  note_mask(mask, tile, n, scratch);
 }
 
-// A tile's words, a bit per query, as words of each query, a bit per key.
+// The products of all rows with the keys of a tile.
 template <class E>
-void SplitKeys<E>::note_mask(const TileMask<E>& mask, int64_t tile, int64_t n,
+void SplitKeys<E>::multiply_keys(const Chunk& chunk, int64_t tile, Scratch& scratch) const {
+  const TileAt at = chunk.tile(tile, 0);
+  const int64_t n = at.keys(), D = run_.plan.heads.dim;
+  const TokenRows keys = head_rows(call_.k, at.batch, chunk.key_head);
+  StoredRows stored = keys.stored(at.first_key());
+  if (keys.stride != 1) {
+    void* from[kTile];
+    keys.tile(at.key_tile, at.sequence.keys, from);
+    run_.kernels.gather_rows(scratch.key_rows, q_pitch_, keys.source(from), D, n);
+    stored = {scratch.key_rows, q_pitch_, kTypeOf<E>};
+  }
+  for (int64_t row = 0; row < rows_; row += kMost)
+    run_.kernels.row_scores({.queries = smaller(kMost, rows_ - row),
+                             .keys = n,
+                             .head_dim = D,
+                             .q = scratch.q + row * q_pitch_,
+                             .q_row = q_pitch_,
+                             .k = stored,
+                             .s = scratch.s + row * kChunk + tile * kTile,
+                             .s_row = kChunk});
+}
+
+// What rules and masks make of a query's scores with a tile.
+template <class E>
+void SplitKeys<E>::apply_rules(const TileAt& at, const TileMask<E>& mask, int64_t query,
+                               Acc<E>* s) const {
+  const ScoreRules& rules = call_.attention.rules;
+  RowRules<E> r{.s = s, .keys = at.keys(), .softcap = Acc<E>(rules.softcap * kLog2E)};
+  if (mask.distance) {
+    const View& slopes = rules.alibi_slopes;
+    r.slope = Acc<E>(slopes.get<Acc<E>>(slopes.at(at.batch, at.head)) * kLog2E);
+    r.distance = mask.distance;
+    r.query = Acc<E>(query);
+  }
+  if (r.softcap != 0 || r.distance) run_.kernels.row_rules(r);
+  for (int64_t j = 0; mask.bias && j < at.keys(); ++j)
+    s[j] += mask.bias[j * at.query_lanes() + query];
+}
+
+// A tile's words, a bit per query, as words of each row, a bit per key.
+template <class E>
+void SplitKeys<E>::note_mask(const TileAt& at, const TileMask<E>& mask, int64_t tile, int64_t row,
                              Scratch& scratch) const {
+  const int64_t n = at.keys();
   const uint64_t all = n == kTile ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
   for (int64_t i = 0; i < queries_; ++i) {
     uint64_t visible = mask.visible ? 0 : all, keep = mask.keep ? 0 : all;
     for (int64_t j = 0; mask.visible && j < n; ++j) visible |= (mask.visible[j] >> i & 1) << j;
     for (int64_t j = 0; mask.keep && j < n; ++j) keep |= (mask.keep[j] >> i & 1) << j;
-    scratch.visible[i][tile] = visible;
-    scratch.keep[i][tile] = keep;
+    scratch.visible_to(row + i, tile) = visible;
+    scratch.kept_for(row + i, tile) = keep;
     scratch.hides |= visible != all;
   }
 }
 
 // out = probabilities . v, tile by tile; hidden keys are skipped where v is not finite.
 template <class E>
-void SplitKeys<E>::values(const Chunk& chunk, const Scratch& scratch) const {
-  const TokenRows rows = head_rows(call_.v, chunk.at.batch, chunk.at.head);
+void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
+  const TokenRows rows = head_rows(call_.v, chunk.at.batch, chunk.key_head);
   const int64_t Dv = run_.plan.heads.value_dim;
   const bool in_place = rows.stride == 1 && Dv == v_pitch_;
-  Acc<E>* const out = out_ + chunk.task * kMost * v_pitch_;
+  Acc<E>* const out = out_ + chunk.task * rows_ * v_pitch_;
+  std::fill(out, out + rows_ * v_pitch_, Acc<E>(0));
   for (int64_t t = 0; t < chunk.tiles; ++t) {
-    const TileAt at = chunk.at.with_keys(chunk.at.key_tile + t);
+    if (!scratch.seen[t]) continue;
+    const TileAt at = chunk.tile(t, 0);
     const int64_t n = at.keys();
     StoredRows values = rows.stored(at.first_key());
     if (!in_place) {
       void* from[kTile];
-      rows.tile(at.key_tile, keys_, from);
+      rows.tile(at.key_tile, at.sequence.keys, from);
       run_.kernels.gather_rows(scratch.value_rows, v_pitch_, rows.source(from), Dv, n);
       values = {scratch.value_rows, v_pitch_, kTypeOf<E>};
     }
     const Acc<E>* const p = scratch.s + t * kTile;
     if (!scratch.hides || run_.kernels.rows_are_finite(values, n, Dv)) {
-      run_.kernels.row_gemm({.queries = queries_,
+      run_.kernels.row_gemm({.queries = rows_,
                              .keys = n,
                              .columns = v_pitch_,
                              .p = p,
                              .p_row = kChunk,
                              .v = values,
-                             .c = out,
-                             .adds = t > 0});
+                             .c = out});
       continue;
     }
-    if (t == 0) std::fill(out, out + queries_ * v_pitch_, Acc<E>(0));
-    for (int64_t i = 0; i < queries_; ++i)
+    for (int64_t row = 0; row < rows_; ++row)
       for (int64_t j = 0; j < n; ++j)
-        if (scratch.visible[i][t] >> j & 1)
+        if (scratch.visible_to(row, t) >> j & 1)
           for (int64_t d = 0; d < Dv; ++d)
-            out[i * v_pitch_ + d] +=
-                p[i * kChunk + j] * element<E>(values.data, j * values.row + d, values.type);
+            out[row * v_pitch_ + d] +=
+                p[row * kChunk + j] * element<E>(values.data, j * values.row + d, values.type);
   }
 }
 
 // The chunks of one head, in order.
 template <class E>
 void SplitKeys<E>::merge(int64_t head, const View& out, const View& stats) const {
-  const int64_t h = head % run_.plan.heads.count, n = head / run_.plan.heads.count;
+  const Heads& heads = run_.plan.heads;
+  const int64_t h = head % heads.count, n = head / heads.count;
+  const int64_t first = (n * heads.key_count + h / heads.group()) * chunks_;
+  const View& sinks = call_.attention.rules.sinks;
+  const Stat<E> sink = sinks ? Stat<E>(sinks.get<Acc<E>>(sinks.at(h)) * kLog2E) : Stat<E>(0);
   for (int64_t i = 0; i < queries_; ++i) {
+    const int64_t row = h % heads.group() * queries_ + i;
     Merge<E> merge(run_.kernels, v_pitch_);
-    for (int64_t c = 0; c < chunks_; ++c) merge.see(partial(head * chunks_ + c, i));
-    for (int64_t c = 0; c < chunks_; ++c) merge.add(partial(head * chunks_ + c, i));
+    for (int64_t c = 0; c < chunks_; ++c) merge.see(partial(first + c, row));
+    if (sinks) merge.see(sink);
+    for (int64_t c = 0; c < chunks_; ++c) merge.add(partial(first + c, row));
+    if (sinks) merge.add(sink);
     const bool seen = merge.seen();
     const Stat<E> inverse = seen ? Stat<E>(1) / merge.sum() : Stat<E>(0);
     const Acc<E> scale = inverse * Acc<E>(run_.masks.keep_scale());
-    for (int64_t d = 0; d < run_.plan.heads.value_dim; ++d)
+    for (int64_t d = 0; d < heads.value_dim; ++d)
       out.set(out.at(n, h, i, d), seen ? Acc<E>(merge.out()[d] * scale) : Acc<E>(0));
     if (!stats) continue;
-    Stat<E>* const row = stats.as<Stat<E>>() + stats.at(0, n, h, i);
-    row[0] = seen ? merge.max() : std::numeric_limits<Stat<E>>::infinity();
-    row[stats.stride[0]] = inverse;
+    Stat<E>* const to = stats.as<Stat<E>>() + stats.at(0, n, h, i);
+    to[0] = seen ? merge.max() : std::numeric_limits<Stat<E>>::infinity();
+    to[stats.stride[0]] = inverse;
   }
 }
 

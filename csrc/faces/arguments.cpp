@@ -248,7 +248,7 @@ LayerCall layer_call(const LayerArguments& a) {
   check_parameters(t, widths, spec.dtype);
   call.parameters = parameters_of(t, heads);
   const int64_t dim = widths.embed / heads;
-  spec.heads = {heads, dim, dim};
+  spec.heads = {.count = heads, .key_count = heads, .dim = dim, .value_dim = dim};
   spec.shape = batch_shape(a, call);
   spec.shape.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
   spec.bias_key = bool(t.bias_k);
@@ -330,6 +330,37 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
   return g;
 }
 
+namespace {
+
+void check_positions(const AttentionPositions& positions, const BatchShape& shape) {
+  constexpr int64_t kFar = int64_t(1) << 40;
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    if (positions.query && (positions.query[b] < -kFar || positions.query[b] > kFar))
+      wrong("query_positions", "from -2**40 to 2**40", std::to_string(positions.query[b]));
+    if (!positions.key_lengths) continue;
+    const int64_t n = positions.key_lengths[b];
+    if (n < 0 || n > shape.keys)
+      wrong("key_lengths", "from 0 to " + std::to_string(shape.keys), std::to_string(n));
+  }
+}
+
+// (H) or (N, H) as (N, H).
+View slopes_of(View v, const AttentionSpec& spec) {
+  if (!v) return v;
+  const int64_t H = spec.heads.count;
+  check_floats("alibi_slopes", v, spec.dtype);
+  if (v.rank == 2) {
+    check_size("alibi_slopes", v, {spec.shape.batch, H});
+  } else {
+    check_size("alibi_slopes", v, {H});
+    insert_axis(v, 0);
+    v.size[0] = spec.shape.batch;
+  }
+  return v;
+}
+
+}  // namespace
+
 AttentionCall attention_call(const AttentionArguments& a) {
   const AttentionTensors& t = a.tensors;
   check_rank("query", t.query, 4, 4);
@@ -341,11 +372,13 @@ AttentionCall attention_call(const AttentionArguments& a) {
   call.v = t.value;
   AttentionSpec& spec = call.attention;
   spec.dtype = a.options.dtype;
-  const int64_t *q = t.query.size, keys = t.key.size[2];
+  const int64_t *q = t.query.size, keys = t.key.size[2], heads = t.key.size[1];
   check_floats("query", t.query, spec.dtype);
-  check_floats_of("key", t.key, spec.dtype, {q[0], q[1], keys, q[3]});
-  check_floats_of("value", t.value, spec.dtype, {q[0], q[1], keys, t.value.size[3]});
-  spec.heads = {q[1], q[3], t.value.size[3]};
+  check_floats_of("key", t.key, spec.dtype, {q[0], heads, keys, q[3]});
+  check_floats_of("value", t.value, spec.dtype, {q[0], heads, keys, t.value.size[3]});
+  if (heads == 0 ? q[1] != 0 : q[1] % heads != 0)
+    wrong("key", "a number of heads that divides " + std::to_string(q[1]), std::to_string(heads));
+  spec.heads = {.count = q[1], .key_count = heads, .dim = q[3], .value_dim = t.value.size[3]};
   spec.shape.batch = q[0];
   spec.shape.queries = q[2];
   spec.shape.keys = keys;
@@ -354,7 +387,17 @@ AttentionCall attention_call(const AttentionArguments& a) {
   spec.rules.true_hides = a.options.true_hides;
   spec.rules.dropout = a.options.dropout;
   spec.rules.offsets = a.options.offsets;
+  spec.rules.softcap = a.options.softcap;
+  spec.rules.window_left = a.options.window_left;
+  spec.rules.window_right = a.options.window_right;
   spec.rules.mask = mask_of(t.mask, spec);
+  spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
+  spec.rules.sinks = t.sinks;
+  if (t.sinks) check_floats_of("sinks", t.sinks, spec.dtype, {q[1]});
+  if (!(a.options.softcap >= 0)) wrong("softcap", "0 or more", std::to_string(a.options.softcap));
+  check_positions(a.positions, spec.shape);
+  spec.shape.query_positions = a.positions.query;
+  spec.shape.key_lengths = a.positions.key_lengths;
   return call;
 }
 
@@ -375,9 +418,16 @@ AttentionGradients attention_gradients(const AttentionCall& call,
                       {of.size[0], of.size[1], of.size[2], of.size[3]});
     return v;
   };
-  check_type("d_mask", gradients.mask, computed_in(call.attention.dtype));
+  const AttentionSpec& spec = call.attention;
+  check_type("d_mask", gradients.mask, computed_in(spec.dtype));
+  if (gradients.sinks) {
+    check_shape("d_sinks", gradients.sinks, computed_in(spec.dtype), {spec.heads.count});
+    if (!spec.rules.sinks) wrong("d_sinks", "none, as there are no sinks", "an array");
+  }
+  if (gradients.alibi_slopes) wrong("d_alibi_slopes", "none", "an array");
   return {like("d_query", gradients.query, call.q), like("d_key", gradients.key, call.k),
-          like("d_value", gradients.value, call.v), own_axes(gradients.mask, call.attention)};
+          like("d_value", gradients.value, call.v), own_axes(gradients.mask, spec),
+          gradients.sinks};
 }
 
 }  // namespace multihead::faces

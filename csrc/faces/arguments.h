@@ -66,8 +66,15 @@ LayerGradients layer_gradients(const LayerArguments& arguments, const LayerCall&
 
 // The same for attention alone.
 struct AttentionTensors {
-  View query, key, value;  // (N, H, L, D), (N, H, S, D), (N, H, S, Dv)
+  View query, key, value;  // (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H
   View mask;               // see score_axes
+  View alibi_slopes;       // (H) or (N, H)
+  View sinks;              // (H)
+};
+
+// Of each sequence, (N); null: its first query stands on its first key, and all its keys exist.
+struct AttentionPositions {
+  const int64_t *query = nullptr, *key_lengths = nullptr;
 };
 
 struct AttentionOptions {
@@ -76,11 +83,14 @@ struct AttentionOptions {
   double scale = 0;
   Dropout dropout;
   Offsets offsets;
+  double softcap = 0;                           // 0: none
+  int64_t window_left = -1, window_right = -1;  // -1: no limit
 };
 
 struct AttentionArguments {
   AttentionTensors tensors;
   AttentionOptions options;
+  AttentionPositions positions;
 };
 
 // Of each query, as forward leaves them and backward takes them.
@@ -124,6 +134,8 @@ inline constexpr ViewField<AttentionTensors> kAttentionTensors[] = {
     {"key", &AttentionTensors::key},
     {"value", &AttentionTensors::value},
     {"mask", &AttentionTensors::mask},
+    {"alibi_slopes", &AttentionTensors::alibi_slopes},
+    {"sinks", &AttentionTensors::sinks},
 };
 
 }  // namespace multihead::faces

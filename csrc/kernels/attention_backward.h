@@ -44,6 +44,7 @@ MULTIHEAD_INLINE void gradient_step(const BackwardBlock<E>& t, int64_t lane, Acc
         kept = select(keep, p, Vec<A>{});
       }
       d = p * (d - delta[j]);
+      if (What == Gradient::OfProducts && t.softcap != 0) d *= load(t.cap_slope + at + j * W);
       if (Masked) {
         const Mask<A> visible = mask_of_bits<A>(t.visible[r], int(lane) + j * W);
         kept = select(visible, kept, Vec<A>{});

@@ -62,6 +62,7 @@ Kernels<BFloat16> table(const Kernels<float>& sums) {
       .backward_block = backward_block<BFloat16>,
       .weights_block = weights_block<BFloat16>,
       .row_scores = nullptr,
+      .row_rules = nullptr,
       .softmax_row = nullptr,
       .exp2_all = sums.exp2_all,
       .visible_bits = sums.visible_bits,

@@ -52,6 +52,7 @@ constexpr Kernels<T> kTable = {
     .backward_block = backward_block<T>,
     .weights_block = weights_block<T>,
     .row_scores = row_scores<T>,
+    .row_rules = row_rules<T>,
     .softmax_row = softmax_row<T>,
     .exp2_all = exp2_all<T>,
     .visible_bits = visible_bits,

@@ -4,6 +4,7 @@
 #include "exp2.h"
 #include "gemm.h"
 #include "rows.h"
+#include "rules.h"
 
 namespace multihead::MULTIHEAD_ISA {
 namespace {
@@ -33,30 +34,51 @@ MULTIHEAD_INLINE void dot_products(const Block<E>& t, Left<E> keys, const E* que
            .prefetch = t.prefetch});
 }
 
-// s[key][query] = k . q, plus what masks add, in log2 units once they are multiplied by the result.
-template <class E>
-MULTIHEAD_INLINE Acc<E> scores(const Block<E>& t) {
+// Scores in log2 units, as rules change them and masks add to them.
+template <class E, bool Capped, bool Sloped>
+MULTIHEAD_INLINE void apply_rules(const Block<E>& t) {
   using A = Acc<E>;
   constexpr int W = kWidth<A>;
+  const Vec<A> lowest = splat(-kLargest<A>);
+  for (int64_t r = 0; r < t.keys; ++r) {
+    const bool sloped = Sloped && r < t.given_keys;
+    for (int64_t lane = 0; lane < t.lanes; lane += W) {
+      const int64_t i = r * t.lanes + lane;
+      Vec<A> x = load(t.s + i);
+      if (kRounds<E>) x *= t.score_factor;
+      if constexpr (Capped) {
+        Vec<A> derivative;
+        x = capped<A>(x, t.softcap, &derivative);
+        if (t.cap_slope) store(t.cap_slope + i, derivative);
+      }
+      if (sloped) {
+        const Vec<A> away = splat(t.distance[r]) - load(kLanesFrom0<A>.at + lane);
+        x = less_distance<A>(x, away, t.slope);
+      }
+      if (t.bias && t.key_bias)  // finite masks stay finite: their sum is limited
+        x += maximum(lowest, load(t.bias + i) + t.key_bias[r]);
+      else if (t.bias)
+        x += load(t.bias + i);
+      else if (t.key_bias)
+        x += t.key_bias[r];
+      store(t.s + i, x);
+    }
+  }
+}
+
+// s[key][query] = k . q, with what rules and masks make of it, in log2 units once it is multiplied
+// by the result.
+template <class E>
+MULTIHEAD_INLINE Acc<E> scores(const Block<E>& t) {
   dot_products<E>(t, by_token<E>(t.k, t.key_lanes, t.head_dim), t.q, t.head_dim, t.s);
-  if (!t.bias && !t.key_bias) return t.score_factor;
-  const auto score = [&](int64_t i) MULTIHEAD_ALWAYS_INLINE {
-    if constexpr (kRounds<E>)
-      return load(t.s + i) * t.score_factor;
-    else
-      return load(t.s + i);
-  };
-  if (t.bias && t.key_bias) {  // finite masks stay finite: their sum is limited
-    const Vec<A> lowest = splat(-kLargest<A>);
-    for (int64_t r = 0; r < t.keys; ++r)
-      for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
-        store(t.s + i, score(i) + maximum(lowest, load(t.bias + i) + t.key_bias[r]));
-  } else if (t.bias) {
-    for (int64_t i = 0; i < t.keys * t.lanes; i += W) store(t.s + i, score(i) + load(t.bias + i));
+  if (t.softcap != 0) {
+    t.distance ? apply_rules<E, true, true>(t) : apply_rules<E, true, false>(t);
+  } else if (t.distance) {
+    apply_rules<E, false, true>(t);
+  } else if (t.bias || t.key_bias) {
+    apply_rules<E, false, false>(t);
   } else {
-    for (int64_t r = 0; r < t.keys; ++r)
-      for (int64_t i = r * t.lanes; i < (r + 1) * t.lanes; i += W)
-        store(t.s + i, score(i) + t.key_bias[r]);
+    return t.score_factor;
   }
   return 1;
 }

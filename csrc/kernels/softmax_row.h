@@ -3,6 +3,7 @@
 
 #include "exp2.h"
 #include "gemm.h"
+#include "rules.h"
 #include "transpose.h"
 
 namespace multihead::MULTIHEAD_ISA {
@@ -98,8 +99,9 @@ void row_scores(const RowScores<T>& t) {
   });
 }
 
-// c[i] += p[i] . v, for so many vectors of columns side by side: the chains of a product of tiles.
-template <class T, class S, int N>
+// c[i] += p[i] . v, for Q queries and N vectors of columns side by side: the chains of a product of
+// tiles.
+template <class T, class S, int Q, int N>
 MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t c) {
   constexpr int W = kWidth<T>;
   constexpr int64_t kFar = 4096;  // bytes to ask for before they are used, in the order of memory
@@ -107,30 +109,54 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
   const S* v = static_cast<const S*>(g.v.data) + c;
   const T* const p = g.p + query * g.p_row;
   T* const to = g.c + query * g.columns + c;
-  Vec<T> sum[N];
+  Vec<T> sum[Q][N];
   MULTIHEAD_UNROLL(4)
-  for (int j = 0; j < N; ++j) sum[j] = g.adds ? load(to + j * W) : Vec<T>{};
+  for (int i = 0; i < Q; ++i) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < N; ++j) sum[i][j] = load(to + i * g.columns + j * W);
+  }
   for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       if (j * W * int(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(v + far + j * W);
-      sum[j] = fma(splat(p[key]), load(v + j * W), sum[j]);
+      const Vec<T> x = load(v + j * W);
+      MULTIHEAD_UNROLL(4)
+      for (int i = 0; i < Q; ++i) sum[i][j] = fma(splat(p[i * g.p_row + key]), x, sum[i][j]);
     }
   }
   MULTIHEAD_UNROLL(4)
-  for (int j = 0; j < N; ++j) store(to + j * W, sum[j]);
+  for (int i = 0; i < Q; ++i) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < N; ++j) store(to + i * g.columns + j * W, sum[i][j]);
+  }
+}
+
+template <class T, class S, int Q>
+MULTIHEAD_INLINE void sums_of_queries(const RowGemm<T>& g, int64_t query) {
+  constexpr int W = kWidth<T>;
+  int64_t c = 0;
+  for (; c + 4 * W <= g.columns; c += 4 * W) sums_of_values<T, S, Q, 4>(g, query, c);
+  for (; c < g.columns; c += W) sums_of_values<T, S, Q, 1>(g, query, c);
 }
 
 template <class T>
 void row_gemm(const RowGemm<T>& g) {
-  constexpr int W = kWidth<T>;
+  constexpr int kMost = kRegisters == 32 ? 4 : 2;  // queries at once
   Stored<T>::as(g.v.type, [&]<class S>() {
-    for (int64_t i = 0; i < g.queries; ++i) {
-      int64_t c = 0;
-      for (; c + 4 * W <= g.columns; c += 4 * W) sums_of_values<T, S, 4>(g, i, c);
-      for (; c < g.columns; c += W) sums_of_values<T, S, 1>(g, i, c);
-    }
+    int64_t i = 0;
+    for (; i + kMost <= g.queries; i += kMost) sums_of_queries<T, S, kMost>(g, i);
+    for (; i < g.queries; ++i) sums_of_queries<T, S, 1>(g, i);
   });
+}
+
+template <class T>
+void row_rules(const RowRules<T>& t) {
+  for (int64_t i = 0; i < t.keys; i += kWidth<T>) {
+    Vec<T> x = load(t.s + i), derivative;
+    if (t.softcap != 0) x = capped<T>(x, t.softcap, &derivative);
+    if (t.distance) x = less_distance<T>(x, load(t.distance + i) - t.query, t.slope);
+    store(t.s + i, x);
+  }
 }
 
 // s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs

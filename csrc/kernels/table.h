@@ -74,15 +74,14 @@ struct StoredRows {
   DType type;
 };
 
-// c[queries][columns] (+)= p[queries][keys] . v[keys][columns]: all in rows.
+// c[queries][columns] += p[queries][keys] . v[keys][columns]: all in rows.
 template <class E>
 struct RowGemm {
   int64_t queries, keys, columns;
   const Acc<E>* p;
   int64_t p_row;
   StoredRows v;
-  Acc<E>* c;  // [queries][columns]
-  bool adds;
+  Acc<E>* c;  // [queries][columns], added to
 };
 
 // s[queries][keys] = q[queries][head_dim] . k[keys][head_dim]: few queries, and keys where they
@@ -97,6 +96,16 @@ struct RowScores {
   int64_t s_row;  // with room up to a multiple of 16 keys
 };
 
+// One query's scores, in log2 units, as rules change them: see Block.
+template <class E>
+struct RowRules {
+  Acc<E>* s;
+  int64_t keys;  // with room up to a multiple of 16 of scores and distances
+  Acc<E> softcap = 0, slope = 0;
+  const Acc<E>* distance = nullptr;
+  Acc<E> query = 0;  // which of the queries it is
+};
+
 // One block of queries against one tile of keys.
 template <class E>
 struct Block {
@@ -106,11 +115,16 @@ struct Block {
   const E* k;     // keys of head_dim, key_lanes; lanes from `keys` on hold anything
   const E* v;     // values of value_dim, key_lanes, likewise
   int64_t key_lanes, keys;
-  const uint64_t* visible;  // a word per key, a bit per query; null: all
-  const Acc<E>* bias;       // [keys][lanes], log2 units; null: none
-  const Acc<E>* key_bias;   // [keys], log2 units; null: none
-  const uint64_t* keep;     // like visible, drawn by dropout; null: all
-  Acc<E> score_factor = 1;  // where E rounds: scale * log2(e)
+  const uint64_t* visible;           // a word per key, a bit per query; null: all
+  const Acc<E>* bias;                // [keys][lanes], log2 units; null: none
+  const Acc<E>* key_bias;            // [keys], log2 units; null: none
+  const uint64_t* keep;              // like visible, drawn by dropout; null: all
+  Acc<E> score_factor = 1;           // where E rounds: scale * log2(e)
+  Acc<E> softcap = 0;                // log2 units; 0: none
+  Acc<E> slope = 0;                  // of ALiBi, log2 units
+  const Acc<E>* distance = nullptr;  // [given_keys]: from the first query to a key; null: no ALiBi
+  int64_t given_keys = 0;            // that have a distance
+  Acc<E>* cap_slope = nullptr;       // [keys][lanes]: the derivative of the cap; set, if wanted
   // Both are the set's own, and hold anything after a call, unless the function says otherwise.
   Acc<E>* s;                     // [keys][lanes]: scores
   E* p;                          // [keys][lanes]: probabilities; the memory of s where E is Acc
@@ -235,7 +249,8 @@ struct Kernels {
 
   // Attention on rows: few queries, keys in lanes.
   void (*row_scores)(const RowScores<E>&);
-  // One query: s = probabilities, where the bits of visible are set; see there.
+  // One query: rules; s = probabilities, where the bits of visible are set; see there.
+  void (*row_rules)(const RowRules<E>&);
   void (*softmax_row)(Acc<E>* s, int64_t keys, const uint64_t* visible, const uint64_t* keep,
                       Stat<E>* top, Stat<E>* sum);
   void (*exp2_all)(Acc<E>* x, int64_t n);

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cstring>
+#include <iterator>
 #include <string>
 
 namespace nb = nanobind;
@@ -67,7 +68,17 @@ constexpr OptionField<Attention> kAttentionOptions[] = {
     {"head_offset", [](Attention& o, nb::handle v) { o.offsets.head = nb::cast<int64_t>(v); }},
     {"query_offset", [](Attention& o, nb::handle v) { o.offsets.query = nb::cast<int64_t>(v); }},
     {"key_offset", [](Attention& o, nb::handle v) { o.offsets.key = nb::cast<int64_t>(v); }},
+    {"softcap", [](Attention& o, nb::handle v) { o.softcap = nb::cast<double>(v); }},
+    {"window_left", [](Attention& o, nb::handle v) { o.window_left = nb::cast<int64_t>(v); }},
+    {"window_right", [](Attention& o, nb::handle v) { o.window_right = nb::cast<int64_t>(v); }},
 };
+
+// What AttentionTensors has after its views.
+constexpr struct {
+  const char* name;
+  const int64_t* faces::AttentionPositions::* each;  // of a sequence
+} kAttentionPositions[] = {{"query_positions", &faces::AttentionPositions::query},
+                           {"key_lengths", &faces::AttentionPositions::key_lengths}};
 
 // The tuple itself, if it has as many entries as there are fields.
 template <size_t N>
@@ -79,9 +90,9 @@ PyObject* entries(nb::handle tuple, const char* name) {
   return tuple.ptr();
 }
 
-template <class S, size_t N>
+template <size_t More = 0, class S, size_t N>
 S read_views(const faces::ViewField<S> (&fields)[N], nb::handle tuple, bool written) {
-  PyObject* const list = entries<N>(tuple, "tensors");
+  PyObject* const list = entries<N + More>(tuple, "tensors");
   S result;
   for (size_t i = 0; i < N; ++i) {
     const nb::handle object = PyTuple_GET_ITEM(list, Py_ssize_t(i));
@@ -99,11 +110,15 @@ S read_options(const OptionField<S> (&fields)[N], nb::handle tuple) {
   return result;
 }
 
-template <class Field, size_t N>
-void check_fields(const Field (&fields)[N], nb::handle module, const char* tuple) {
+template <class... Fields>
+void check_fields(nb::handle module, const char* tuple, const Fields&... fields) {
   const nb::object names = module.attr(tuple).attr("_fields");
-  bool same = nb::len(names) == N;
-  for (size_t i = 0; same && i < N; ++i) same = nb::cast<std::string>(names[i]) == fields[i].name;
+  size_t i = 0;
+  bool same = nb::len(names) == (std::size(fields) + ...);
+  const auto check = [&](const auto& list) {
+    for (const auto& field : list) same = same && nb::cast<std::string>(names[i++]) == field.name;
+  };
+  (check(fields), ...);
   if (!same)
     throw nb::import_error(
         (std::string("multihead.arguments.") + tuple + " has other fields than _native").c_str());
@@ -122,10 +137,10 @@ faces::RaggedOffsets offsets_of(nb::handle pair) {
 }  // namespace
 
 void check_fields(nb::handle module) {
-  check_fields(faces::kLayerTensors, module, "LayerTensors");
-  check_fields(kLayerOptions, module, "LayerOptions");
-  check_fields(faces::kAttentionTensors, module, "AttentionTensors");
-  check_fields(kAttentionOptions, module, "AttentionOptions");
+  check_fields(module, "LayerTensors", faces::kLayerTensors);
+  check_fields(module, "LayerOptions", kLayerOptions);
+  check_fields(module, "AttentionTensors", faces::kAttentionTensors, kAttentionPositions);
+  check_fields(module, "AttentionOptions", kAttentionOptions);
 }
 
 faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb::handle offsets) {
@@ -134,8 +149,20 @@ faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb
 }
 
 faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors) {
-  return {read_views(faces::kAttentionTensors, tensors, false),
-          read_options(kAttentionOptions, options)};
+  constexpr size_t kMore = std::size(kAttentionPositions);
+  faces::AttentionArguments a{read_views<kMore>(faces::kAttentionTensors, tensors, false),
+                              read_options(kAttentionOptions, options),
+                              {}};
+  for (size_t i = 0; i < kMore; ++i) {
+    const nb::handle object =
+        PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
+    if (object.is_none()) continue;
+    const Steps each = nb::cast<Steps>(object);
+    if (a.tensors.query.rank != 4 || int64_t(each.shape(0)) != a.tensors.query.size[0])
+      throw nb::value_error("query_positions, key_lengths: expected (N,) of the batch");
+    a.positions.*kAttentionPositions[i].each = each.data();
+  }
+  return a;
 }
 
 faces::LayerTensors layer_gradients(nb::handle tensors) {
@@ -143,7 +170,7 @@ faces::LayerTensors layer_gradients(nb::handle tensors) {
 }
 
 faces::AttentionTensors attention_gradients(nb::handle tensors) {
-  return read_views(faces::kAttentionTensors, tensors, true);
+  return read_views<std::size(kAttentionPositions)>(faces::kAttentionTensors, tensors, true);
 }
 
 }  // namespace multihead::binding

@@ -106,15 +106,26 @@ class AttentionTensors(NamedTuple):
     Attributes
     ----------
     query, key, value
-        (N, H, L, D), (N, H, S, D), (N, H, S, Dv).
+        (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H.
     mask
         Four axes, broadcastable to (N, H, L, S): bool, or floats, which are added.
+    alibi_slopes
+        (H,) or (N, H).
+    sinks
+        (H,).
+    query_positions, key_lengths
+        int64 (N,): where the first query of each sequence stands among its keys, and how many of
+        its keys exist.
     """
 
     query: Any
     key: Any
     value: Any
-    mask: Any
+    mask: Any = None
+    alibi_slopes: Any = None
+    sinks: Any = None
+    query_positions: Any = None
+    key_lengths: Any = None
 
 
 class AttentionOptions(NamedTuple):
@@ -136,6 +147,10 @@ class AttentionOptions(NamedTuple):
         What a boolean mask's true says: hidden, or to be attended to.
     batch_offset, head_offset, query_offset, key_offset : int
         Where the call's tensors begin in the whole, for dropout and causality.
+    softcap : float
+        Scores are s to softcap * tanh(s / softcap); 0: they are not capped.
+    window_left, window_right : int
+        Keys that a query sees before and after its own place; -1: all.
     """
 
     dtype: str
@@ -149,3 +164,6 @@ class AttentionOptions(NamedTuple):
     head_offset: int = 0
     query_offset: int = 0
     key_offset: int = 0
+    softcap: float = 0.0
+    window_left: int = -1
+    window_right: int = -1

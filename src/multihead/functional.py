@@ -23,8 +23,9 @@ from multihead.arrays import (
 )
 from multihead.checks import boolean, dims, number, probability, wrong
 from multihead.mask_warning import MaskWatch
-from multihead.masks import Mask, fold, score_mask
+from multihead.masks import Mask, fold, of_heads, score_mask
 from multihead.merging import merge_attention
+from multihead.score_rules import NO_RULES, ScoreRules, Window, score_rules
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import attention_backward, attention_call, typed_as
 from multihead.suggestions import unknown
@@ -38,6 +39,7 @@ __all__ = [
 
 _WATCH = MaskWatch(true_hides=False, left=64)
 _LN2 = math.log(2.0)
+_FIRST = 0  # of query_offset
 
 
 class AttentionCache(NamedTuple):
@@ -58,9 +60,8 @@ class AttentionCache(NamedTuple):
     kinds: tuple[Kind, Kind, Kind]
     shapes: tuple[Shape, Shape, Shape]
     mask: Mask | None
-    is_causal: bool
-    scale: float
-    dropout: tuple[float, int, int]
+    options: AttentionOptions
+    rules: ScoreRules
     out: Array
     stats: Array
 
@@ -80,6 +81,12 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: bool = False,
     return_cache: bool = False,
@@ -98,19 +105,36 @@ def scaled_dot_product_attention(
         bfloat16 where the CPU cannot multiply it.
     key : array of shape (..., S, D)
         Of the dtype and leading axes of `query`; of float16 or bfloat16, too, under float32
-        queries: a cache of half the size.
+        queries: a cache of half the size. With `enable_gqa` of fewer heads, (..., Hk, S, D).
     value : array of shape (..., S, Dv)
         Likewise.
     attn_mask : array, bool or floating, optional
         Broadcastable to (..., L, S). **True = attend**; floats are added to the scaled scores.
     dropout_p : float, default 0.0
         Probability of dropping an attention weight, from 0 to 1. Acts in every call.
+        Keys after the last column are hidden.
     is_causal : bool, default False
-        Query i attends to keys j <= i only, besides what `attn_mask` says.
+        The query at position p attends to keys j <= p only, besides what `attn_mask` says.
     scale : float, optional
         Factor of the scores; ``1 / sqrt(D)`` by default.
     enable_gqa : bool, default False
-        Not computed here: an error unless it is False.
+        Let each head of keys and values serve H / Hk heads of queries side by side; without it,
+        another number of heads is an error.
+    window : int or tuple of two (int or None), optional
+        ``(left, right)``: the query at position p attends to keys p - left <= j <= p + right only;
+        None: without a limit on that side. An int is both.
+    query_offset : int, array of int (N,) or "end", default 0
+        Query i stands at position query_offset + i among the keys, for `is_causal`, `window` and
+        `alibi_slopes`. "end": the last query stands on the last key.
+    key_lengths : array of int (N,), optional
+        Keys of a sequence from there on do not exist, and are never read.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``, before masks and ALiBi.
+    alibi_slopes : array of shape (H,) or (N, H), optional
+        Scores lose ``slope * |position of query - position of key|``.
+    sinks : array of shape (H,), optional
+        A score of each head that joins the softmax and has no value, so that the weights of a query
+        that sees keys sum to less than 1.
     seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
         From 0 to 2**64 - 1, or where to take it from; dropout is a pure function of it and of
         positions. Drawn from the system when not given.
@@ -124,9 +148,9 @@ def scaled_dot_product_attention(
     out : array of shape (..., L, Dv)
         Of the kind and dtype of `query`.
     lse : array of shape (..., L)
-        With `return_lse`: the natural logarithm of the sum of the exponentials of a query's scores,
-        before dropout; -inf where the query sees no key. In the dtype computed in, so float32 for
-        float16 and bfloat16.
+        With `return_lse`: the natural logarithm of the sum of the exponentials of a query's scores
+        and its sink, before dropout; -inf where the query sees no key. In the dtype computed in, so
+        float32 for float16 and bfloat16.
     cache : object
         With `return_cache`. It refers to the inputs and the mask, and can be used again.
 
@@ -136,8 +160,6 @@ def scaled_dot_product_attention(
         If a shape does not fit, an array is not in CPU memory or a number is out of range.
     TypeError
         If an argument is no array, dtypes differ or a flag is no bool.
-    NotImplementedError
-        With `enable_gqa`.
 
     Warns
     -----
@@ -146,8 +168,12 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    A query that sees no key has output 0 and gradients 0. No L x S array is made. Vaswani et al.,
-    "Attention Is All You Need" (2017); Dao et al., "FlashAttention" (2022).
+    A query that sees no key has output 0 and gradients 0. No L x S array is made, and tiles that no
+    query sees are not computed. Rules act in this order: scale, `softcap`, `alibi_slopes`,
+    `attn_mask`, softmax with `sinks`, dropout. N is the product of the axes before the heads.
+    Vaswani et al., "Attention Is All You Need" (2017); Dao et al., "FlashAttention" (2022); Ainslie
+    et al., "GQA" (2023); Press et al., "Train Short, Test Long" (2022); Xiao et al., "Efficient
+    Streaming Language Models with Attention Sinks" (2023).
 
     References
     ----------
@@ -167,17 +193,27 @@ def scaled_dot_product_attention(
         raise unknown(scaled_dot_product_attention, unknown_options)
     is_causal, return_lse = boolean("is_causal", is_causal), boolean("return_lse", return_lse)
     return_cache = boolean("return_cache", return_cache)
-    if boolean("enable_gqa", enable_gqa):
-        way = "np.repeat(key, groups, axis=-3), and value likewise, does the same"
-        raise NotImplementedError(f"enable_gqa: expected False, got True ({way})")
+    enable_gqa = boolean("enable_gqa", enable_gqa)
     element = _element(query)
     q, _, q_kind = read("query", query, element)
     k, k_kind = (q, q_kind) if key is query else _kept("key", key, element)
     v, v_kind = (k, k_kind) if value is key else _kept("value", value, element)
     shapes = (q.shape, k.shape, v.shape)
-    _check_shapes(*shapes)
+    _check_shapes(*shapes, enable_gqa)
     scores = (*shapes[0][:-1], shapes[1][-2])
-    mask = score_mask(attn_mask, scores, element.compute)
+    given = {
+        "window": window,
+        "query_offset": None if query_offset is _FIRST else query_offset,
+        "key_lengths": key_lengths,
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "sinks": sinks,
+    }
+    rules, folded = NO_RULES, of_heads if enable_gqa else fold
+    if any(x is not None for x in given.values()):
+        folded = of_heads
+        rules = score_rules(of_heads(scores), element.compute, **given)
+    mask = score_mask(attn_mask, scores, element.compute, folded)
     if mask is not None and _WATCH.left:
         _WATCH.look({"attn_mask": mask.array}, scores[-2])
     width = shapes[0][-1]
@@ -187,25 +223,29 @@ def scaled_dot_product_attention(
         dropout = (dropout[0], seed_from(seed), 0)
 
     # 2. Outputs.
-    inputs = (_folded(q), _folded(k), _folded(v))
+    q, k, v = (x if x.ndim == 4 else x.reshape(folded(x.shape)) for x in (q, k, v))
+    inputs = (q, k, v)
     # what a cache keeps is not rounded
     made = element.compute if return_cache else element.stored
     out = np.empty((*shapes[0][:-1], shapes[2][-1]), made)
-    out_view = _folded(out)
+    out_view = out if out.ndim == 4 else out.reshape(folded(out.shape))
     stats = None
     if return_lse or return_cache:
         stats = np.empty((2, *out_view.shape[:-1]), element.compute)
 
     # 3. The engine.
     options = AttentionOptions(element.name, is_causal, factor, *dropout)
-    tensors = AttentionTensors(*inputs, mask and mask.array)
+    if rules is not NO_RULES:
+        left, right = rules.window
+        options = options._replace(softcap=rules.softcap, window_left=left, window_right=right)
+    tensors = _tensors(inputs, mask, rules)
     _native.attention_forward(options, tensors, out_view, stats, None)
 
     # 4. Results as the caller's kind of array.
     results = [restore(out, q_kind)]
     if stats is not None:
         kinds = (q_kind, k_kind, v_kind)
-        rest = (mask, is_causal, factor, dropout, out_view, stats)
+        rest = (mask, options, rules, out_view, stats)
         cache = AttentionCache(element, inputs, kinds, shapes, *rest)
         if return_lse:
             results.append(_shown(_lse(cache).reshape(shapes[0][:-1]), q_kind))
@@ -216,7 +256,12 @@ def scaled_dot_product_attention(
 
 @typed_as(attention_backward)
 def scaled_dot_product_attention_backward(
-    d_out: Any, cache: Any, *, need_mask_grad: bool = False
+    d_out: Any,
+    cache: Any,
+    *,
+    need_mask_grad: bool = False,
+    need_sink_grad: bool = False,
+    d_lse: Any = None,
 ) -> tuple[Any, ...]:
     """Return the gradients of the inputs of `scaled_dot_product_attention`.
 
@@ -231,19 +276,26 @@ def scaled_dot_product_attention_backward(
         From a call with ``return_cache=True``. It is only read.
     need_mask_grad : bool, default False
         Append the gradient of `attn_mask`.
+    need_sink_grad : bool, default False
+        Append the gradient of `sinks`.
+    d_lse : array of shape (..., L), optional
+        Gradient of `lse`, of a floating dtype.
 
     Returns
     -------
     d_query, d_key, d_value : array
-        Shaped like the inputs, and of their kinds.
+        Shaped like the inputs, and of their kinds. Those of key and value are summed over the heads
+        of queries that share them; of keys that do not exist they are 0.
     d_attn_mask : array or None
         With `need_mask_grad`: in the shape and dtype of `attn_mask`, None where that was absent or
         boolean.
+    d_sinks : array or None
+        With `need_sink_grad`: likewise of `sinks`.
 
     Raises
     ------
     ValueError
-        If the shape of `d_out` does not fit or `cache` is no cache.
+        If the shape of `d_out` or `d_lse` does not fit or `cache` is no cache.
     TypeError
         If `d_out` is no array, or of another dtype.
 
@@ -264,40 +316,55 @@ def scaled_dot_product_attention_backward(
     """
     # 1. What comes in is checked.
     need_mask_grad = boolean("need_mask_grad", need_mask_grad)
+    need_sink_grad = boolean("need_sink_grad", need_sink_grad)
     if not isinstance(cache, AttentionCache):
         raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
-    (q_shape, _, v_shape), compute = cache.shapes, cache.element.compute
+    q_shape, _, v_shape = cache.shapes
     array, _, _ = read("d_out", d_out, cache.element, "")
     if array.shape != (*q_shape[:-1], v_shape[-1]):
         raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
-    d_out_view = _folded(array)
+    lead, compute = cache.out.shape[:-1], cache.element.compute
+    d_out_view = array.reshape(cache.out.shape)
+    d_rows = None if d_lse is None else _statistic("d_lse", d_lse, q_shape[:-1], compute)
 
     # 2. Outputs.
     d_q, d_k, d_v = (np.empty(shape, cache.element.stored) for shape in cache.shapes)
     mask, d_mask = cache.mask, None
     if need_mask_grad and mask is not None and mask.gradient is not None:
         d_mask = np.empty(mask.gradient.engine_shape, compute)
+    sinks, d_sinks = cache.rules.sinks, None
+    if need_sink_grad and sinks is not None:
+        d_sinks = np.empty(sinks.shape, compute)
 
     # 3. The engine.
-    delta = np.empty(d_out_view.shape[:-1], compute)
+    delta = np.empty(lead, compute)
     _native.delta(d_out_view, cache.out, delta)
+    if d_rows is not None:
+        delta -= d_rows.reshape(lead)
+    of_q, of_k, of_v = (
+        x.reshape(like.shape) for x, like in zip((d_q, d_k, d_v), cache.inputs, strict=True)
+    )
     _native.attention_backward(
-        AttentionOptions(cache.element.name, cache.is_causal, cache.scale, *cache.dropout),
-        AttentionTensors(*cache.inputs, mask and mask.array),
+        cache.options,
+        _tensors(cache.inputs, mask, cache.rules),
         cache.stats,
         delta,
         d_out_view,
-        AttentionTensors(_folded(d_q), _folded(d_k), _folded(d_v), d_mask),
+        AttentionTensors(of_q, of_k, of_v, mask=d_mask, sinks=d_sinks),
     )
 
     # 4. Results as the caller's kinds of arrays.
     pairs = zip((d_q, d_k, d_v), cache.kinds, strict=True)
-    results = tuple(restore(gradient, kind) for gradient, kind in pairs)
-    if not need_mask_grad:
-        return results
-    if d_mask is None or mask is None or mask.gradient is None:
-        return (*results, None)
-    return (*results, mask.gradient.finish(d_mask))
+    results: tuple[Any, ...] = tuple(restore(gradient, kind) for gradient, kind in pairs)
+    if need_mask_grad:
+        of_mask = None
+        if d_mask is not None and mask is not None and mask.gradient is not None:
+            of_mask = mask.gradient.finish(d_mask)
+        results += (of_mask,)
+    if need_sink_grad:
+        kind = cache.rules.sinks_kind
+        results += (None if d_sinks is None or kind is None else restore(d_sinks, kind),)
+    return results
 
 
 def _element(query: Any) -> Element:
@@ -316,17 +383,39 @@ def _kept(name: str, x: Any, element: Element) -> tuple[Array, Kind]:
     return array, kind
 
 
-def _check_shapes(query: Shape, key: Shape, value: Shape) -> None:
-    if len(query) < 2:
-        raise wrong("query", dims("...", "L", "D"), query)
-    if len(key) != len(query) or key[:-2] != query[:-2] or key[-1] != query[-1]:
-        raise wrong("key", dims(*query[:-2], "S", query[-1]), key)
+def _tensors(
+    inputs: tuple[Array, Array, Array], mask: Mask | None, rules: ScoreRules
+) -> AttentionTensors:
+    q, k, v = inputs
+    positions = rules.query_positions, rules.key_lengths
+    return AttentionTensors(
+        q, k, v, mask and mask.array, rules.alibi_slopes, rules.sinks, *positions
+    )
+
+
+def _statistic(name: str, x: Any, shape: Shape, compute: np.dtype[Any]) -> Array:
+    """Take in one float for each query."""
+    array, kind = borrow(name, x)
+    if array.shape != shape:
+        raise wrong(name, shape, array.shape)
+    return decode(array, compute, kind.bfloat16)
+
+
+def _check_shapes(query: Shape, key: Shape, value: Shape, enable_gqa: bool) -> None:
+    if len(query) < (3 if enable_gqa else 2):
+        raise wrong("query", dims("...", *("H",) * enable_gqa, "L", "D"), query)
+    same = len(key) == len(query) and key[-1] == query[-1]
+    if enable_gqa:
+        if not same or key[:-3] != query[:-3]:
+            raise wrong("key", dims(*query[:-3], "Hk", "S", query[-1]), key)
+        if key[-3] < 1 or query[-3] % key[-3]:
+            raise wrong("key", f"a number of heads that divides {query[-3]}", key[-3])
+    elif not same or key[:-2] != query[:-2]:
+        grouped = same and key[:-3] == query[:-3] and key[-3] and query[-3] % key[-3] == 0
+        way = " (enable_gqa=True lets fewer heads of keys serve groups of query heads)"
+        raise wrong("key", dims(*query[:-2], "S", query[-1]), f"{key}{way if grouped else ''}")
     if len(value) != len(query) or value[:-1] != key[:-1]:
         raise wrong("value", dims(*key[:-1], "Dv"), value)
-
-
-def _folded(array: Array) -> Array:
-    return array if array.ndim == 4 else array.reshape(fold(array.shape))
 
 
 def _lse(cache: AttentionCache) -> Array:
@@ -347,22 +436,36 @@ def _lse(cache: AttentionCache) -> Array:
 
 def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
     """Compute the statistic of some queries of a head from all of their scores, in float64."""
-    compute = cache.element.compute
-    q, k, _ = (decode(x, compute, x.dtype == np.uint16) for x in cache.inputs)
-    with np.errstate(all="ignore"):
-        scores = q[n, h, rows].astype(np.float64) @ k[n, h].T.astype(np.float64) * cache.scale
-        hidden = np.zeros(scores.shape, bool)
-        if cache.is_causal:
-            hidden = np.arange(scores.shape[1]) > rows[:, None]
-        if cache.mask is not None:
-            of_scores = (*q.shape[:3], k.shape[2])
-            mask = np.broadcast_to(cache.mask.array, of_scores)[n, h, rows]
-            is_bool = mask.dtype == np.bool_
-            hidden |= ~mask if is_bool else mask == -np.inf
-            scores += 0 if is_bool else mask
-        scores[hidden] = -np.inf
-        top = scores.max(-1)
-        lse: Array = top + np.log(np.exp(scores - top[:, None]).sum(-1))
+    from multihead.reference import attention
+
+    rules, options = cache.rules, cache.options
+    q, k, v = (decode(x, cache.element.compute, x.dtype == np.uint16) for x in cache.inputs)
+    group = q.shape[1] // k.shape[1]
+    of_scores = (*q.shape[:3], k.shape[2])
+    mask = None
+    if cache.mask is not None:
+        mask = np.broadcast_to(cache.mask.array, of_scores)[n, h]
+        mask = ~mask if mask.dtype == np.bool_ else mask
+    slopes = rules.alibi_slopes
+    if slopes is not None:
+        slopes = np.broadcast_to(slopes, q.shape[:2])[n, h : h + 1]
+    limits = (None if x < 0 else x for x in (options.window_left, options.window_right))
+    first, length = (None if x is None else x[n : n + 1] for x in rules[-2:])
+    found = attention(
+        q[n, h][None, None],
+        k[n, h // group][None, None],
+        v[n, h // group][None, None],
+        mask,
+        is_causal=options.causal,
+        window=tuple(limits),
+        query_positions=first,
+        key_lengths=length,
+        softcap=options.softcap or None,
+        alibi_slopes=slopes,
+        sinks=None if rules.sinks is None else rules.sinks[h : h + 1],
+        scale=options.scale,
+    )
+    lse: Array = found.lse[0, 0][rows]
     limit = float(np.finfo(cache.stats.dtype).max)
     finite = np.isfinite(lse)
     lse[finite] = lse[finite].clip(-limit, limit)

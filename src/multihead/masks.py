@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,14 @@ class MaskGradient(NamedTuple):
     def finish(self, array: Array) -> Any:
         """Return the engine's gradient in the shape and kind of the caller's mask."""
         if self.expanded is not None:
-            lead = (1,) * (len(self.expanded) - len(self.shape)) + self.shape
-            pairs = enumerate(zip(lead, self.expanded, strict=True))
+            array = array.reshape(self.expanded)
+        if self.shape:  # without the columns that a narrow mask hides
+            array = array[..., : self.shape[-1]]
+        if self.expanded is not None:
+            lead = (1,) * (array.ndim - len(self.shape)) + self.shape
+            pairs = enumerate(zip(lead, array.shape, strict=True))
             axes = tuple(i for i, (own, full) in pairs if own != full)
-            array = array.reshape(self.expanded).sum(axis=axes, keepdims=True)
+            array = array.sum(axis=axes, keepdims=True)
         return restore(array.reshape(self.shape), self.kind)
 
 
@@ -129,13 +133,31 @@ def fold(shape: Shape) -> tuple[int, int, int, int]:
     return (math.prod(lead[:-1]), lead[-1], rows, columns)
 
 
-def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
-    """Check a mask that broadcasts to `scores` (..., L, S) and fold its leading axes into two."""
+def of_heads(shape: Shape) -> tuple[int, int, int, int]:
+    """Fold the axes before the heads of (..., H, a, b) into one: (N, H, a, b)."""
+    *lead, heads, rows, columns = (1,) * max(0, 3 - len(shape)) + tuple(shape)
+    return (math.prod(lead), heads, rows, columns)
+
+
+def score_mask(
+    mask: Any,
+    scores: Shape,
+    compute: np.dtype[Any],
+    folded: Callable[[Shape], tuple[int, int, int, int]] = fold,
+) -> Mask | None:
+    """Check a mask that broadcasts to `scores` (..., L, S) and fold its leading axes into two.
+
+    One with fewer columns hides the keys after them.
+    """
     if mask is None:
         return None
     array, kind = _read("attn_mask", mask, compute, _SHOWS)
     given = array.shape
-    lead = (1,) * (len(scores) - len(given)) + given
+    if given and 1 < given[-1] < scores[-1]:
+        more = [(0, 0)] * (len(given) - 1) + [(0, scores[-1] - given[-1])]
+        array = np.pad(array, more, constant_values=False if array.dtype == bool else -np.inf)
+    wide = array.shape
+    lead = (1,) * (len(scores) - len(wide)) + wide
     if len(lead) != len(scores) or any(a not in (1, b) for a, b in zip(lead, scores, strict=True)):
         way = (
             {(*scores[:-3], *scores[-2:]): "attn_mask[..., None, :, :]"} if len(scores) > 3 else {}
@@ -146,7 +168,7 @@ def score_mask(mask: Any, scores: Shape, compute: np.dtype[Any]) -> Mask | None:
     if outer != scores[: len(outer)] and max(outer) > 1:  # broadcast in some of them
         expanded = scores[: len(outer)] + lead[-3:]
         array = np.broadcast_to(array, expanded)
-    shape = fold(expanded or lead)
+    shape = folded(expanded or lead)
     return Mask(array.reshape(shape), kind and MaskGradient(shape, given, kind, expanded))
 
 

@@ -78,7 +78,7 @@ LayerCall layer_call(const LayerProblem<T>& p) {
   call.value = s.shared ? p.key.view : p.value.view;
   AttentionSpec& spec = call.attention;
   spec.dtype = p.computed;
-  spec.heads = {s.H, s.D, s.Dv};
+  spec.heads = {.count = s.H, .key_count = s.H, .dim = s.D, .value_dim = s.Dv};
   spec.shape.batch = s.N, spec.shape.queries = s.L, spec.shape.keys = s.S;
   if (s.ragged) {
     spec.shape.query_offsets = s.query_offsets.data();
@@ -303,7 +303,8 @@ AttentionCall attention_call(const AttentionProblem<T>& p) {
   const int64_t *q = call.q.size, *k = call.k.size;
   AttentionSpec& spec = call.attention;
   spec.dtype = p.computed;
-  spec.heads = {q[1], q[3], call.v.size[3]};
+  spec.heads = {
+      .count = q[1], .key_count = call.k.size[1], .dim = q[3], .value_dim = call.v.size[3]};
   spec.shape.batch = q[0], spec.shape.queries = q[2], spec.shape.keys = k[2];
   spec.rules.scale = p.scale;
   spec.rules.mask = score_axes(p.bool_mask.view ? p.bool_mask.view : p.float_mask.view, spec);

@@ -11,11 +11,18 @@ The maths is that of Vaswani et al., "Attention Is All You Need" (2017).
 
 from __future__ import annotations
 
-from multihead.reference.core import AttentionResult, Rules, attention, attention_backward
+from multihead.reference.core import (
+    AttentionGradients,
+    AttentionResult,
+    Rules,
+    attention,
+    attention_backward,
+)
 from multihead.reference.dropout import dropout_mask
 from multihead.reference.layer import Options, Result, backward, forward
 
 __all__ = [
+    "AttentionGradients",
     "AttentionResult",
     "Options",
     "Result",

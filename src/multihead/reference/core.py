@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,19 @@ class Rules:
     Attributes
     ----------
     is_causal : bool
-        Query i sees keys j <= i, in global positions.
+        A query sees the keys up to its own position, in global positions.
+    window : tuple of two int or None
+        How many keys before and after its own position a query sees; None: all.
+    query_positions : array_like of int (N,), optional
+        Where the first query of each sequence stands among its keys; at the first by default.
+    key_lengths : array_like of int (N,), optional
+        How many keys of each sequence exist.
+    softcap : float, optional
+        Scores become softcap * tanh(score / softcap) before anything is added to them.
+    alibi_slopes : array_like (H,) or (N, H), optional
+        What a score loses for each step between its query's position and its key's.
+    sinks : array_like (H,), optional
+        A score of each head that joins the softmax and has no value.
     scale : float, optional
         Factor of the scores; 1 / sqrt(D) by default.
     dropout, seed, counter
@@ -32,6 +44,12 @@ class Rules:
     """
 
     is_causal: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    query_positions: ArrayLike | None = None
+    key_lengths: ArrayLike | None = None
+    softcap: float | None = None
+    alibi_slopes: ArrayLike | None = None
+    sinks: ArrayLike | None = None
     scale: float | None = None
     dropout: float = 0.0
     seed: int = 0
@@ -53,8 +71,15 @@ class AttentionResult:
         Natural logarithm of the sum of the exponentials of the scores; -inf where a row has
         nothing to attend to.
     q, k, v, p, visible, kept, scale, keep_scale
-        Inputs, weights before dropout, which keys each query sees, which of them survived
-        dropout, the factor of the scores and the factor of the survivors.
+        Inputs, keys and values once for every query head; weights before dropout, which keys each
+        query sees, which of them survived dropout, the factor of the scores and the factor of the
+        survivors.
+    slope : ndarray (N, H, L, S) or float
+        The derivative of the cap.
+    sunk : ndarray (N, H, L)
+        What the sinks take of each row.
+    key_heads : int
+        Hk.
     """
 
     out: Array
@@ -68,6 +93,28 @@ class AttentionResult:
     kept: NDArray[np.bool_]
     scale: float
     keep_scale: float
+    slope: Array | np.float64
+    sunk: Array
+    key_heads: int
+
+
+class AttentionGradients(NamedTuple):
+    """What `attention_backward` returns.
+
+    Attributes
+    ----------
+    q, k, v
+        Shaped like the inputs.
+    scores : ndarray (N, H, L, S)
+        Of the scores that masks add to: the gradient of an additive mask.
+    sinks : ndarray (H,)
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    scores: Array
+    sinks: Array
 
 
 def _product(a: Array, b: Array, used: NDArray[np.bool_]) -> Array:
@@ -82,6 +129,13 @@ def _transposed(x: NDArray[Any]) -> NDArray[Any]:
     return np.swapaxes(x, -1, -2)
 
 
+def _sum_of_group(x: Array, heads: int) -> Array:
+    """Add up what the query heads have that share a head of keys."""
+    n, h, s, d = x.shape
+    total: Array = x.reshape(n, heads, h // heads, s, d).sum(2) if heads else x
+    return total
+
+
 @np.errstate(invalid="ignore", over="ignore")
 def attention(
     q: ArrayLike,
@@ -94,7 +148,8 @@ def attention(
 
     Parameters
     ----------
-    q, k, v : array_like (N, H, L, D), (N, H, S, D), (N, H, S, Dv)
+    q, k, v : array_like (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv)
+        Hk divides H: a head of keys and values serves H / Hk heads of queries side by side.
     attn_mask : array_like, optional
         Broadcastable to (N, H, L, S). Boolean: True = ignore. Float: added to the scores.
     **rules
@@ -108,7 +163,8 @@ def attention(
     ([[1.0, 0.0], [0.5, 0.5]], [[1.0], [2.0]])
     """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    (n, h, length, d), s = q.shape, k.shape[2]
+    (n, h, length, d), (key_heads, s) = q.shape, k.shape[1:3]
+    k, v = (np.repeat(x, h // max(key_heads, 1), 1) for x in (k, v))
     rule = Rules(**rules)
     scale = d**-0.5 if rule.scale is None else rule.scale
     batch, head, query, key = (
@@ -116,9 +172,18 @@ def attention(
     )
 
     # Which keys does each query see?
+    first = np.zeros(n, int) if rule.query_positions is None else np.asarray(rule.query_positions)
+    step = key - (first[:, None, None, None] + query[:, None])  # from a query to a key
     visible = np.ones((n, h, length, s), bool)
     if rule.is_causal:
-        visible &= key <= query[:, None]
+        visible &= step <= 0
+    before, after = rule.window
+    if before is not None:
+        visible &= step >= -before
+    if after is not None:
+        visible &= step <= after
+    if rule.key_lengths is not None:
+        visible &= np.arange(s) < np.asarray(rule.key_lengths)[:, None, None, None]
     added = np.zeros(())
     if attn_mask is not None:
         attn_mask = np.asarray(attn_mask)
@@ -127,13 +192,26 @@ def attention(
         added = np.where(hides, 0.0, attn_mask)
     sees_any = visible.any(-1, keepdims=True)
 
-    # Softmax over the visible keys; a row without any stays zero.
-    scores = np.where(visible, q @ _transposed(k) * scale + added, -np.inf)
-    top = np.where(sees_any, scores.max(-1, keepdims=True, initial=-np.inf), 0.0)
+    # Scores: scaled, capped, less for keys far away, and what the mask adds.
+    scores, slope = q @ _transposed(k) * scale, np.float64(1.0)
+    if rule.softcap is not None:
+        part = np.tanh(scores / rule.softcap)
+        scores, slope = rule.softcap * part, 1 - part**2
+    if rule.alibi_slopes is not None:
+        slopes = np.broadcast_to(np.asarray(rule.alibi_slopes, np.float64), (n, h))
+        scores = scores - slopes[..., None, None] * np.abs(step)
+    scores = np.where(visible, scores + added, -np.inf)
+
+    # Softmax over the visible keys and the sink; a row without any stays zero.
+    sink = np.full(h, -np.inf) if rule.sinks is None else np.asarray(rule.sinks, np.float64)
+    sink = np.broadcast_to(sink[:, None, None], (n, h, length, 1))
+    top = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), sink)
+    top = np.where(sees_any, top, 0.0)
     p = np.where(visible, np.exp(scores - top), 0.0)
-    total = np.where(sees_any, p.sum(-1, keepdims=True), 1.0)
+    sunk = np.where(sees_any, np.exp(sink - top), 0.0)
+    total = np.where(sees_any, p.sum(-1, keepdims=True) + sunk, 1.0)
     lse = np.where(sees_any, top + np.log(total), -np.inf)[..., 0]
-    p = np.where(visible, p / total, 0.0)
+    p, sunk = np.where(visible, p / total, 0.0), (sunk / total)[..., 0]
 
     # Dropout, then the weighted sum of the values.
     kept, keep_scale = visible, 1.0
@@ -143,14 +221,19 @@ def attention(
         kept = visible & keep
     weights = np.where(kept, p * keep_scale, 0.0)
     out = _product(weights, v, kept)
-    return AttentionResult(out, weights, lse, q, k, v, p, visible, kept, scale, keep_scale)
+    rest = (p, visible, kept, scale, keep_scale, slope, sunk, key_heads)
+    return AttentionResult(out, weights, lse, q, k, v, *rest)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def attention_backward(
-    result: AttentionResult, d_out: ArrayLike, d_weights: ArrayLike | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """Gradients of q, k, v and of the scores before scaling.
+    result: AttentionResult,
+    d_out: ArrayLike,
+    d_weights: ArrayLike | None = None,
+    *,
+    d_lse: ArrayLike | None = None,
+) -> AttentionGradients:
+    """Gradients of what `attention` computed.
 
     Parameters
     ----------
@@ -158,18 +241,18 @@ def attention_backward(
     d_out : array_like (N, H, L, Dv)
     d_weights : array_like (N, H, L, S), optional
         Gradient of the returned weights.
+    d_lse : array_like (N, H, L), optional
+        Gradient of the returned statistic.
 
     Returns
     -------
-    d_q, d_k, d_v : ndarray, shaped like q, k, v
-    d_scores : ndarray (N, H, L, S)
-        Gradient of the scaled scores, which is that of an additive mask.
+    AttentionGradients
 
     Examples
     --------
     >>> result = attention([[[[1.0]]]], [[[[1.0], [1.0]]]], [[[[0.0], [2.0]]]])
-    >>> d_q, d_k, d_v, d_scores = attention_backward(result, [[[[1.0]]]])
-    >>> d_k.ravel().tolist(), d_v.ravel().tolist(), d_scores.ravel().tolist()
+    >>> grads = attention_backward(result, [[[[1.0]]]])
+    >>> grads.k.ravel().tolist(), grads.v.ravel().tolist(), grads.scores.ravel().tolist()
     ([-0.5, 0.5], [0.5, 0.5], [-0.5, 0.5])
     """
     r, d_out = result, np.asarray(d_out, np.float64)
@@ -178,8 +261,13 @@ def attention_backward(
     if d_weights is not None:
         d_p = d_p + np.asarray(d_weights, np.float64)
     d_p = np.where(r.kept, d_p * r.keep_scale, 0.0)
-    delta = (r.p * d_p).sum(-1, keepdims=True)
-    d_scores = np.where(r.visible, r.p * (d_p - delta), 0.0)
-    d_q = _product(d_scores * r.scale, r.k, r.visible)
-    d_k = _product(_transposed(d_scores * r.scale), r.q, _transposed(r.visible))
-    return d_q, d_k, d_v, d_scores
+    delta = (r.p * d_p).sum(-1)
+    if d_lse is not None:
+        delta = delta - np.asarray(d_lse, np.float64)
+    d_scores = np.where(r.visible, r.p * (d_p - delta[..., None]), 0.0)
+    d_products = np.where(r.visible, d_scores * r.slope, 0.0) * r.scale
+    d_q = _product(d_products, r.k, r.visible)
+    d_k = _product(_transposed(d_products), r.q, _transposed(r.visible))
+    d_sinks: Array = -(r.sunk * delta).sum((0, 2))
+    d_k, d_v = (_sum_of_group(x, r.key_heads) for x in (d_k, d_v))
+    return AttentionGradients(d_q, d_k, d_v, d_scores, d_sinks)

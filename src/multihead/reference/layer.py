@@ -233,7 +233,7 @@ def backward(
         d_weights = np.asarray(d_weights, np.float64)
         if d_weights.ndim == 3:
             d_weights = np.repeat(d_weights[:, None] / num_heads, num_heads, 1)
-    *d_heads, d_scores = attention_backward(r.core, d_merged, d_weights)
+    *d_heads, d_scores, _ = attention_backward(r.core, d_merged, d_weights)
 
     # 4. Heads.
     d_q, d_k, d_v = (_merge_heads(x) for x in d_heads)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from multihead.score_rules import Window
 from multihead.seeds import Seed
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[False] = False,
     return_cache: Literal[False] = False,
@@ -46,6 +53,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[False] = False,
     return_cache: Literal[True],
@@ -63,6 +76,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[True],
     return_cache: Literal[False] = False,
@@ -80,6 +99,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[True],
     return_cache: Literal[True],
@@ -97,6 +122,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[False] = False,
     return_cache: Literal[False] = False,
@@ -114,6 +145,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[False] = False,
     return_cache: Literal[True],
@@ -131,6 +168,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[True],
     return_cache: Literal[False] = False,
@@ -148,6 +191,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: Literal[True],
     return_cache: Literal[True],
@@ -165,6 +214,12 @@ def attention_call(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
     seed: Seed = None,
     return_lse: bool = False,
     return_cache: bool = False,
@@ -178,31 +233,56 @@ def attention_call(*args: Any, **options: Any) -> Any:
 
 @overload
 def attention_backward(
-    d_out: NDArray[T], cache: Any, *, need_mask_grad: Literal[False] = False
+    d_out: NDArray[T],
+    cache: Any,
+    *,
+    need_mask_grad: Literal[False] = False,
+    need_sink_grad: Literal[False] = False,
+    d_lse: Any = None,
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T]]: ...
 
 
 @overload
 def attention_backward(
-    d_out: NDArray[T], cache: Any, *, need_mask_grad: Literal[True]
+    d_out: NDArray[T],
+    cache: Any,
+    *,
+    need_mask_grad: Literal[True],
+    need_sink_grad: Literal[False] = False,
+    d_lse: Any = None,
 ) -> tuple[NDArray[T], NDArray[T], NDArray[T], NDArray[T] | None]: ...
 
 
 @overload
 def attention_backward(
-    d_out: A, cache: Any, *, need_mask_grad: Literal[False] = False
+    d_out: A,
+    cache: Any,
+    *,
+    need_mask_grad: Literal[False] = False,
+    need_sink_grad: Literal[False] = False,
+    d_lse: Any = None,
 ) -> tuple[A, A, A]: ...
 
 
 @overload
 def attention_backward(
-    d_out: A, cache: Any, *, need_mask_grad: Literal[True]
+    d_out: A,
+    cache: Any,
+    *,
+    need_mask_grad: Literal[True],
+    need_sink_grad: Literal[False] = False,
+    d_lse: Any = None,
 ) -> tuple[A, A, A, A | None]: ...
 
 
 @overload
 def attention_backward(
-    d_out: Any, cache: Any, *, need_mask_grad: bool = False
+    d_out: Any,
+    cache: Any,
+    *,
+    need_mask_grad: bool = False,
+    need_sink_grad: bool = False,
+    d_lse: Any = None,
 ) -> tuple[Any, ...]: ...
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import linear, pad
 from multihead.arguments import AttentionTensors, LayerTensors
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.rules import changed_scores, hidden_keys
 from multihead.torch.tensors import in_float32
 
 _Tensors = TypeVar("_Tensors", LayerTensors, AttentionTensors)
@@ -137,7 +138,7 @@ def _dense(call: LayerCall, first: int) -> tuple[torch.Tensor, torch.Tensor | No
         hidden = pad(hidden, (0, more))
         added = pad(added.expand(*added.shape[:-1], s), (0, more)) if added.dim() else added
     positions = [*range(s), *[BIAS_KEY] * (t.bias_k is not None), *[ZERO_KEY] * options.zero_row]
-    attended, p = attend(
+    attended, p, _ = attend(
         (q, k, v),
         hidden,
         added,
@@ -184,7 +185,8 @@ def attend(
     scale: float,
     dropout: tuple[float, Any],
     where: tuple[Sequence[int], Sequence[int]],
-) -> tuple[torch.Tensor, torch.Tensor]:
+    rules: AttentionCall | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend with q, k, v (N, H, tokens, features).
 
     Parameters
@@ -197,16 +199,25 @@ def attend(
         Probability and seed; no seed: PyTorch's own.
     where : tuple
         The positions in the batch, and of the keys, as dropout counts them.
+    rules : AttentionCall, optional
+        What else changes the scores, and has sinks.
 
     Returns
     -------
-    out, weights : Tensor
+    out, weights, lse : Tensor
     """
     q, k, v = inputs
     # a query that sees nothing has weights of 0 and gradients of 0
     nothing = hidden.all(-1, keepdim=True)
-    scores = _scores(q, k) * scale + added
-    p = scores.masked_fill(hidden & ~nothing, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
+    scores, sinks = _scores(q, k) * scale, None
+    if rules is not None:
+        scores, sinks = changed_scores(scores, rules), rules.tensors.sinks
+    scores = (scores + added).masked_fill(hidden & ~nothing, -math.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    p = scores.softmax(-1)[..., : k.shape[2]].masked_fill(hidden, 0.0)
+    lse = scores.logsumexp(-1).masked_fill(nothing[..., 0], -math.inf)
     probability, seed = dropout
     if seed is None:
         p = torch.nn.functional.dropout(p, probability)
@@ -215,7 +226,7 @@ def attend(
         at = (batch, np.arange(q.shape[1]), np.arange(q.shape[2]), keys)
         keep, factor = dropout_mask(seed, 0, *at, probability)
         p = p * torch.from_numpy(keep) * factor
-    return _weighted(p, v, hidden), p
+    return _weighted(p, v, hidden), p, lse
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -237,12 +248,22 @@ def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.T
 
 
 @in_float32
-def composed_attention(call: AttentionCall) -> torch.Tensor:
-    """Compute scaled dot-product attention."""
-    (q, k, v, mask), options = call
+def composed_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute scaled dot-product attention, and the logarithms of the rows' sums."""
+    (q, k, v, mask, *_), options = call
     if mask is not None and mask.dtype == torch.bool and not options.true_hides:
         mask = ~mask
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     with torch.autocast("cpu", enabled=False):
-        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), options.causal, q.dtype)
+        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), False, q.dtype)
+        beside = hidden_keys(call)
+        hidden = hidden if beside is None else hidden | beside
         dropout, where = (options.dropout_p, options.seed), (range(q.shape[0]), range(k.shape[2]))
-        return attend((q, k, v), hidden, added, options.scale, dropout, where)[0]
+        out, _, lse = attend((q, k, v), hidden, added, options.scale, dropout, where, call)
+        return out, lse
+
+
+def composed_attention(call: AttentionCall) -> torch.Tensor:
+    """Compute scaled dot-product attention."""
+    return composed_statistic(call)[0]

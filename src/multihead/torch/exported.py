@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.composed import composed_attention
 from multihead.torch.tensors import in_float32
 
 # at import: our function may take the place of PyTorch's
@@ -73,7 +74,12 @@ def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
 @in_float32
 def exported_attention(call: AttentionCall) -> torch.Tensor:
     """Compute scaled dot-product attention; sizes may be symbols."""
-    (q, k, v, mask), options = call
+    (q, k, v, mask, *more), options = call
+    limits = (options.softcap, options.window_left + 1, options.window_right + 1)
+    if any(limits) or any(x is not None for x in more):
+        return composed_attention(call)
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     masks, causal = [] if mask is None else [mask], options.causal
     if mask is not None and mask.dtype == torch.bool and not options.true_hides:
         masks = [~mask]

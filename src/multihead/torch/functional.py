@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from multihead.arguments import AttentionOptions, AttentionTensors
+from multihead.score_rules import Window
 from multihead.torch.calls import AttentionCall
-from multihead.torch.composed import composed_attention
+from multihead.torch.composed import composed_attention, composed_statistic
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.exported import exported_attention
-from multihead.torch.sdpa import attend, forward
-from multihead.torch.sdpa_ops import attention
+from multihead.torch.rules import NOT_OURS, Rules, natural, with_rules
+from multihead.torch.sdpa import attend, forward, new_stats
+from multihead.torch.sdpa_ops import attention, attention_statistic
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
 from multihead.torch.symbolic import as_leaf, is_symbolic
 from multihead.torch.tensors import COMPUTED, HALF, NAMES, NARROW, readable
@@ -21,6 +24,7 @@ from multihead.torch.tensors import COMPUTED, HALF, NAMES, NARROW, readable
 # at import: our function may take the place of PyTorch's
 _theirs = torch.nn.functional.scaled_dot_product_attention
 _MATH = int(torch.nn.attention.SDPBackend.MATH.value)
+_FIRST = 0  # of query_offset
 _SCALES = (float, int, type(None), torch.SymFloat)
 
 
@@ -33,14 +37,23 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> torch.Tensor:
+    *,
+    window: Window = None,
+    query_offset: int | str | Sequence[int] | torch.Tensor = 0,
+    key_lengths: Sequence[int] | torch.Tensor | None = None,
+    softcap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> Any:
     """Compute ``softmax(query keyᵀ · scale + mask) value`` for every batch entry and head.
 
-    Signature, shapes and errors are those of `torch.nn.functional.scaled_dot_product_attention`;
-    dropout, masks with gradients and values of another width stay on the engine, in memory that
-    grows with the sequence. Under autocast tensors of float32, float16 and bfloat16 are read as
-    they are, and have gradients of their dtypes. Tensors that are not in CPU memory, or of a dtype
-    that the engine lacks, go to PyTorch's function unchanged.
+    The first parameters, shapes and errors are those of
+    `torch.nn.functional.scaled_dot_product_attention`. Dropout, masks with gradients and values of
+    another width stay on the engine, in memory that grows with the sequence. Under autocast tensors
+    of float32, float16 and bfloat16 are read as they are, and have gradients of their dtypes.
+    Tensors that are not in CPU memory, or of a dtype that the engine lacks, go to PyTorch's
+    function unchanged, unless a keyword asks for what that has not.
 
     Parameters
     ----------
@@ -60,12 +73,37 @@ def scaled_dot_product_attention(
         ``1 / sqrt(D)`` by default.
     enable_gqa : bool
         Whether there may be fewer heads of key and value, each for a group of query's.
+    window : int or tuple of two (int or None), optional
+        ``(left, right)``: the query at position p sees keys p - left <= j <= p + right only; None:
+        without a limit on that side. An int is both.
+    query_offset : int, "end", or int64 Tensor (N,)
+        Query i stands at position query_offset + i among the keys, for `is_causal`, `window` and
+        `alibi_slopes`. "end": the last query stands on the last key.
+    key_lengths : int64 Tensor (N,), optional
+        Keys of a sequence from there on do not exist, and are never read.
+    softcap : float, optional
+        Scaled scores s become ``softcap * tanh(s / softcap)``, before masks and ALiBi.
+    alibi_slopes : Tensor (H,) or (N, H), optional
+        Scores lose ``slope * |position of query - position of key|``. It has no gradient.
+    sinks : Tensor (H,), optional
+        A score of each head that joins the softmax and has no value.
+    return_lse : bool
+        Return the logarithm of the sum of the exponentials of each query's scores, too.
 
     Returns
     -------
-    Tensor
+    out : Tensor
         (..., L, Dv), in memory in the order of query. A query that its masks hide every key from
         gets zeros.
+    lse : Tensor
+        With `return_lse`: (..., L), of float32, or float64 where that is computed in; -inf where a
+        query sees no key.
+
+    Raises
+    ------
+    ValueError
+        If a keyword that PyTorch's function lacks does not fit, or tensors that it comes with are
+        not the engine's.
 
     Examples
     --------
@@ -78,7 +116,17 @@ def scaled_dot_product_attention(
     True
     """
     inputs = (query, key, value)
+    rules = None
+    if (
+        query_offset is not _FIRST
+        or return_lse
+        or softcap is not None
+        or any(x is not None for x in (window, key_lengths, alibi_slopes, sinks))
+    ):
+        rules = Rules(window, query_offset, key_lengths, softcap, alibi_slopes, sinks)
     if is_symbolic(inputs):
+        if rules is not None:
+            raise ValueError(NOT_OURS)
         rest: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
         leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *rest))
         return leaf
@@ -86,6 +134,8 @@ def scaled_dot_product_attention(
     plain = type(is_causal) is bool and type(enable_gqa) is bool
     if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
         lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
+    if lead is None and rules is not None:
+        raise ValueError(NOT_OURS)
     if lead is None:
         theirs: torch.Tensor = _theirs(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -94,15 +144,19 @@ def scaled_dot_product_attention(
     dtype, mask = query.dtype, attn_mask
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         dtype = torch.get_autocast_dtype("cpu")
-    if enable_gqa and key.shape[-3] != query.shape[-3]:
-        q, k, v, mask = _grouped(inputs, mask, lead)
-    else:
-        q, k, v = (_four_axes(x, lead) for x in inputs)
-        mask = None if mask is None else _mask_axes(mask, lead)
+    of_keys = (*lead[:-1], key.shape[-3]) if enable_gqa else lead
+    q, k, v = _four_axes(query, lead), _four_axes(key, of_keys), _four_axes(value, of_keys)
+    mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
     options = AttentionOptions(NAMES[dtype], is_causal, factor, float(dropout_p), None)
     tensors = AttentionTensors(q, k, v, mask)
-    out: torch.Tensor = compute(AttentionCall(tensors, options), _WAYS)
+    call = AttentionCall(tensors, options)
+    if rules is not None:
+        call = with_rules(call, rules)
+    if return_lse:
+        out, lse = compute(call, _WITH_STATISTIC)
+        return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
+    out = compute(call, _WAYS)
     if needs_grad(tensors) and not torch.compiler.is_compiling():
         given = query, key, value, attn_mask, dropout_p, is_causal
         if torch._fused_sdp_choice(*given, scale=scale, enable_gqa=enable_gqa) == _MATH:
@@ -148,24 +202,6 @@ def _lead(
     return lead if mask.dim() >= 2 and broadcasts(mask.shape, scores) else None
 
 
-def _grouped(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None, lead: Any) -> Any:
-    """View each head of key and value as an entry of the batch, its queries as the heads.
-
-    Where each sequence has a mask of its own, that would have to be repeated for the heads of key
-    and value; these are repeated then.
-    """
-    q, k, v = inputs
-    groups = lead[-1] // k.shape[-3]
-    if mask is not None and not all(map(is_one, mask.shape[:-2])):
-        k, v = (x.repeat_interleave(groups, -3) for x in (k, v))
-        return *(_four_axes(x, lead) for x in (q, k, v)), _mask_axes(mask, lead)
-    q, k, v = (x.expand(*lead[:-1], *x.shape[-3:]) for x in (q, k, v))
-    batch = math.prod(k.shape[:-2])
-    q = q.reshape(batch, groups, *q.shape[-2:])
-    k, v = (x.reshape(batch, 1, *x.shape[-2:]).expand(-1, groups, -1, -1) for x in (k, v))
-    return q, k, v, None if mask is None else mask.reshape(1, 1, *mask.shape[-2:])
-
-
 def _four_axes(x: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
     if x.dim() == 4 and same_shape(x.shape[:2], lead):
         return x
@@ -186,6 +222,18 @@ def _mask_axes(mask: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:
     return mask
 
 
+def _forward_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
+    stats = new_stats(call)
+    return forward(call, stats), natural(stats)
+
+
+_WITH_STATISTIC = Ways(
+    engine=_forward_statistic,
+    function=attention_statistic,
+    operation=attention_statistic,
+    composed=composed_statistic,
+    exported=composed_statistic,
+)
 _WAYS = Ways(
     engine=forward,
     function=attend,

@@ -18,9 +18,14 @@ def _tensors(kind: Any, required: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+# of those that have defaults, the ones that calls of ours may change
+_RULES = ("softcap", "window_left", "window_right")
+
+
 def _sent(kind: Any) -> tuple[str, ...]:
-    """Return the options that travel: the seed is a tensor, and defaults are not changed."""
-    return tuple(x for x in kind._fields if x not in kind._field_defaults and x != "seed")
+    """Return the options that travel; the seed is a tensor."""
+    changed = [x for x in kind._fields if x in _RULES or x not in kind._field_defaults]
+    return tuple(x for x in changed if x != "seed")
 
 
 def _options(kind: Any) -> str:

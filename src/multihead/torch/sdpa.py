@@ -10,7 +10,7 @@ import torch
 from multihead import _native
 from multihead.arguments import AttentionOptions, AttentionTensors
 from multihead.torch.calls import AttentionCall
-from multihead.torch.composed import composed_attention, derivatives
+from multihead.torch.composed import composed_statistic, derivatives
 from multihead.torch.dispatch import traced, transformed
 from multihead.torch.schema import flat_attention
 from multihead.torch.tensors import (
@@ -61,8 +61,9 @@ def backward(
     kept: tuple[torch.Tensor, torch.Tensor],
     d_out: torch.Tensor,
     needed: AbstractSet[str],
+    d_lse: torch.Tensor | None = None,
 ) -> AttentionTensors:
-    """Return the gradients, of the mask only if that is needed.
+    """Return the gradients, of the mask and the sinks only if these are needed.
 
     Parameters
     ----------
@@ -74,7 +75,8 @@ def backward(
     needed : set of str
     """
     tensors, _ = call
-    wanted = tensors._replace(mask=tensors.mask if "mask" in needed else None)
+    mask, sinks = (getattr(tensors, x) if x in needed else None for x in ("mask", "sinks"))
+    wanted = AttentionTensors(tensors.query, tensors.key, tensors.value, mask, sinks=sinks)
     grads = AttentionTensors(*[None if x is None else torch.empty_like(x) for x in wanted])
     out, stats = kept
     of_mask = grads.mask
@@ -82,14 +84,20 @@ def backward(
         grads = grads._replace(mask=of_mask.to(torch.float32))
     if out.numel() == 0:
         return AttentionTensors(*[None if x is None else x.zero_() for x in grads])
+    if sinks is not None:
+        grads = grads._replace(sinks=torch.empty_like(sinks, dtype=stats.dtype))
     delta = stats.new_empty(stats.shape[1:])
-    d_out, out, stats, delta = engine_reads((d_out, out, stats, delta))
-    _native.delta(d_out, out, delta)
+    read = engine_reads((d_out, out, stats, delta))
+    _native.delta(read[0], read[1], read[3])
+    if d_lse is not None:
+        delta -= d_lse
     _native.attention_backward(
-        call.options, engine_reads(tensors), stats, delta, d_out, engine_reads(grads)
+        call.options, engine_reads(tensors), read[2], read[3], read[0], engine_reads(grads)
     )
     if of_mask is not None and grads.mask is not None:
         grads = grads._replace(mask=grads.mask.to(of_mask.dtype))
+    if sinks is not None and grads.sinks is not None:
+        grads = grads._replace(sinks=grads.sinks.to(sinks.dtype))
     return grads
 
 
@@ -136,22 +144,30 @@ def needed_gradients(flags: Any) -> frozenset[str]:
 
 
 def traced_gradients(
-    call: AttentionCall, kept: tuple[Any, Any], d_out: torch.Tensor, needed: AbstractSet[str]
+    call: AttentionCall,
+    kept: tuple[Any, Any],
+    d_out: torch.Tensor,
+    needed: AbstractSet[str],
+    d_lse: torch.Tensor | None = None,
 ) -> AttentionTensors:
     """Return the gradients through the operation, as `backward` does."""
-    found = torch.ops.multihead.scaled_dot_product_attention_backward(
-        d_out, *kept, *flat_attention(call), "mask" in needed
+    d_q, d_k, d_v, *more = torch.ops.multihead.scaled_dot_product_attention_backward(
+        d_out, *kept, d_lse, *flat_attention(call), "mask" in needed, "sinks" in needed
     )
-    return AttentionTensors(*found, *[None] * (len(call.tensors) - len(found)))
+    mask, sinks = (more.pop(0) if x in needed else None for x in ("mask", "sinks"))
+    return AttentionTensors(d_q, d_k, d_v, mask, sinks=sinks)
 
 
 def attention_derivatives(
-    call: AttentionCall, d_out: torch.Tensor, needed: AbstractSet[str]
+    call: AttentionCall,
+    d_out: torch.Tensor | None,
+    needed: AbstractSet[str],
+    d_lse: torch.Tensor | None = None,
 ) -> AttentionTensors:
     """Return the gradients with a graph of their own."""
     return derivatives(
-        lambda copies: (composed_attention(call._replace(tensors=copies)),),
+        lambda copies: composed_statistic(call._replace(tensors=copies)),
         call.tensors,
-        (d_out,),
+        (d_out, d_lse),
         needed,
     )

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from multihead.arguments import AttentionTensors
 from multihead.torch import sdpa
 from multihead.torch.calls import AttentionCall
+from multihead.torch.rules import natural, of_natural
 from multihead.torch.schema import ATTENTION_SCHEMA, attention_call, flat_attention
 from multihead.torch.tensors import kept_masks, settled
 
@@ -19,10 +20,11 @@ _BACKWARD = f"{_FORWARD}_backward"
 
 # out (N, H, L, Dv), statistics of the rows (2, N, H, L)
 torch.library.define(_FORWARD, f"({ATTENTION_SCHEMA}) -> (Tensor, Tensor)")
-# gradients of query, key and value, and of the mask if that is needed
+# gradients of query, key and value, and of the mask and the sinks if these are needed
 torch.library.define(
     _BACKWARD,
-    f"(Tensor d_out, Tensor out, Tensor stats, {ATTENTION_SCHEMA}, bool needs_mask) -> Tensor[]",
+    f"(Tensor d_out, Tensor out, Tensor stats, Tensor? d_lse, {ATTENTION_SCHEMA}, "
+    "bool needs_mask, bool needs_sinks) -> Tensor[]",
 )
 
 
@@ -31,6 +33,12 @@ def attention(call: AttentionCall) -> torch.Tensor:
     out: torch.Tensor
     out, _ = torch.ops.multihead.scaled_dot_product_attention(*flat_attention(call))
     return out
+
+
+def attention_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call the operation; also the logarithms of the rows' sums."""
+    out, stats = torch.ops.multihead.scaled_dot_product_attention(*flat_attention(call))
+    return out, natural(stats)
 
 
 def _seeded(call: AttentionCall) -> AttentionCall:
@@ -49,16 +57,19 @@ def _fake_forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return sdpa.new_out(call), sdpa.new_stats(call)
 
 
-def _backward(d_out: Any, out: Any, stats: Any, *arguments: Any) -> list[torch.Tensor]:
-    call, (needs_mask,) = attention_call(arguments)
-    needed = ["mask"] if needs_mask else []
-    grads = sdpa.backward(_seeded(call), (out, stats), settled(d_out), frozenset(needed))
+def _backward(d_out: Any, out: Any, stats: Any, d_lse: Any, *arguments: Any) -> list[torch.Tensor]:
+    call, flags = attention_call(arguments)
+    needed = frozenset(x for x, flag in zip(("mask", "sinks"), flags, strict=True) if flag)
+    grads = sdpa.backward(_seeded(call), (out, stats), settled(d_out), needed, d_lse)
     return [x for x in grads if x is not None]
 
 
-def _fake_backward(d_out: Any, out: Any, stats: Any, *arguments: Any) -> list[torch.Tensor]:
-    ((q, k, v, mask), _), (needs_mask,) = attention_call(arguments)
-    return [torch.empty_like(x) for x in (q, k, v, *([mask] if needs_mask else []))]
+def _fake_backward(
+    d_out: Any, out: Any, stats: Any, d_lse: Any, *arguments: Any
+) -> list[torch.Tensor]:
+    (t, _), flags = attention_call(arguments)
+    more = [x for x, flag in zip((t.mask, t.sinks), flags, strict=True) if flag]
+    return [torch.empty_like(x) for x in (t.query, t.key, t.value, *more)]
 
 
 def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
@@ -69,17 +80,20 @@ def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*tensors, options.seed, out, stats)
     ctx.options = options._replace(seed=None)
     ctx.others = len(inputs) - len(tensors)
-    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_out: Any, _: Any) -> Any:
+def _gradients(ctx: Any, d_out: Any, d_stats: Any) -> Any:
     *saved, seed, out, stats = ctx.saved_tensors
+    d_lse = of_natural(d_stats)
+    if d_out is None:
+        d_out = torch.zeros_like(out)
     call = AttentionCall(AttentionTensors(*saved), ctx.options._replace(seed=seed))
     needed = sdpa.needed_gradients(ctx.needs_input_grad[: len(saved)])
     if torch.is_grad_enabled():  # to be differentiated once more
-        found = sdpa.attention_derivatives(_seeded(call), d_out, needed)
+        found = sdpa.attention_derivatives(_seeded(call), d_out, needed, d_lse)
     else:
-        found = sdpa.traced_gradients(call, (out, stats), d_out, needed)
+        found = sdpa.traced_gradients(call, (out, stats), d_out, needed, d_lse)
     return *found, *[None] * ctx.others
 
 
@@ -89,7 +103,9 @@ def _flops(*arguments: Any, out_val: Any = None) -> int:
     return int(2 * n * heads * length * keys * (width + tensors.value.shape[3]))
 
 
-def _backward_flops(d_out: Any, out: Any, stats: Any, *arguments: Any, out_val: Any = None) -> int:
+def _backward_flops(
+    d_out: Any, out: Any, stats: Any, d_lse: Any, *arguments: Any, out_val: Any = None
+) -> int:
     # two products for each of the forward's, and the scores again
     (tensors, _), _ = attention_call(arguments)
     scores = int(2 * math.prod(tensors.query.shape) * tensors.key.shape[2])

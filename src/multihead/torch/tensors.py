@@ -51,7 +51,8 @@ def in_float32(way: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if dtype not in HALF:
             return way(call)
         floats = [
-            x if x is None or x.dtype == torch.bool else x.to(torch.float32) for x in call.tensors
+            x.to(torch.float32) if x is not None and x.is_floating_point() else x
+            for x in call.tensors
         ]
         found = way(call._replace(tensors=call.tensors._make(floats)))
         if isinstance(found, torch.Tensor):
@@ -138,13 +139,13 @@ def unpacked(
     Raises
     ------
     RuntimeError
-        If they are no longer of dtypes that go together, boolean masks aside, or of their shapes.
+        If they are no longer of floating dtypes that go together, or of their shapes.
     """
     tensors = [settled(x) for x in saved]
     found = [None if x is None else x.shape for x in tensors]
     if found != list(shapes):
         raise RuntimeError(f"saved tensors: expected shapes {list(shapes)}, got {found}")
-    dtypes = {x.dtype for x in tensors if x is not None and x.dtype != torch.bool}
+    dtypes = {x.dtype for x in tensors if x is not None and x.is_floating_point()}
     if len(dtypes) > 1 and not dtypes <= set(NARROW):
         raise RuntimeError(f"saved tensors: expected one dtype, got {sorted(map(str, dtypes))}")
     return tensors

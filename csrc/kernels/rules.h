@@ -1,0 +1,37 @@
+// What stands between products and the softmax: the cap of scores, and ALiBi. Scores are in log2
+// units.
+#pragma once
+
+#include "table.h"
+#include "tanh.h"
+
+namespace multihead::MULTIHEAD_ISA {
+namespace {
+
+// Numbers of the lanes.
+template <class T>
+struct Lanes {
+  alignas(64) T at[kTile];
+  constexpr Lanes() : at() {
+    for (int i = 0; i < int(kTile); ++i) at[i] = T(i);
+  }
+};
+template <class T>
+constexpr Lanes<T> kLanesFrom0{};
+
+// A capped score, and the derivative of the cap: s to cap * tanh(s / cap).
+template <class T>
+MULTIHEAD_INLINE Vec<T> capped(Vec<T> s, T cap, Vec<T>* derivative) {
+  const Vec<T> t = tanh<T>(s * (T(1) / cap));
+  *derivative = fma(-t, t, splat(T(1)));
+  return t * cap;
+}
+
+// ALiBi: a score less the slope times the distance of its query and its key.
+template <class T>
+MULTIHEAD_INLINE Vec<T> less_distance(Vec<T> s, Vec<T> distance, T slope) {
+  return fma(splat(-slope), maximum(distance, -distance), s);
+}
+
+}  // namespace
+}  // namespace multihead::MULTIHEAD_ISA

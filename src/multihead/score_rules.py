@@ -1,0 +1,132 @@
+"""What stands between q kᵀ and the weights: a call's windows, positions, caps, ALiBi and sinks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from multihead.arrays import Array, Kind, borrow, decode
+from multihead.checks import dims, integer, number, wrong, wrong_type
+
+Window: TypeAlias = "int | tuple[int | None, int | None] | None"
+_FAR = 2**40
+
+
+class ScoreRules(NamedTuple):
+    """The rules of one call, as the engine takes them.
+
+    Attributes
+    ----------
+    softcap : float
+        0: none.
+    window : tuple of two int
+        Keys seen before and after a query's own place; -1: all.
+    alibi_slopes : ndarray (H,) or (N, H), or None
+    sinks : ndarray (H,) or None
+    sinks_kind : Kind or None
+        How their gradient goes out.
+    query_positions, key_lengths : ndarray of int64 (N,), or None
+    """
+
+    softcap: float = 0.0
+    window: tuple[int, int] = (-1, -1)
+    alibi_slopes: Array | None = None
+    sinks: Array | None = None
+    sinks_kind: Kind | None = None
+    query_positions: Array | None = None
+    key_lengths: Array | None = None
+
+
+NO_RULES = ScoreRules()
+
+
+def score_rules(
+    scores: tuple[int, int, int, int],
+    compute: np.dtype[Any],
+    *,
+    window: Window = None,
+    query_offset: Any = 0,
+    key_lengths: Any = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+) -> ScoreRules:
+    """Check the rules of a call whose scores are (N, H, L, S), or raise."""
+    n, heads, queries, keys = scores
+    lengths = None if key_lengths is None else _integers("key_lengths", key_lengths, n, 0, keys + 1)
+    slopes = None
+    if alibi_slopes is not None:
+        slopes, _ = _floats("alibi_slopes", alibi_slopes, compute)
+        if slopes.shape not in ((heads,), (n, heads)):
+            raise wrong("alibi_slopes", f"{dims(heads)} or {dims(n, heads)}", slopes.shape)
+    sunk, kind = None, None
+    if sinks is not None:
+        sunk, kind = _floats("sinks", sinks, compute)
+        if sunk.shape != (heads,):
+            raise wrong("sinks", dims(heads), sunk.shape)
+    first = _positions(query_offset, n, queries, keys, lengths)
+    return ScoreRules(cap_of(softcap), sides_of(window), slopes, sunk, kind, first, lengths)
+
+
+def cap_of(value: float | None) -> float:
+    """Return the cap, 0 where there is none."""
+    cap = 0.0 if value is None else number("softcap", value)
+    if not 0.0 <= cap < math.inf:
+        raise wrong("softcap", "None or a number above 0", value)
+    return cap
+
+
+def sides_of(value: Window) -> tuple[int, int]:
+    """Return how many keys a window shows before and after a query's place; -1: all."""
+    if value is None:
+        return -1, -1
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise wrong("window", "(left, right)", value)
+        left, right = value
+    else:
+        left = right = value
+    sides = zip(("window[0]", "window[1]"), (left, right), strict=True)
+    before, after = (-1 if x is None else min(integer(name, x, 0), _FAR) for name, x in sides)
+    return before, after
+
+
+def _positions(offset: Any, n: int, queries: int, keys: int, lengths: Array | None) -> Array | None:
+    """Return where the first query of each sequence stands; None: on its first key."""
+    if offset is None:
+        return None
+    if isinstance(offset, str):
+        if offset != "end":
+            raise wrong("query_offset", 'integers or "end"', repr(offset))
+        last = np.full(n, keys) if lengths is None else lengths
+        return (last - queries).astype(np.int64)
+    if isinstance(offset, int | np.integer) and not isinstance(offset, bool):
+        if offset == 0:
+            return None
+        return np.full(n, integer("query_offset", offset, -_FAR, _FAR), np.int64)
+    return _integers("query_offset", offset, n, -_FAR, _FAR)
+
+
+def _integers(name: str, x: Any, n: int, low: int, high: int) -> Array:
+    """Take in an integer for each of n sequences, from low to high - 1."""
+    array = x if isinstance(x, np.ndarray) else None
+    if array is None:
+        array = np.asarray(x) if isinstance(x, list | tuple | int) else borrow(name, x)[0]
+    if array.dtype.kind not in "iu" and array.size:
+        raise wrong_type(name, "integers", array.dtype.name)
+    if array.shape != (n,):
+        raise wrong(name, dims(n), array.shape)
+    if array.size and not (low <= array.min() and array.max() < high):
+        raise wrong(name, f"integers from {low} to {high - 1}", array.tolist())
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _floats(name: str, x: Any, compute: np.dtype[Any]) -> tuple[Array, Kind]:
+    """Take in floats of any floating dtype."""
+    array, kind = (np.asarray(x), None) if isinstance(x, list | tuple) else borrow(name, x)
+    kind = kind or Kind(compute)
+    if not kind.bfloat16 and array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise wrong_type(name, "floats", array.dtype.name)
+    return np.ascontiguousarray(decode(array, compute, kind.bfloat16)), kind

@@ -1,0 +1,127 @@
+"""What stands between scores and the softmax, in PyTorch's own operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from multihead.checks import dims, wrong, wrong_type
+from multihead.score_rules import Window, cap_of, sides_of
+from multihead.torch.calls import AttentionCall
+
+NOT_OURS = (
+    "window, query_offset, key_lengths, softcap, alibi_slopes, sinks, return_lse: expected none of "
+    "them where the tensors are PyTorch's function's (CPU tensors that fit are ours)"
+)
+_LN2 = math.log(2.0)
+
+
+class Rules(NamedTuple):
+    """What a caller says of a call's scores, unchecked."""
+
+    window: Window
+    query_offset: int | str | Sequence[int] | torch.Tensor
+    key_lengths: Sequence[int] | torch.Tensor | None
+    softcap: float | None
+    alibi_slopes: torch.Tensor | None
+    sinks: torch.Tensor | None
+
+
+def with_rules(call: AttentionCall, rules: Rules) -> AttentionCall:
+    """Return a call that keeps rules, or raise."""
+    tensors, options = call
+    (n, heads, queries, _), keys = tensors.query.shape, tensors.key.shape[2]
+    lengths, slopes, sinks = rules.key_lengths, rules.alibi_slopes, rules.sinks
+    if lengths is not None:
+        lengths = _integers("key_lengths", lengths, n)
+    if slopes is not None:
+        if tuple(slopes.shape) not in ((heads,), (n, heads)):
+            expected = f"{dims(heads)} or {dims(n, heads)}"
+            raise wrong("alibi_slopes", expected, tuple(slopes.shape))
+        if slopes.requires_grad and torch.is_grad_enabled():
+            raise wrong("alibi_slopes", "slopes without a gradient (alibi_slopes.detach())", "one")
+        slopes = slopes.to(torch.float64 if options.dtype == "float64" else torch.float32)
+    if sinks is not None and tuple(sinks.shape) != (heads,):
+        raise wrong("sinks", dims(heads), tuple(sinks.shape))
+    positions, offset = None, rules.query_offset
+    if isinstance(offset, str):
+        if offset != "end":
+            raise wrong("query_offset", 'integers or "end"', repr(offset))
+        last = torch.full((n,), keys, device="cpu") if lengths is None else lengths
+        positions = last - queries
+    elif isinstance(offset, int) and not isinstance(offset, bool):
+        if offset != 0:
+            positions = torch.full((n,), offset, device="cpu")
+    else:
+        positions = _integers("query_offset", offset, n)
+    left, right = sides_of(rules.window)
+    return AttentionCall(
+        tensors._replace(
+            alibi_slopes=slopes, sinks=sinks, query_positions=positions, key_lengths=lengths
+        ),
+        options._replace(softcap=cap_of(rules.softcap), window_left=left, window_right=right),
+    )
+
+
+def _integers(name: str, x: Sequence[int] | torch.Tensor, n: int) -> torch.Tensor:
+    tensor = torch.as_tensor(x, device="cpu")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise wrong_type(name, "integers", str(tensor.dtype)[6:])
+    if tuple(tensor.shape) != (n,):
+        raise wrong(name, dims(n), tuple(tensor.shape))
+    return tensor.to(torch.int64).contiguous()
+
+
+def _steps(call: AttentionCall) -> torch.Tensor:
+    """Return how far each key stands from each query: (1 or N, 1, L, S)."""
+    tensors, _ = call
+    queries, keys = tensors.query.shape[2], tensors.key.shape[2]
+    query = torch.arange(queries, device="cpu")[:, None]
+    if tensors.query_positions is not None:
+        query = query + tensors.query_positions[:, None, None, None]
+    steps: torch.Tensor = torch.arange(keys, device="cpu") - query
+    return steps.reshape(-1, 1, queries, keys)
+
+
+def hidden_keys(call: AttentionCall) -> torch.Tensor | None:
+    """Return what causality, a window and lengths hide, (1 or N, 1, L, S); None: nothing."""
+    tensors, options = call
+    after = 0 if options.causal else options.window_right
+    hidden: torch.Tensor | None = None
+    if after >= 0 or options.window_left >= 0:
+        steps = _steps(call)
+        hidden = torch.zeros_like(steps, dtype=torch.bool)
+        if after >= 0:
+            hidden = hidden | (steps > after)
+        if options.window_left >= 0:
+            hidden = hidden | (steps < -options.window_left)
+    if tensors.key_lengths is not None:
+        keys = torch.arange(tensors.key.shape[2], device="cpu")
+        beyond = keys >= tensors.key_lengths[:, None, None, None]
+        hidden = beyond if hidden is None else hidden | beyond
+    return hidden
+
+
+def changed_scores(scores: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+    """Cap scaled scores, and take from them what ALiBi says."""
+    tensors, options = call
+    if options.softcap:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    if tensors.alibi_slopes is not None:
+        slopes = tensors.alibi_slopes.to(scores.dtype)[..., None, None]
+        scores = scores - slopes * _steps(call).abs().to(scores.dtype)
+    return scores
+
+
+def natural(stats: torch.Tensor) -> torch.Tensor:
+    """Return the logarithms of the rows' sums from the engine's statistics of the rows."""
+    top, inverse = stats.unbind(0)
+    return torch.where(inverse == 0, -math.inf, top * _LN2 - inverse.log())
+
+
+def of_natural(d_stats: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the gradient of `natural`'s result from that of what it read."""
+    return None if d_stats is None else d_stats[0] / _LN2
