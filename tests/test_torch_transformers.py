@@ -251,10 +251,10 @@ def test_generation_with_a_cache(
     for x, expected in zip(found["multihead"].logits, found["sdpa"].logits, strict=True):
         assert_close(x.numpy(), expected.numpy(), OUTPUT[torch.float32])
     assert len(calls) == 2 * 6
-    for call in calls[2:]:  # one query for each head, and of a group for its one head
-        assert call["query"] == (3, kv_heads, 6 // kv_heads, 6)
+    for call in calls[2:]:  # one query for each head
+        assert call["query"] == (3, 6, 1, 6)
         assert not call["is_causal"]
-        assert not call["enable_gqa"]
+        assert call["enable_gqa"] == (kv_heads < 6)
 
 
 @pytest.mark.parametrize("make", [bert, llama])
@@ -444,9 +444,7 @@ def test_queries_that_all_sequences_share() -> None:
         assert_close(found.numpy(), expected.numpy(), OUTPUT[torch.float32])
 
 
-@pytest.mark.parametrize(
-    "option", ["softcap", "s_aux", "sinks", "head_mask", "indices", "block_indices"]
-)
+@pytest.mark.parametrize("option", ["head_mask", "indices", "block_indices"])
 def test_what_is_not_computed_is_refused(option: str) -> None:
     x = torch.randn(1, 2, 5, 4)
     with pytest.raises(ValueError, match=f"does not support {option}"):
@@ -461,17 +459,96 @@ def test_what_no_mask_shows_is_refused() -> None:
     x = torch.randn(1, 2, 5, 4)
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
     ends = torch.tensor([0, 2, 5])
-    for options in ({"sliding_window": 4}, {"cu_seq_lens_q": ends}, {"cu_seq_lens_k": ends}):
+    for options in ({"cu_seq_lens_q": ends}, {"cu_seq_lens_k": ends}):
         with pytest.raises(ValueError, match="from the attention mask, and there is none"):
             attend(Layer(1, True), x, x, x, None, **options)
         attend(Layer(1, True), x, x, x, mask, **options)
-    for options in ({"sliding_window": 5}, {"cu_seq_lens_q": ends[[0, 2]]}):
-        attend(Layer(1, True), x, x, x, None, **options)
+    attend(Layer(1, True), x, x, x, None, cu_seq_lens_q=ends[[0, 2]])
+
+
+@pytest.mark.parametrize("option", ["softcap", "s_aux", "sinks"])
+def test_what_only_the_engine_computes_is_refused_elsewhere(option: str) -> None:
+    x = torch.randn(1, 2, 5, 4, device="meta")
+    with pytest.raises(ValueError, match=f"does not support {option}"):
+        attend(Layer(1, True), x, x, x, None, **{option: torch.ones(2)})
+
+
+@pytest.mark.parametrize("length", [9, 1])
+def test_a_window_that_no_mask_shows(length: int) -> None:
+    q, k, v = (torch.randn(2, 2, n, 4) for n in (length, 9, 9))
+    steps = torch.arange(9) - torch.arange(9 - length, 9)[:, None]
+    mask = (steps <= 0) & (steps > -4)
+    found = attend(Layer(1, True), q, k, v, None, sliding_window=4)[0]
+    expected = attend(Layer(1, True), q, k, v, mask[None, None])[0]
+    assert_close(found.numpy(), expected.numpy(), OUTPUT[torch.float32])
+
+
+def capped() -> Any:
+    """Gemma 2: capped scores, grouped heads, and a window in every other layer."""
+    config = transformers.Gemma2Config(
+        vocab_size=37,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=31,
+        sliding_window=4,
+        attn_logit_softcapping=2.0,
+        pad_token_id=0,
+    )
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def with_sinks() -> Any:
+    """gpt-oss: a learned sink for each head, grouped heads and windows."""
+    config = transformers.GptOssConfig(
+        vocab_size=37,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=32,
+        sliding_window=4,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return transformers.GptOssForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [capped, with_sinks])
+@pytest.mark.parametrize("where", ["none", "left", "right"])
+def test_models_that_caps_or_sinks_keep_from_sdpa(where: str, make: Callable[[], Any]) -> None:
+    model, ids, mask = lively(make(), torch.float32), words(), padded(where)
+    tokens = torch.ones_like(ids) if mask is None else mask  # others attend to what no one reads
+    weights, steps = torch.randn(3, ids.shape[1], 37) * tokens[..., None], []
+    for name in ("eager", "multihead"):
+        model.set_attn_implementation(name)
+        logits = model(ids, attention_mask=mask).logits
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        grads = torch.autograd.grad((logits * weights).sum(), parameters, allow_unused=True)
+        steps.append((logits * tokens[..., None], *grads))
+    assert any("sinks" in name for name in names) == (make is with_sinks)
+    for name, expected, found in zip(("logits", *names), *steps, strict=True):
+        if expected is not None:
+            bound = 1e-5 if name == "logits" else 1e-4
+            assert_close(found.detach().numpy(), expected.detach().numpy(), bound, name)
+
+
+@pytest.mark.parametrize("make", [capped, with_sinks])
+def test_generation_with_caps_or_sinks(make: Callable[[], Any]) -> None:
+    model, ids, mask = lively(make(), torch.float32), words(), padded("left")
+    written = []
+    for name in ("eager", "multihead"):
+        model.set_attn_implementation(name)
+        written.append(model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False))
+    assert torch.equal(*written)
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "Gemma2": {"head_dim": 8, "attn_logit_softcapping": None},
-    "GptOss": {"head_dim": 8, "num_local_experts": 2},
     "LongT5": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
     "SwitchTransformers": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
     "XGLM": {"d_model": 24, "num_layers": 1, "attention_heads": 3, "ffn_dim": 31},
@@ -516,17 +593,12 @@ def test_a_part_of_a_model_may_have_another() -> None:
 
 
 def test_what_was_set_behind_transformers_back_is_refused_in_the_call() -> None:
-    config = transformers.Gemma2Config(
-        vocab_size=37,
-        pad_token_id=0,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=3,
-        head_dim=8,
+    config = transformers.XGLMConfig(
+        vocab_size=37, pad_token_id=0, d_model=24, num_layers=1, attention_heads=3, ffn_dim=31
     )
     model = transformers.AutoModel.from_config(config)
     model.config._attn_implementation_internal = "multihead"
-    with pytest.raises(ValueError, match='Gemma2Config models do not support "sdpa"'):
+    with pytest.raises(ValueError, match='XGLMConfig models do not support "sdpa"'):
         model(words(), attention_mask=padded("left"))
 
 

@@ -18,7 +18,8 @@ from multihead.torch.support import refusal
 NAME = "multihead"
 
 # what some models ask of their attention function besides masks, dropout and scale
-_LACKING = ("softcap", "s_aux", "sinks", "head_mask", "indices", "block_indices")
+_LACKING = ("head_mask", "indices", "block_indices")
+_OURS = ("softcap", "s_aux", "sinks")  # and not of "sdpa"
 
 
 def attend(
@@ -34,7 +35,7 @@ def attend(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' models ask: heads before tokens, and tokens first in the result."""
-    _refuse(query, key, attention_mask, options)
+    _refuse(query, attention_mask, options)
     if query.device.type != "cpu":
         theirs: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module,
@@ -54,7 +55,7 @@ def attend(
             f'attention "{NAME}" returns no weights for output_attentions=True: use "eager"',
             stacklevel=2,
         )
-    n, heads, length = query.shape[:3]
+    length = query.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     # a mask has its own causality, and one query is the last of its sequence
@@ -64,13 +65,6 @@ def attend(
         mask = mask[..., : key.shape[2]]
     if position_bias is not None:
         mask = _biased(position_bias, mask)
-    kv_heads = key.shape[1]
-    grouped = length == 1 and 1 <= kv_heads < heads and heads % kv_heads == 0
-    if grouped:  # the heads of a group become queries of one head
-        groups = kv_heads, heads // kv_heads
-        query = query.reshape(n, *groups, query.shape[3])
-        if mask is not None and mask.dim() > 2 and mask.shape[-3] == heads:
-            mask = mask.reshape(*mask.shape[:-3], *groups, mask.shape[-1])
     out = scaled_dot_product_attention(
         query,
         key,
@@ -79,28 +73,37 @@ def attend(
         dropout,
         causal,
         scale=scaling,
-        enable_gqa=kv_heads != query.shape[1],
+        enable_gqa=key.shape[1] != query.shape[1],
+        **_rules(query, key, mask, options),
     )
-    if grouped:
-        out = out.reshape(out.shape[0], heads, 1, out.shape[3])
     return out.transpose(1, 2).contiguous(), None
 
 
-def _refuse(query: torch.Tensor, key: torch.Tensor, mask: Any, options: dict[str, Any]) -> None:
+def _rules(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a model asks for besides, under our function's names."""
+    rules: dict[str, Any] = {}
+    if options.get("softcap") is not None:
+        rules["softcap"] = options["softcap"]
+    for name in ("s_aux", "sinks"):
+        if options.get(name) is not None:
+            rules["sinks"] = options[name].to(query.dtype)
+    window = options.get("sliding_window")
+    if mask is None and isinstance(window, int) and 0 < window < key.shape[2]:
+        rules |= {"window": (window - 1, None), "query_offset": "end"}  # its own place counts
+    return rules
+
+
+def _refuse(query: torch.Tensor, mask: Any, options: dict[str, Any]) -> None:
     """Raise where the result would not be what the model asks for."""
-    for name in _LACKING:
+    for name in _LACKING if query.device.type == "cpu" else (*_LACKING, *_OURS):
         if options.get(name) is not None:
             raise ValueError(
                 f'attention "{NAME}" does not support {name}: use attn_implementation="eager"'
             )
     if mask is not None:
         return
-    window = options.get("sliding_window")
-    if isinstance(window, int) and 0 < window < key.shape[2]:
-        raise ValueError(
-            f'attention "{NAME}" reads a sliding window from the attention mask, and there is '
-            f"none for sliding_window={window} and {key.shape[2]} keys"
-        )
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         ends = options.get(name)
         if ends is not None and ends.shape[0] - 1 > query.shape[0]:

@@ -31,7 +31,7 @@ def refusal(config: Any, name: str) -> str | None:
     if not kinds:
         return None
     models = f"transformers' {config.__name__} models"
-    if not any(x._supports_sdpa for x in kinds):
+    if not any(x._supports_sdpa or _wants_more_than_sdpa(x) for x in kinds):
         # they would take our masks for some of another kind, or pass over parts of them
         return f'{models} do not support "sdpa", nor "{name}": use attn_implementation="eager"'
     way_out = (
@@ -50,6 +50,11 @@ def refusal(config: Any, name: str) -> str | None:
             f'attention interface, so that "{name}" would not be called: {way_out}'
         )
     return None
+
+
+def _wants_more_than_sdpa(kind: Any) -> bool:
+    """Whether only caps or sinks keep a model from "sdpa": flash attention serves it, too."""
+    return bool(kind._supports_flash_attn and kind._supports_attention_backend)
 
 
 def _subclasses(kind: Any) -> Iterator[Any]:

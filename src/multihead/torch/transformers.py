@@ -26,9 +26,10 @@ def register_transformers() -> None:
     themselves or choose among classes of their own. Name another implementation for them, as in
     ``{"": "multihead", "vision_config": "sdpa"}``.
 
+    Capped scores (``softcap``), attention sinks (``s_aux``, ``sinks``), sliding windows and grouped
+    heads are computed. Models that only these keep from ``"sdpa"``, as Gemma 2 and gpt-oss, run.
     What would change the result and is not computed here raises `ValueError` during the call:
-    capped scores (``softcap``), attention sinks (``s_aux``, ``sinks``), ``head_mask``, sparse
-    attention (``indices``, ``block_indices``), and a sliding window or packed sequences that no
+    ``head_mask``, sparse attention (``indices``, ``block_indices``), and packed sequences that no
     mask shows.
 
     Examples
