@@ -108,7 +108,7 @@ class Attention {
   static Item served(const Item& item, int64_t i) {
     return {item.sequence, int32_t(item.head + i), item.part};
   }
-  std::vector<Item> query_tiles() const;                    // one item per tile of a head's queries
+  std::vector<Item> query_tiles() const;  // one item per tile of a head's queries
   template <class Cost>
   void longest_first(std::vector<Item>& items, Cost cost) const;
   std::vector<int64_t> begins(int64_t heads, bool per_tile) const;  // of a phase over items
