@@ -43,3 +43,34 @@ class AttentionCall(NamedTuple):
 
     tensors: AttentionTensors
     options: AttentionOptions
+
+
+def input_tensors(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return query, key and value as `LayerTensors` has them: one tensor is projected once."""
+    if value is not key:
+        return query, key, value
+    return query, None if key is query else key, None
+
+
+def cloned_inputs(tensors: LayerTensors) -> LayerTensors:
+    """Copy query, key and value, so that they may change before backward."""
+    given = {name: getattr(tensors, name) for name in ("query", "key", "value")}
+    return tensors._replace(**{name: None if x is None else x.clone() for name, x in given.items()})
+
+
+def batch_of_one(tensors: LayerTensors) -> LayerTensors:
+    """Make unbatched inputs a batch: (tokens, features) becomes (1, tokens, features)."""
+    given = {name: getattr(tensors, name) for name in ("query", "key", "value", "padding")}
+    return tensors._replace(**{name: None if x is None else x[None] for name, x in given.items()})
+
+
+def result_weights(
+    weights: torch.Tensor | None, average: bool | None, unbatched: bool
+) -> torch.Tensor | None:
+    """Return weights (N, H or 1, L, S') without the axes that the caller does not have."""
+    if weights is None:
+        return None
+    weights = weights[:, 0] if average else weights
+    return weights[0] if unbatched else weights

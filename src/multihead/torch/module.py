@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from multihead.arguments import LayerOptions, LayerTensors
-from multihead.torch.calls import LayerCall
+from multihead.torch.calls import (
+    LayerCall,
+    batch_of_one,
+    cloned_inputs,
+    input_tensors,
+    result_weights,
+)
 from multihead.torch.composed import composed
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
@@ -33,7 +39,7 @@ _OF_INPUTS = (
     "bias_v",
 )
 _OF_OUT = ("weight", "bias")
-_WAYS = Ways(
+WAYS = Ways(
     engine=lambda call: forward(call, False)[:2],
     function=attend,
     operation=attention,
@@ -166,19 +172,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         # 1. Inputs: batched, dense or ragged, of their own dtypes.
         offsets = None
         if not ragged and needs_grad(tensors) and self._lets_inputs_change(tensors, unbatched):
-            tensors = tensors._replace(
-                query=query.clone(),
-                key=None if tensors.key is None else key.clone(),
-                value=None if tensors.value is None else value.clone(),
-            )
+            tensors = cloned_inputs(tensors)
         if ragged:
             tensors, offsets, batch = ragged_inputs(tensors)
         elif unbatched:
-            four = ("query", "key", "value", "padding")
-            given = {name: getattr(tensors, name) for name in four}
-            tensors = tensors._replace(
-                **{name: None if x is None else x[None] for name, x in given.items()}
-            )
+            tensors = batch_of_one(tensors)
         if custom:  # heads side by side, then the module
             eye = torch.eye(self.embed_dim, dtype=dtype, device="cpu")
             tensors = tensors._replace(out_weight=eye, out_bias=None)
@@ -194,15 +192,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             dropout_p=self.dropout if self.training else 0.0,
             seed=None,
         )
-        out, weights = compute(LayerCall(tensors, options, offsets), _WAYS)
+        out, weights = compute(LayerCall(tensors, options, offsets), WAYS)
 
         # 3. Results in the caller's form.
-        if weights is not None:
-            if offsets is not None:
-                heads = 1 if average else self.num_heads
-                weights = padded_weights(weights, offsets, heads, self._extra_keys())
-            weights = weights[:, 0] if average else weights
-            weights = weights[0] if unbatched else weights
+        if weights is not None and offsets is not None:
+            heads = 1 if average else self.num_heads
+            weights = padded_weights(weights, offsets, heads, self._extra_keys())
+        weights = result_weights(weights, average, unbatched)
         if custom:
             out = self.out_proj(out)
         if ragged:
@@ -211,12 +207,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _tensors(self, inputs: Any, masks: Any, custom: bool) -> LayerTensors:
         """Name what a call is given; the parameters of a custom `out_proj` are its own."""
-        query, key, value = inputs
-        if value is key:  # the engine projects one tensor once
-            key, value = None if key is query else key, None
         own = _parameters(self, _OF_INPUTS)
         of_out = (None, None) if custom else _parameters(self._modules["out_proj"], _OF_OUT)
-        return LayerTensors._make((query, key, value, *masks, *own, *of_out))
+        return LayerTensors._make((*input_tensors(*inputs), *masks, *own, *of_out))
 
     def _lets_inputs_change(self, tensors: LayerTensors, unbatched: bool) -> bool:
         """Whether PyTorch lets inputs change in place before backward: it copies, or keeps none."""
