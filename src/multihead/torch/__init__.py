@@ -21,11 +21,13 @@ from multihead.torch.accelerate import accelerate, restore
 from multihead.torch.explain import explain
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.scope import attention
 from multihead.torch.transformers import register_transformers
 
 __all__ = [
     "MultiheadAttention",
     "accelerate",
+    "attention",
     "explain",
     "register_transformers",
     "restore",
