@@ -92,6 +92,34 @@ def test_hugging_face_s_layers_are_among_them() -> None:
     assert 'transformers: eager; transformers\' XGLMConfig models do not support "sdpa"' in line
 
 
+def test_hugging_face_s_calls_of_pytorch_s_functions_are_redirected() -> None:
+    config = transformers.WhisperConfig(
+        vocab_size=9,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        pad_token_id=0,
+    )
+    model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    given = {
+        "input_features": torch.randn(1, 80, 3000),
+        "decoder_input_ids": torch.tensor([[1, 2, 3]]),
+    }
+    expected = model(**given).last_hidden_state
+    report = accelerate(model, functions=True)
+    assert (report, len(report.functions), report.left) == (3, 3, ())
+    ways = [line.split(maxsplit=2)[2] for line in explain(model).splitlines()]
+    assert ways == ["engine: PyTorch's functions are redirected"] * 3
+    found = model(**given).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    model.set_attn_implementation("eager")
+    assert len(accelerate(model, functions=True).left) == 3
+
+
 def test_models_without_attention_layers() -> None:
     assert "multihead.torch.scaled_dot_product_attention" in explain(torch.nn.Linear(3, 3))
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got list"):

@@ -1,4 +1,4 @@
-"""What computes the attention layers of a model, and why."""
+"""What computes the attention of a model, and why."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
+from multihead.torch.callers import Attending, attending_modules, is_put_on
 from multihead.torch.fits import compute_dtype
 from multihead.torch.holders import Held, attention_layers
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.redirecting import redirects
+from multihead.torch.report import Row, lines
 from multihead.torch.tensors import COMPUTED, HALF
 
 
@@ -20,7 +23,8 @@ def explain(model: torch.nn.Module) -> str:
     Parameters
     ----------
     model : torch.nn.Module
-        PyTorch's attention layers, ours, and those of Hugging Face's models are found.
+        PyTorch's attention layers, ours, and those of Hugging Face's models are found, and modules
+        whose code calls PyTorch's attention functions or has a softmax between two products.
 
     Returns
     -------
@@ -49,18 +53,49 @@ def explain(model: torch.nn.Module) -> str:
     >>> print(explain(model))
     0  MultiheadAttention  engine
     """
-    rows = [
-        (x.name or "(itself)", type(x.module).__name__, _way(x)) for x in attention_layers(model)
-    ]
-    rows += _of_transformers(model)
+    rows = attention_rows(model)
     if not rows:
         return (
-            f"{type(model).__name__}: no attention layer of PyTorch's, ours or Hugging Face's. "
-            "Where its own code calls torch.nn.functional.scaled_dot_product_attention, "
-            "multihead.torch.scaled_dot_product_attention takes its place"
+            f"{type(model).__name__}: no attention layer of PyTorch's, ours or Hugging Face's, and "
+            "no code that calls PyTorch's attention functions. Calls that are hidden are reached "
+            "within `with multihead.torch.attention():`, or where "
+            "multihead.torch.scaled_dot_product_attention takes their place"
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {way}" for a, b, way in rows)
+    return lines(rows)
+
+
+def attention_rows(model: torch.nn.Module) -> list[Row]:
+    """Return what computes each module that attends, in the order in which they are named."""
+    found = {x.name: Row(x.name, type(x.module).__name__, _way(x)) for x in attention_layers(model)}
+    for row in _of_transformers(model):
+        found.setdefault(row.name, row)
+    for attending in attending_modules(model):
+        before = found.get(attending.name)
+        found[attending.name] = Row(
+            attending.name, type(attending.module).__name__, _way_of_code(attending, before)
+        )
+    for name, module in model.named_modules():
+        if name not in found and redirects(module):
+            found[name] = Row(name, type(module).__name__, f"{_REDIRECTED} wherever it calls them")
+    return [found[name] for name, _ in model.named_modules() if name in found]
+
+
+_REDIRECTED = "engine: PyTorch's functions are redirected"
+
+
+def _way_of_code(attending: Attending, before: Row | None) -> str:
+    """Say what computes a module by its code, where another reason may be known before."""
+    module, methods = attending.module, attending.methods
+    usual = before is None or before.way.startswith(f"{_TRANSFORMERS}: sdpa")
+    if redirects(module) and usual:
+        return _REDIRECTED
+    if before is not None:
+        return before.way + (", with PyTorch's functions redirected" if redirects(module) else "")
+    if not methods:
+        return "its own: a softmax between two products, in code of its own"
+    if is_put_on(module, methods):
+        return "its own: a forward was put on the instance"
+    return "PyTorch's functions: accelerate(model, functions=True) redirects them to the engine"
 
 
 def _way(layer: Held) -> str:
@@ -98,7 +133,10 @@ def _refused(module: MultiheadAttention) -> str | None:
     return None
 
 
-def _of_transformers(model: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
+_TRANSFORMERS = "transformers"
+
+
+def _of_transformers(model: torch.nn.Module) -> Iterator[Row]:
     if "transformers.modeling_utils" not in sys.modules:
         return
     from multihead.torch.hugging_face import NAME
@@ -119,10 +157,10 @@ def _of_transformers(model: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
         if chosen == NAME:
             way = f"engine: {NAME}"
         elif why is not None:
-            way = f"transformers: {chosen}; {why}"
+            way = f"{_TRANSFORMERS}: {chosen}; {why}"
         else:
             way = (
-                f"transformers: {chosen}; register_transformers() and "
+                f"{_TRANSFORMERS}: {chosen}; register_transformers() and "
                 f'model.set_attn_implementation("{NAME}") put it on the engine'
             )
-        yield name or "(itself)", kind.__name__, way
+        yield Row(name, kind.__name__, way)

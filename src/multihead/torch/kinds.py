@@ -15,15 +15,15 @@ _THEIRS = "_multihead_theirs"
 
 def ours(module: torch.nn.Module) -> Any:
     """Return the class that puts a layer on the engine, its parametrizations kept."""
-    return _outside_in(module, type(module), _ours)
+    return outside_in(module, type(module), _ours)
 
 
 def theirs(module: torch.nn.Module) -> Any:
     """Return the class that a layer of ours has without the engine; None for classes of others."""
-    return _outside_in(module, type(module), _theirs)
+    return outside_in(module, type(module), _theirs)
 
 
-def _outside_in(module: torch.nn.Module, kind: Any, change: Any) -> Any:
+def outside_in(module: torch.nn.Module, kind: Any, change: Any) -> Any:
     """Change the class below that of parametrizations, which PyTorch makes for one module.
 
     That class owns the properties, and its first base is what `remove_parametrizations` returns
@@ -31,7 +31,7 @@ def _outside_in(module: torch.nn.Module, kind: Any, change: Any) -> Any:
     """
     if not (parametrize.is_parametrized(module) and kind.__name__.startswith("Parametrized")):
         return change(kind)
-    base = _outside_in(module, kind.__bases__[0], change)
+    base = outside_in(module, kind.__bases__[0], change)
     if base is None:
         return None
     own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__", "__doc__")}
@@ -57,8 +57,12 @@ def _theirs(kind: Any) -> Any:
 def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
     """Pickle a module of a derived class by the class that it is beside."""
     kind = next(vars(x)[_THEIRS] for x in type(module).__mro__ if _THEIRS in vars(x))
-    state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
-    return _made_again, (kind,), state
+    return _made_again, (kind,), state_of(module)
+
+
+def state_of(module: Any) -> Any:
+    """Return what a module is pickled with; before Python 3.11 not every object says it."""
+    return module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
 
 
 def _made_again(kind: type) -> Any:

@@ -41,9 +41,7 @@ class Redirected(TorchFunctionMode):
                 return found
         elif isinstance(func, FunctionType):
             if torch.compiler.is_compiling():
-                if (
-                    func.__module__ == "torch._tensor"
-                ):  # which is known by name, and not by its code
+                if func.__module__ == "torch._tensor":  # known by its name, not by its code
                     return getattr(args[0], func.__name__)(*args[1:], **kwargs)
             elif _RUN is not None and (func is _METHOD or func is _BACKWARD or func is _GRAD):
                 with self:  # for what was not kept, and is computed again
@@ -82,7 +80,7 @@ def attention() -> Redirected:
     -----
     A `torch.overrides.TorchFunctionMode`: each thread enters it for itself, as it does
     `torch.no_grad`, and `torch.compile` follows it from within and from without. It costs a call of
-    attention about 2 µs, and every other of PyTorch's functions in the block 1 µs to 5 µs.
+    attention about 3 µs, and every other of PyTorch's functions in the block 1 µs to 5 µs.
 
     PyTorch computes, unchanged, what the engine does not: tensors that are not in CPU memory, of
     other dtypes, nested or of a subclass, a static key or value, `torch.vmap` and other function
