@@ -193,9 +193,9 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   }
   if (!any) std::fill(d_q, d_q + D * lanes, Acc<E>(0));
   if (split_) return;
-  const int64_t head = at.head % plan_.heads.group();
-  add_group(at, sums.group, d_q,
-            sums.d_q_sums + (head * at.sequence.query_tiles() + at.query_tile) * kTile * D, tiles);
+  const int64_t before = at.head % plan_.heads.group() * at.sequence.query_tiles() + at.query_tile;
+  Acc<E>* const so_far = sums.d_q_sums ? sums.d_q_sums + before * kTile * D : nullptr;
+  add_group(at, sums.group, d_q, so_far, tiles);
 }
 
 // The groups of keys that queries see some of; one at least.
