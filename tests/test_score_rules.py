@@ -302,3 +302,20 @@ def test_a_gradient_of_the_statistic_must_fit(rng: np.random.Generator) -> None:
     out, cache = scaled_dot_product_attention(q, q, q, return_cache=True)
     with pytest.raises(ValueError, match=r"d_lse: expected \(2, 3, 5\), got \(2, 3\)"):
         scaled_dot_product_attention_backward(out, cache, d_lse=np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_statistic_of_masks_near_the_largest_number(
+    is_causal: bool, rng: np.random.Generator
+) -> None:
+    q, k = (rng.standard_normal((2, h, 9, 4), dtype=np.float32) for h in (4, 2))
+    limit = np.finfo(np.float32).max
+    mask = np.where(rng.random((9, 9)) < 0.5, limit, -limit).astype(np.float32)
+    options: dict[str, Any] = {"window": (4, 2), "softcap": 2.0, "is_causal": is_causal}
+    options |= {"sinks": rng.standard_normal(4), "query_offset": 1, "attn_mask": mask}
+    _, lse = scaled_dot_product_attention(q, k, k, enable_gqa=True, return_lse=True, **options)
+    wide = options | {"attn_mask": mask.astype(np.float64)}
+    expected = oracle(*(x.astype(np.float64) for x in (q, k, k)), wide).lse
+    expected = np.where(np.isfinite(expected), expected.clip(-limit, limit), expected)
+    for mine, theirs in zip(lse.ravel(), expected.ravel(), strict=True):  # each by its own size
+        assert error(mine, theirs, "lse", scale=1.0) <= tolerance(FORWARD, "float32")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from multihead.checks import boolean, dims, number, probability, wrong
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
 from multihead.merging import merge_attention
+from multihead.row_statistics import log_sums
 from multihead.score_rules import NO_RULES, ScoreRules, Window, score_rules
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import attention_backward, attention_call, typed_as
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 _WATCH = MaskWatch(true_hides=False, left=64)
-_LN2 = math.log(2.0)
 _FIRST = 0  # of query_offset
 
 
@@ -248,7 +247,8 @@ def scaled_dot_product_attention(
         rest = (mask, options, rules, out_view, stats)
         cache = AttentionCache(element, inputs, kinds, shapes, *rest)
         if return_lse:
-            results.append(_shown(_lse(cache).reshape(shapes[0][:-1]), q_kind))
+            lse = log_sums(tensors, options, stats)
+            results.append(_shown(lse.reshape(shapes[0][:-1]), q_kind))
         if return_cache:  # the caller may change `out`
             results.append(cache if element.half else cache._replace(out=out_view.copy()))
     return results[0] if len(results) == 1 else tuple(results)
@@ -416,60 +416,6 @@ def _check_shapes(query: Shape, key: Shape, value: Shape, enable_gqa: bool) -> N
         raise wrong("key", dims(*query[:-2], "S", query[-1]), f"{key}{way if grouped else ''}")
     if len(value) != len(query) or value[:-1] != key[:-1]:
         raise wrong("value", dims(*key[:-1], "Dv"), value)
-
-
-def _lse(cache: AttentionCache) -> Array:
-    """Natural logarithm from the engine's row maximum in log2 units and inverse sum.
-
-    The engine squeezes masks that are finite, but not in log2 units: such rows are computed here.
-    """
-    top, inverse = cache.stats
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lse = top * _LN2 - np.log(inverse)
-    lse = np.where(inverse == 0, -np.inf, lse).astype(top.dtype, copy=False)
-    squeezed = (np.abs(top) > np.finfo(top.dtype).max / 2) & (inverse != 0)
-    for n, h in np.argwhere(squeezed.any(-1)) if squeezed.any() else ():
-        rows = np.flatnonzero(squeezed[n, h])
-        lse[n, h, rows] = _lse_of_rows(cache, n, h, rows)
-    return lse
-
-
-def _lse_of_rows(cache: AttentionCache, n: int, h: int, rows: Array) -> Array:
-    """Compute the statistic of some queries of a head from all of their scores, in float64."""
-    from multihead.reference import attention
-
-    rules, options = cache.rules, cache.options
-    q, k, v = (decode(x, cache.element.compute, x.dtype == np.uint16) for x in cache.inputs)
-    group = q.shape[1] // k.shape[1]
-    of_scores = (*q.shape[:3], k.shape[2])
-    mask = None
-    if cache.mask is not None:
-        mask = np.broadcast_to(cache.mask.array, of_scores)[n, h]
-        mask = ~mask if mask.dtype == np.bool_ else mask
-    slopes = rules.alibi_slopes
-    if slopes is not None:
-        slopes = np.broadcast_to(slopes, q.shape[:2])[n, h : h + 1]
-    limits = (None if x < 0 else x for x in (options.window_left, options.window_right))
-    first, length = (None if x is None else x[n : n + 1] for x in rules[-2:])
-    found = attention(
-        q[n, h][None, None],
-        k[n, h // group][None, None],
-        v[n, h // group][None, None],
-        mask,
-        is_causal=options.causal,
-        window=tuple(limits),
-        query_positions=first,
-        key_lengths=length,
-        softcap=options.softcap or None,
-        alibi_slopes=slopes,
-        sinks=None if rules.sinks is None else rules.sinks[h : h + 1],
-        scale=options.scale,
-    )
-    lse: Array = found.lse[0, 0][rows]
-    limit = float(np.finfo(cache.stats.dtype).max)
-    finite = np.isfinite(lse)
-    lse[finite] = lse[finite].clip(-limit, limit)
-    return lse
 
 
 def _shown(lse: Array, kind: Kind) -> Any:
