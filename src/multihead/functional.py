@@ -25,7 +25,7 @@ from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
 from multihead.merging import merge_attention
 from multihead.row_statistics import log_sums
-from multihead.score_rules import NO_RULES, ScoreRules, Window, score_rules
+from multihead.score_rules import NO_RULES, Asked, ScoreRules, Window, score_rules
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import attention_backward, attention_call, typed_as
 from multihead.suggestions import unknown
@@ -200,18 +200,11 @@ def scaled_dot_product_attention(
     shapes = (q.shape, k.shape, v.shape)
     _check_shapes(*shapes, enable_gqa)
     scores = (*shapes[0][:-1], shapes[1][-2])
-    given = {
-        "window": window,
-        "query_offset": None if query_offset is _FIRST else query_offset,
-        "key_lengths": key_lengths,
-        "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
-        "sinks": sinks,
-    }
-    rules, folded = NO_RULES, of_heads if enable_gqa else fold
-    if any(x is not None for x in given.values()):
-        folded = of_heads
-        rules = score_rules(of_heads(scores), element.compute, **given)
+    offset = None if query_offset is _FIRST else query_offset
+    asked = Asked(window, offset, key_lengths, softcap, alibi_slopes, sinks)
+    rules, folded = NO_RULES, of_heads if enable_gqa or asked else fold
+    if asked:
+        rules = score_rules(of_heads(scores), element.compute, asked)
     mask = score_mask(attn_mask, scores, element.compute, folded)
     if mask is not None and _WATCH.left:
         _WATCH.look({"attn_mask": mask.array}, scores[-2])

@@ -14,6 +14,21 @@ Window: TypeAlias = "int | tuple[int | None, int | None] | None"
 _FAR = 2**40
 
 
+class Asked(NamedTuple):
+    """What a caller says of a call's scores, unchecked: arrays or tensors; None: nothing."""
+
+    window: Window = None
+    query_offset: Any = None
+    key_lengths: Any = None
+    softcap: float | None = None
+    alibi_slopes: Any = None
+    sinks: Any = None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return any(x is not None for x in self)
+
+
 class ScoreRules(NamedTuple):
     """The rules of one call, as the engine takes them.
 
@@ -43,18 +58,11 @@ NO_RULES = ScoreRules()
 
 
 def score_rules(
-    scores: tuple[int, int, int, int],
-    compute: np.dtype[Any],
-    *,
-    window: Window = None,
-    query_offset: Any = 0,
-    key_lengths: Any = None,
-    softcap: float | None = None,
-    alibi_slopes: Any = None,
-    sinks: Any = None,
+    scores: tuple[int, int, int, int], compute: np.dtype[Any], asked: Asked
 ) -> ScoreRules:
     """Check the rules of a call whose scores are (N, H, L, S), or raise."""
     n, heads, queries, keys = scores
+    window, query_offset, key_lengths, softcap, alibi_slopes, sinks = asked
     lengths = None if key_lengths is None else _integers("key_lengths", key_lengths, n, 0, keys + 1)
     slopes = None
     if alibi_slopes is not None:

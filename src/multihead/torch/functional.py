@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from multihead.arguments import AttentionOptions, AttentionTensors
-from multihead.score_rules import Window
+from multihead.score_rules import Asked, Window
 from multihead.torch.calls import AttentionCall
 from multihead.torch.composed import composed_attention, composed_statistic
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.exported import exported_attention
-from multihead.torch.rules import NOT_OURS, Rules, natural, with_rules
+from multihead.torch.rules import NOT_OURS, natural, with_rules
 from multihead.torch.sdpa import attend, forward, new_stats
 from multihead.torch.sdpa_ops import attention, attention_statistic
 from multihead.torch.sizes import broadcast, broadcasts, is_one, same, same_shape
@@ -116,16 +116,11 @@ def scaled_dot_product_attention(
     True
     """
     inputs = (query, key, value)
-    rules = None
-    if (
-        query_offset is not _FIRST
-        or return_lse
-        or softcap is not None
-        or any(x is not None for x in (window, key_lengths, alibi_slopes, sinks))
-    ):
-        rules = Rules(window, query_offset, key_lengths, softcap, alibi_slopes, sinks)
+    offset = None if query_offset is _FIRST else query_offset
+    rules = Asked(window, offset, key_lengths, softcap, alibi_slopes, sinks)
+    extended = bool(rules) or return_lse
     if is_symbolic(inputs):
-        if rules is not None:
+        if extended:
             raise ValueError(NOT_OURS)
         rest: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
         leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *rest))
@@ -134,7 +129,7 @@ def scaled_dot_product_attention(
     plain = type(is_causal) is bool and type(enable_gqa) is bool
     if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
         lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
-    if lead is None and rules is not None:
+    if lead is None and extended:
         raise ValueError(NOT_OURS)
     if lead is None:
         theirs: torch.Tensor = _theirs(
@@ -151,7 +146,7 @@ def scaled_dot_product_attention(
     options = AttentionOptions(NAMES[dtype], is_causal, factor, float(dropout_p), None)
     tensors = AttentionTensors(q, k, v, mask)
     call = AttentionCall(tensors, options)
-    if rules is not None:
+    if rules:
         call = with_rules(call, rules)
     if return_lse:
         out, lse = compute(call, _WITH_STATISTIC)

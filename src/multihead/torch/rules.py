@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from multihead.checks import dims, wrong, wrong_type
-from multihead.score_rules import Window, cap_of, sides_of
+from multihead.score_rules import Asked, cap_of, sides_of
 from multihead.torch.calls import AttentionCall
 
 NOT_OURS = (
@@ -19,18 +18,7 @@ NOT_OURS = (
 _LN2 = math.log(2.0)
 
 
-class Rules(NamedTuple):
-    """What a caller says of a call's scores, unchecked."""
-
-    window: Window
-    query_offset: int | str | Sequence[int] | torch.Tensor
-    key_lengths: Sequence[int] | torch.Tensor | None
-    softcap: float | None
-    alibi_slopes: torch.Tensor | None
-    sinks: torch.Tensor | None
-
-
-def with_rules(call: AttentionCall, rules: Rules) -> AttentionCall:
+def with_rules(call: AttentionCall, rules: Asked) -> AttentionCall:
     """Return a call that keeps rules, or raise."""
     tensors, options = call
     (n, heads, queries, _), keys = tensors.query.shape, tensors.key.shape[2]
@@ -55,7 +43,7 @@ def with_rules(call: AttentionCall, rules: Rules) -> AttentionCall:
     elif isinstance(offset, int) and not isinstance(offset, bool):
         if offset != 0:
             positions = torch.full((n,), offset, device="cpu")
-    else:
+    elif offset is not None:
         positions = _integers("query_offset", offset, n)
     left, right = sides_of(rules.window)
     return AttentionCall(
