@@ -75,6 +75,15 @@ def test_of_a_call(given: str, meant: str) -> None:
     assert layer.cache is None
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("sliding_window", "window"), ("s_aux", "sinks"), ("nonpad_kv_seqlen", "key_lengths")],
+)
+def test_of_a_function(given: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"argument '{given}'; did you mean '{meant}'\?$"):
+        mh.functional.scaled_dot_product_attention(X, X, X, **{given: None})
+
+
 def test_inputs_by_other_names_are_called_by_theirs() -> None:
     wrong: dict[str, Any] = {"q": X, "k": X, "v": X}
     with pytest.raises(TypeError, match="'query', 'key', and 'value'"):
