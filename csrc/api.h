@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 8;
+constexpr int kTableVersion = 9;
 
 struct EngineTable {
   int version;

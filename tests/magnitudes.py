@@ -50,7 +50,12 @@ def magnitudes(result: Result, d_out: Any, d_weights: Any = None) -> dict[str, f
     if weights.ndim == 3:
         weights = weights[:, None] / h**2
     *d_projected, d_scores = attention_squares(core, d_heads, weights)
-    d_q, d_k = (x.swapaxes(1, 2).reshape(n, x.shape[2], h * x.shape[3]) for x in d_projected)
+    d_q, d_k = d_projected
+    sinks = core.sunk**2 * (d_q.mean(-1) + d_scores.sum(-1))
+    d_k = d_k.reshape(n, core.key_heads, h // core.key_heads, *d_k.shape[2:]).sum(2)
+    d_q, d_k = (
+        x.swapaxes(1, 2).reshape(n, x.shape[2], x.shape[1] * x.shape[3]) for x in (d_q, d_k)
+    )
     d_scores, extra, d_k = d_scores[..., :s], d_k[:, s:], d_k[:, :s]
     if "in_proj_weight" in params:
         q_weight, k_weight, _ = np.split(params["in_proj_weight"], 3)
@@ -63,7 +68,8 @@ def magnitudes(result: Result, d_out: Any, d_weights: Any = None) -> dict[str, f
         "key": d_k @ k_weight,
         "q_proj_weight": np.tensordot(d_q, query, ((0, 1), (0, 1))),
         "k_proj_weight": np.tensordot(d_k, key, ((0, 1), (0, 1))),
-        "in_proj_bias": np.stack([d_q.sum((0, 1)), d_k.sum((0, 1))]),
+        "in_proj_bias": np.concatenate([d_q.sum((0, 1)), d_k.sum((0, 1))]),
+        "sinks": sinks.sum((0, 2)),
         "bias_k": extra.sum(0),
         "attn_mask": d_scores.sum(tuple(axis for axis, size in enumerate(shape) if size == 1)),
         "key_padding_mask": d_scores.sum((1, 2)),

@@ -14,6 +14,7 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils.flop_counter import FlopCounterMode
 
 from multihead.arguments import AttentionOptions, AttentionTensors, LayerOptions
+from multihead.rope import Rope
 from multihead.torch import MultiheadAttention, scaled_dot_product_attention
 from multihead.torch.calls import AttentionCall, LayerCall, Offsets
 from multihead.torch.ops import cache_elements
@@ -177,8 +178,21 @@ def arguments(case: str) -> tuple[Any, ...]:
     """Arguments of multihead::attention."""
     embed, heads, n, length, source = 12, 3, 2, 5, 7
     options = LayerOptions(
-        "float32", heads, case == "extra keys", case == "causal", None, False, 0.0, None
+        dtype="float32",
+        num_heads=heads,
+        key_heads=heads,
+        head_dim=embed // heads,
+        zero_row=case == "extra keys",
+        causal=case == "causal",
+        average=None,
+        tokens_first=False,
+        dropout_p=0.0,
+        seed=None,
     )
+    more: dict[str, Any] = {}
+    if case == "options":
+        more = {"num_kv_heads": 1, "sinks": True, "rope": Rope(), "alibi": True}
+        options = options._replace(key_heads=1, softcap=2.0, window_left=3)
     x = torch.randn(n, length, embed, requires_grad=True)
     memory = torch.randn(n, source, embed, requires_grad=True)
     three: tuple[Any, ...] = (x, memory, memory)
@@ -198,8 +212,10 @@ def arguments(case: str) -> tuple[Any, ...]:
     if case == "ragged":
         three = tuple(y.detach().flatten(0, 1).requires_grad_() for y in (x, memory, memory))
         offsets = Offsets(torch.tensor([0, 3, 10]), torch.tensor([0, 9, 14]))
-    module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys")
+    module = MultiheadAttention(embed, heads, add_bias_kv=case == "extra keys", **more)
     tensors = module._tensors(three, (padding, mask), False)
+    if more:
+        tensors = module._placed(tensors, torch.float32, None, 1)
     leaves = {
         name: x.detach().requires_grad_()
         for name, x in tensors._asdict().items()
@@ -211,7 +227,17 @@ def arguments(case: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "case",
-    ["plain", "shared", "causal", "masks", "extra keys", "dropout", "tokens first", "ragged"],
+    [
+        "plain",
+        "shared",
+        "causal",
+        "masks",
+        "extra keys",
+        "dropout",
+        "tokens first",
+        "ragged",
+        "options",
+    ],
 )
 def test_the_layer_s_operation_passes_pytorch_s_checks(case: str) -> None:
     opcheck(torch.ops.multihead.attention, arguments(case))

@@ -6,17 +6,17 @@
 namespace multihead {
 
 template <class E>
-Attention<E>::Attention(const Plan& plan, const Kernels<E>& kernels, const Masks<E>& masks,
-                        const ScoreRules& rules, const WorkerMemory& memory)
-    : plan_(plan),
-      kernels_(kernels),
-      masks_(masks),
+Attention<E>::Attention(const Prepared<E>& call, const ScoreRules& rules)
+    : plan_(call.plan),
+      kernels_(call.kernels),
+      masks_(call.masks),
+      rotation_(call.rotation),
       rules_(rules),
       scale_(Acc<E>(rules.scale)),
       log2_scale_(log2_scale<Acc<E>>(rules)),
-      memory_(memory),
-      head_pitch_(round_up(plan.heads.dim, kLane)),
-      value_pitch_(round_up(plan.heads.value_dim, kLane)) {}
+      memory_(call.memory),
+      head_pitch_(round_up(plan_.heads.dim, kLane)),
+      value_pitch_(round_up(plan_.heads.value_dim, kLane)) {}
 
 // The longest keys first, unless a worker takes a sequence at a time.
 template <class E>

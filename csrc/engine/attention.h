@@ -9,6 +9,7 @@
 
 #include "masks.h"
 #include "prefetch.h"
+#include "rotation.h"
 #include "scratch.h"
 
 namespace multihead {
@@ -62,11 +63,20 @@ struct GradientTiles {
   }
 };
 
+// What a call is prepared with before attention is.
+template <class E>
+struct Prepared {
+  const Plan& plan;
+  const Kernels<E>& kernels;
+  const Masks<E>& masks;
+  const Rotation<E>& rotation;
+  const WorkerMemory& memory;
+};
+
 template <class E>
 class Attention {
  public:
-  Attention(const Plan& plan, const Kernels<E>& kernels, const Masks<E>& masks,
-            const ScoreRules& rules, const WorkerMemory& memory);
+  Attention(const Prepared<E>& call, const ScoreRules& rules);
 
   // To be called first: tasks in the order of sequences, for phases that are fused.
   void go_by_sequence() { by_sequence_ = true; }
@@ -81,9 +91,9 @@ class Attention {
   void add_weights_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
   // delta must be complete.
   void add_backward(std::vector<Phase>& phases, const GradientTiles<E>& tiles) const;
-  // The gradient of the sinks, (H): set.
+  // The gradient of the sinks, (H): set, or added to.
   void add_sink_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
-                         const View& d_sinks) const;
+                         const View& d_sinks, bool adds) const;
   // The gradient of an additive mask, summed over the axes of size 1: (1|N, 1|H, 1|L, 1|S).
   void add_mask_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
                          const View& d_mask) const;
@@ -99,6 +109,7 @@ class Attention {
   struct WeightsScratch;
   struct QueryBlock;    // what the tasks of backward share about one block of queries
   struct GroupScratch;  // and a group of keys
+  struct TurnScratch;   // and with what a finished gradient is turned back
 
   TileAt place(const Item& item, int64_t query_tile) const {
     return {plan_.sequences[size_t(item.sequence)], item.sequence, item.head, query_tile};
@@ -143,10 +154,12 @@ class Attention {
                          const After& after, const GradientTiles<E>& tiles) const;
   void read_keys(const Item& item, const GroupScratch& sums, const GradientTiles<E>& tiles) const;
   KeyRange groups_seen(const TileAt& at) const;
-  void add_group(const TileAt& at, int64_t group, Acc<E>* sums, Acc<E>* scratch,
+  void key_gradient(const TileAt& at, Acc<E>* sums, const TurnScratch& turn,
+                    const GradientTiles<E>& tiles) const;
+  void add_group(const TileAt& at, int64_t group, Acc<E>* sums, const TurnScratch& scratch,
                  const GradientTiles<E>& tiles) const;
   void reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const;
-  void sink_gradient(int64_t head, const GradientTiles<E>& tiles, const View& d_sinks) const;
+  Acc<E> sink_gradient(int64_t head, const GradientTiles<E>& tiles) const;
   void mask_gradient(int64_t task, const GradientTiles<E>& tiles, const View& d_mask,
                      Arena arena) const;
 
@@ -168,6 +181,7 @@ class Attention {
   const Plan& plan_;
   const Kernels<E>& kernels_;
   const Masks<E>& masks_;
+  const Rotation<E>& rotation_;
   const ScoreRules& rules_;
   const Acc<E> scale_, log2_scale_;
   const WorkerMemory& memory_;

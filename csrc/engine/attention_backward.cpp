@@ -25,12 +25,24 @@ Acc<E>* Attention<E>::partial_tile(const TileAt& at, int64_t group) const {
              plan_.heads.dim;
 }
 
+// What a finished gradient of a tile is turned back with.
+template <class E>
+struct Attention<E>::TurnScratch {
+  Acc<E>*sums, *angles;  // of a tile that cannot hold its sums; of its positions
+
+  TurnScratch(Acc<E>* s, Acc<E>* a) : sums(s), angles(a) {}
+  TurnScratch(Arena& arena, const Attention& a)
+      : sums(a.kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(a.plan_.heads.dim * kTile)),
+        angles(arena.take<Acc<E>>(a.rotation_.scratch())) {}
+};
+
 // Sums of one group of keys, and of the tile of queries at hand.
 template <class E>
 struct Attention<E>::GroupScratch {
   Acc<E>*d_k, *d_v, *d_q;
   Acc<E>* d_q_sums;  // of the groups so far, where tiles cannot hold them: [head][queries][D]
   E *k_columns, *v_tokens;  // of the group's keys, where other products than forward's read them
+  TurnScratch turn;
   int64_t group = 0;
   KeyRange tiles{0, 0};
 
@@ -44,7 +56,8 @@ struct Attention<E>::GroupScratch {
                      : arena.take<Acc<E>>(a.plan_.heads.group() * a.plan_.heads.dim *
                                           round_up(queries, kTile))),
         k_columns(kRounds<E> ? arena.take<E>(most * a.key_size()) : nullptr),
-        v_tokens(kRounds<E> ? arena.take<E>(most * a.value_size()) : nullptr) {}
+        v_tokens(kRounds<E> ? arena.take<E>(most * a.value_size()) : nullptr),
+        turn(arena, a) {}
 
   int64_t keys_before(int64_t tile) const { return (tile - tiles.begin) * kTile; }
 };
@@ -117,7 +130,7 @@ template <class E>
 void Attention<E>::backward(const Item& item, const Item* next, const GradientTiles<E>& tiles,
                             Arena arena) const {
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
-  const int64_t size = group_tiles(s), D = plan_.heads.dim, Dv = plan_.heads.value_dim;
+  const int64_t size = group_tiles(s), Dv = plan_.heads.value_dim;
   QueryBlock own(arena, *this);
   GroupScratch sums(arena, *this, size, s.queries);
   const int64_t first = split_ ? item.part : 0, last = split_ ? item.part + 1 : groups_of(s);
@@ -133,13 +146,33 @@ void Attention<E>::backward(const Item& item, const Item* next, const GradientTi
     for (int64_t t = sums.tiles.begin; t < sums.tiles.end; ++t) {
       const TileAt at = place(item, 0).with_keys(t);
       const int64_t lanes = at.key_lanes(), n = at.keys(), before = sums.keys_before(t);
-      kernels_.rows_to_tile(tiles.d_k + plan_.key_tile(at, D), lanes,
-                            sums.d_k + before * head_pitch_, head_pitch_, n, D, scale_);
+      key_gradient(at, sums.d_k + before * head_pitch_, sums.turn, tiles);
       kernels_.rows_to_tile(tiles.d_v + plan_.key_tile(at, Dv), lanes,
                             sums.d_v + before * value_pitch_, value_pitch_, n, Dv,
                             factor_of_values());
     }
   }
+}
+
+// The gradient of a tile of keys from its rows of sums, turned back where keys were turned.
+template <class E>
+void Attention<E>::key_gradient(const TileAt& at, Acc<E>* sums, const TurnScratch& turn,
+                                const GradientTiles<E>& tiles) const {
+  const int64_t D = plan_.heads.dim, lanes = at.key_lanes();
+  E* const tile = tiles.d_k + plan_.key_tile(at, D);
+  if (!rotation_.on() || kernels_.sums_are_tiles)
+    kernels_.rows_to_tile(tile, lanes, sums, head_pitch_, at.keys(), D, scale_);
+  if (!rotation_.on()) return;
+  Acc<E>* total = as_sums<E>(tile);
+  if (!kernels_.sums_are_tiles) {
+    total = turn.sums;
+    void* rows[kTile];
+    for (int64_t i = 0; i < kTile; ++i) rows[i] = i < at.keys() ? sums + i * head_pitch_ : nullptr;
+    kernels_.pack_scores(total, lanes, {rows, 1, DType::Float32}, D);
+    kernels_.scale_sums(total, total, D * lanes, scale_);
+  }
+  rotation_.turn(total, lanes, rotation_.angles(at, Tokens::Keys, turn.angles), true);
+  if (!kernels_.sums_are_tiles) kernels_.tile_of_sums(tile, total, lanes, D, TileOf::Tokens);
 }
 
 // The keys of a group as backward's other products want them.
@@ -195,7 +228,7 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   if (split_) return;
   const int64_t before = at.head % plan_.heads.group() * at.sequence.query_tiles() + at.query_tile;
   Acc<E>* const so_far = sums.d_q_sums ? sums.d_q_sums + before * kTile * D : nullptr;
-  add_group(at, sums.group, d_q, so_far, tiles);
+  add_group(at, sums.group, d_q, {so_far, sums.turn.angles}, tiles);
 }
 
 // The groups of keys that queries see some of; one at least.
@@ -210,12 +243,12 @@ KeyRange Attention<E>::groups_seen(const TileAt& at) const {
 // The gradient of q from one group after another, of those that are seen; `scratch` holds the sums
 // where a tile cannot. A zero for all others turns a -0.
 template <class E>
-void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums, Acc<E>* scratch,
-                             const GradientTiles<E>& tiles) const {
+void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums,
+                             const TurnScratch& scratch, const GradientTiles<E>& tiles) const {
   const int64_t D = plan_.heads.dim, n = D * at.query_lanes();
   const KeyRange seen = groups_seen(at);
   E* const tile = tiles.d_q + plan_.query_tile(at, D);
-  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile) : scratch;
+  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile) : scratch.sums;
   if (group == seen.begin)
     kernels_.scale_sums(total, sums, n, scale_);
   else
@@ -225,6 +258,9 @@ void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums, Acc<
     std::fill(sums, sums + n, Acc<E>(0));
     kernels_.add_scaled(total, sums, n, scale_);
   }
+  if (rotation_.on())
+    rotation_.turn(total, at.query_lanes(), rotation_.angles(at, Tokens::Queries, scratch.angles),
+                   true);
   if (!kernels_.sums_are_tiles)
     kernels_.tile_of_sums(tile, total, at.query_lanes(), D, TileOf::Tokens);
 }
@@ -267,8 +303,7 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
 template <class E>
 void Attention<E>::reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const {
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
-  Acc<E>* const scratch =
-      kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(plan_.heads.dim * kTile);
+  const TurnScratch scratch(arena, *this);
   for (int64_t i = 0; i < plan_.heads.group(); ++i)
     for (int64_t tile = 0; tile < s.query_tiles(); ++tile) {
       const TileAt at = place(served(item, i), tile);

@@ -28,6 +28,7 @@ struct PreparedCall {
   const Plan plan;
   WorkerMemory memory;
   Masks<E> masks;
+  Rotation<E> rotation;
   Attention<E> attention;
   std::vector<Phase> phases;
 
@@ -39,7 +40,8 @@ struct PreparedCall {
         plan(spec, kernels.layout),
         memory(workers_for(plan.work(), r.threads)),
         masks(plan, set, kernels, spec),
-        attention(plan, kernels, masks, spec.rules, memory) {}
+        rotation(plan, kernels, spec),
+        attention({plan, kernels, masks, rotation, memory}, spec.rules) {}
 
   // `layout` takes the memory of the call from an arena, as much for any number of workers, and
   // `layout_workers` what depends on their number; each of them has `scratch` bytes for its tasks.

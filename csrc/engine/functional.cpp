@@ -183,7 +183,7 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
     clear_keys(d.k);
     clear_keys(d.v);
     run_.attention.add_mask_gradient(phases_, gradients_, d.mask);
-    run_.attention.add_sink_gradient(phases_, gradients_, d.sinks);
+    run_.attention.add_sink_gradient(phases_, gradients_, d.sinks, false);
     join_phases(phases_, last);
   });
 }

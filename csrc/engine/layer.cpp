@@ -9,7 +9,7 @@ Layer<E>::Layer(const LayerCall& call, const KernelSet& set)
     : call_(call),
       run_(call.attention, call.resources, set),
       phases_(run_.phases),
-      projection_(run_.plan, run_.kernels, run_.memory),
+      projection_(run_.plan, run_.kernels, run_.rotation, run_.memory),
       by_sequence_(takes_sequences()) {
   if (by_sequence_) run_.attention.go_by_sequence();
 }
@@ -170,6 +170,7 @@ void Layer<E>::read_masks() {
 template <class E>
 void Layer<E>::read_masks_backward(const LayerGradients& d) {
   run_.attention.add_mask_gradient(phases_, gradients_, d.mask);
+  run_.attention.add_sink_gradient(phases_, gradients_, d.parameters.sinks, true);
   View padding = d.key_padding;  // (N, S) as (N, 1, 1, S)
   if (!padding) return;
   padding.rank = 4;

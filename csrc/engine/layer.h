@@ -12,8 +12,9 @@ namespace multihead {
 // Views of the same axes whatever the memory looks like; absent ones have rank 0.
 struct Parameters {
   HeadWeights query, key, value;  // (H, D, in), (H, D)
-  View bias_k, bias_v;            // (H, D), (H, Dv)
+  View bias_k, bias_v;            // (Hk, D), (Hk, Dv)
   HeadWeights out;                // (H, Dv, E), and a bias (E)
+  View sinks;                     // (H): the gradient alone; attention's rules hold them
 };
 
 struct LayerCall {

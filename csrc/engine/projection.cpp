@@ -9,13 +9,14 @@ template <class E>
 struct Projection<E>::Scratch {
   int64_t size;  // of a tile
   E* tiles;
-  Acc<E>* sums;
+  Acc<E>*sums, *angles;  // of a tile's positions
 
   Scratch(Arena& arena, const Projection& p, int64_t features)
       : size(p.plan_.layout.size(features, kTile)),
         tiles(arena.take<E>(size * p.kernels_.token_tiles)),
         sums(p.kernels_.sums_are_tiles ? as_sums<E>(tiles)
-                                       : arena.take<Acc<E>>(kTile * p.rows_of_sums())) {}
+                                       : arena.take<Acc<E>>(kTile * p.rows_of_sums())),
+        angles(arena.take<Acc<E>>(p.rotation_.scratch())) {}
 
   E* tile(int64_t i) const { return tiles + i * size; }
 };
@@ -82,7 +83,8 @@ void Projection<E>::pack(const View& x, Tokens tokens, TileRef at, E* tile) cons
 template <class E>
 void Projection<E>::add_in(std::vector<Phase>& phases, const View& x, Tokens tokens,
                            std::vector<ProjectionTarget<E>> targets) const {
-  const int64_t units = int64_t(targets.size()) * plan_.heads.count;  // heads for each tile
+  int64_t units = 0;  // heads for each tile
+  for (const ProjectionTarget<E>& target : targets) units += target.weights.groups();
   phases.push_back(by_tile(tokens, units,
                            [=, this, targets = std::move(targets)](const Part& part, Arena arena) {
                              in(part, x, tokens, targets, arena);
@@ -92,40 +94,53 @@ void Projection<E>::add_in(std::vector<Phase>& phases, const View& x, Tokens tok
 template <class E>
 void Projection<E>::in(const Part& part, const View& x, Tokens tokens,
                        const std::vector<ProjectionTarget<E>>& targets, Arena arena) const {
-  using Depth = typename PackedWeights<E>::Depth;
-  const TileLayout& layout = plan_.layout;
-  const int64_t H = plan_.heads.count;
   const Scratch scratch(arena, *this, x.size[x.rank - 1]);
   for (int64_t i = 0; i < part.count; ++i) pack(x, tokens, part.tiles[i], scratch.tile(i));
   // One set of weights at a time: what a pass over a block of k adds to must stay in L2.
-  for (int64_t first = part.begin; first < part.end;) {
-    const ProjectionTarget<E>& target = targets[size_t(first / H)];
-    const int64_t last = smaller(part.end, (first / H + 1) * H), end = last - first / H * H;
-    const auto tile_of = [&](TileRef tile, int64_t head) {
-      const TileAt at = place(tile, head);
-      const int64_t dim = target.weights.rows(head);
-      return target.tiles + (target.what == TileOf::Tokens ? plan_.query_tile(at, dim)
-                                                           : plan_.key_tile_by_head(at, dim));
-    };
-    for_depth(target.weights, kernels_.sums_are_tiles, [&](Depth depth) {
-      for (int64_t h = first % H; h < end; ++h)
-        for (int64_t i = 0; i < part.count; ++i) {
-          const TileRef at = part.tiles[i];
-          const int64_t width = lanes(tokens, at);
-          PrefetchList<1> list;  // where the next head goes
-          if (depth.first == 0 && h + 1 < end)
-            list.add(tile_of(at, h + 1), layout.size(target.weights.rows(h + 1), width));
-          E* const to = tile_of(at, h);
-          TileGemm<E> g =
-              target.weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width),
-                                     width, sums_of(scratch, to), false);
-          g.prefetch = list.get();
-          kernels_.tile_gemm(g);
-          settle(g, to, target.what);
-        }
-    });
-    first = last;
+  int64_t before = 0;  // heads
+  for (const ProjectionTarget<E>& target : targets) {
+    const int64_t heads = target.weights.groups();
+    const int64_t begin = larger(part.begin - before, 0), end = smaller(part.end - before, heads);
+    if (begin < end) into_heads({part.tiles, part.count, begin, end}, tokens, target, scratch);
+    before += heads;
   }
+}
+
+template <class E>
+void Projection<E>::into_heads(const Part& part, Tokens tokens, const ProjectionTarget<E>& target,
+                               const Scratch& scratch) const {
+  using Depth = typename PackedWeights<E>::Depth;
+  const TileLayout& layout = plan_.layout;
+  const PackedWeights<E>& weights = target.weights;
+  const bool queries = target.what == TileOf::Tokens;
+  const bool turns = rotation_.on() && target.what != TileOf::Values;
+  const int64_t step = queries ? 1 : plan_.heads.group();
+  const auto tile_of = [&](TileRef tile, int64_t head) {
+    const TileAt at = place(tile, head * step);
+    const int64_t dim = weights.rows(head);
+    return target.tiles + (queries ? plan_.query_tile(at, dim) : plan_.key_tile_by_head(at, dim));
+  };
+  for_depth(weights, kernels_.sums_are_tiles, [&](Depth depth) {
+    const bool last = depth.first + depth.count >= weights.k();
+    for (int64_t h = part.begin; h < part.end; ++h)
+      for (int64_t i = 0; i < part.count; ++i) {
+        const TileRef at = part.tiles[i];
+        const int64_t width = lanes(tokens, at);
+        PrefetchList<1> list;  // where the next head goes
+        if (depth.first == 0 && h + 1 < part.end)
+          list.add(tile_of(at, h + 1), layout.size(weights.rows(h + 1), width));
+        E* const to = tile_of(at, h);
+        TileGemm<E> g = weights.product(h, depth, scratch.tile(i) + layout.size(depth.first, width),
+                                        width, sums_of(scratch, to), false);
+        g.prefetch = list.get();
+        kernels_.tile_gemm(g);
+        if (turns && last) {
+          const Tokens of = queries ? Tokens::Queries : Tokens::Keys;
+          rotation_.turn(g.c, width, rotation_.angles(place(at, 0), of, scratch.angles), false);
+        }
+        settle(g, to, target.what);
+      }
+  });
 }
 
 // Where a product puts the sums of a tile: there, if they are one.
@@ -148,9 +163,9 @@ void Projection<E>::add_extra_rows(std::vector<Phase>& phases, const View& bias_
   const auto write = [this](E* base, const View& bias, const TileLayout& layout, int64_t dim,
                             int64_t sequence) {
     const Sequence& s = plan_.sequences[size_t(sequence)];
-    for (int64_t h = 0; h < plan_.heads.count; ++h)
+    for (int64_t h = 0; h < plan_.heads.key_count; ++h)
       for (int64_t key = s.keys; key < round_up(s.attended_keys, kernels_.token_step); ++key) {
-        const TileAt at{s, sequence, h, 0, key / kTile};
+        const TileAt at{s, sequence, h * plan_.heads.group(), 0, key / kTile};
         E* const tile = base + plan_.key_tile_by_head(at, dim);
         const bool given = bias && key == s.keys;
         for (int64_t d = 0; d < layout.rows(dim); ++d)
@@ -311,7 +326,7 @@ void Projection<E>::add_extra_rows_backward(std::vector<Phase>& phases,
       Acc<E> sum = d_bias.get<Acc<E>>(d_bias.at(head, d));
       for (size_t b = 0; b < plan_.sequences.size(); ++b) {
         const Sequence& s = plan_.sequences[b];
-        const TileAt at{s, int64_t(b), head, 0, s.keys / kTile};
+        const TileAt at{s, int64_t(b), head * plan_.heads.group(), 0, s.keys / kTile};
         const E* const tile = base + plan_.key_tile(at, dim);
         sum += widen(tile[plan_.layout.at(d, s.keys % kTile, dim, at.key_lanes())]);
       }
@@ -322,7 +337,7 @@ void Projection<E>::add_extra_rows_backward(std::vector<Phase>& phases,
     add(tiles.d_k, d_bias_k, plan_.heads.dim, head);
     add(tiles.d_v, d_bias_v, plan_.heads.value_dim, head);
   };
-  phases.push_back({plan_.heads.count, std::move(run)});
+  phases.push_back({plan_.heads.key_count, std::move(run)});
 }
 
 template class Projection<BFloat16>;

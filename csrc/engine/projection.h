@@ -5,10 +5,12 @@
 #include "attention.h"
 #include "keys.h"
 #include "packed_weights.h"
+#include "rotation.h"
 
 namespace multihead {
 
-// Where a projection into heads puts the tiles of one set of weights.
+// Where a projection into heads puts the tiles of one set of weights. Those of queries and keys are
+// turned by their positions.
 template <class E>
 struct ProjectionTarget {
   const PackedWeights<E>& weights;  // rows by head
@@ -32,13 +34,18 @@ struct WeightGradient {
   View x;
   View d_weight, d_bias;  // (H, D, features), (H, D) or (features)
   bool bias_by_column;
+
+  int64_t heads(const Plan& plan) const {
+    return tokens == Tokens::Queries ? plan.heads.count : plan.heads.key_count;
+  }
 };
 
 template <class E>
 class Projection {
  public:
-  Projection(const Plan& plan, const Kernels<E>& kernels, const WorkerMemory& memory)
-      : plan_(plan), kernels_(kernels), memory_(memory) {}
+  Projection(const Plan& plan, const Kernels<E>& kernels, const Rotation<E>& rotation,
+             const WorkerMemory& memory)
+      : plan_(plan), kernels_(kernels), rotation_(rotation), memory_(memory) {}
 
   // tiles[h] = weight[h] x^T + bias[h], for every target from one reading of x.
   void add_in(std::vector<Phase>& phases, const View& x, Tokens tokens,
@@ -98,6 +105,8 @@ class Projection {
   void clear_hidden(const View& y, int64_t sequence, int64_t features) const;
   void in(const Part& part, const View& x, Tokens tokens,
           const std::vector<ProjectionTarget<E>>& targets, Arena arena) const;
+  void into_heads(const Part& part, Tokens tokens, const ProjectionTarget<E>& target,
+                  const Scratch& scratch) const;
   void out(const Part& part, const std::vector<ProjectionSource<E>>& sources, Tokens tokens,
            const View& y, bool accumulate, Arena arena) const;
   void out_backward(const Part& part, const PackedWeights<E>& weights, const View& d_y,
@@ -123,6 +132,7 @@ class Projection {
 
   const Plan& plan_;
   const Kernels<E>& kernels_;
+  const Rotation<E>& rotation_;
   const WorkerMemory& memory_;
 };
 

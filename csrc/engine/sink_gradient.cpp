@@ -5,15 +5,18 @@ namespace multihead {
 
 template <class E>
 void Attention<E>::add_sink_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
-                                     const View& d_sinks) const {
+                                     const View& d_sinks, bool adds) const {
   if (!d_sinks) return;
-  auto run = [this, tiles, d_sinks](int64_t head, int) { sink_gradient(head, tiles, d_sinks); };
+  auto run = [this, tiles, d_sinks, adds](int64_t head, int) {
+    const int64_t at = d_sinks.at(head);
+    const Acc<E> sum = sink_gradient(head, tiles);
+    d_sinks.set(at, adds ? d_sinks.get<Acc<E>>(at) + sum : sum);
+  };
   phases.push_back({plan_.heads.count, std::move(run)});
 }
 
 template <class E>
-void Attention<E>::sink_gradient(int64_t head, const GradientTiles<E>& tiles,
-                                 const View& d_sinks) const {
+Acc<E> Attention<E>::sink_gradient(int64_t head, const GradientTiles<E>& tiles) const {
   Stat<E> score{};
   sink(head, &score);
   double sum = 0;
@@ -27,7 +30,7 @@ void Attention<E>::sink_gradient(int64_t head, const GradientTiles<E>& tiles,
       for (int64_t i = 0; i < n; ++i)
         sum -= double(weight[i] * tiles.forward.row_inv[row + i]) * double(tiles.delta[row + i]);
     }
-  d_sinks.set(d_sinks.at(head), Acc<E>(sum));
+  return Acc<E>(sum);
 }
 
 template class Attention<BFloat16>;

@@ -51,11 +51,21 @@ struct ScoreRules {
   Offsets offsets;
 };
 
+// Angles of positions, by which a layer turns its queries and keys: pairs of features, the first
+// with the one after it, or with the one half of all of them later.
+struct Rotary {
+  View cosine, sine;  // (pairs, positions), in what is computed in
+  bool interleaved = false;
+
+  int64_t pairs() const { return cosine ? cosine.size[0] : 0; }
+};
+
 struct AttentionSpec {
   DType dtype = DType::Float32;
   Heads heads;
   BatchShape shape;
   ScoreRules rules;
+  Rotary rotary;                            // of layers
   bool bias_key = false, zero_row = false;  // keys after those of every sequence
 };
 

@@ -29,7 +29,7 @@ struct Projection<E>::Cut {
   int64_t tasks;
 
   Cut(const WeightGradient<E>& g, const Plan& plan, int64_t workers)
-      : all_rows(plan.heads.count * plan.layout.rows(g.head_dim)),
+      : all_rows(g.heads(plan) * plan.layout.rows(g.head_dim)),
         all_columns(g.d_weight         ? g.d_weight.size[2]
                     : g.bias_by_column ? g.d_bias.size[0]
                                        : 0) {
@@ -134,7 +134,7 @@ template <class E>
 void Projection<E>::sum_tokens(const SomeTiles& some, bool adds, const TileRange& range,
                                const WeightGradient<E>& g, const SumScratch& at) const {
   const std::vector<TileRef>& tiles = *some.tiles;
-  const int64_t all_rows = plan_.heads.count * plan_.layout.rows(g.head_dim);
+  const int64_t all_rows = g.heads(plan_) * plan_.layout.rows(g.head_dim);
   const int64_t stride = g.x.stride[g.x.rank - 1], item = item_bytes(g.x.dtype);
   const auto tile_at = [&](TileRef ref) {
     return g.tiles + tile_begin(g.tokens, ref, all_rows) + range.row * lanes(g.tokens, ref);

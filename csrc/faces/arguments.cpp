@@ -97,11 +97,12 @@ View by_head(View v, int64_t heads) {
   return v;
 }
 
-// The i-th of three parts of the first axis.
-View third(View v, int i) {
+// The part of the first axis that is of query, key or value.
+View part(View v, int i, const Heads& heads) {
   if (!v) return v;
-  v.size[0] /= 3;
-  v.data = static_cast<char*>(v.data) + i * v.size[0] * v.stride[0] * item_bytes(v.dtype);
+  const int64_t q = heads.count * heads.dim, k = heads.key_count * heads.dim;
+  v.data = v.address((i == 0 ? 0 : q + (i - 1) * k) * v.stride[0]);
+  v.size[0] = i == 0 ? q : k;
   return v;
 }
 
@@ -113,27 +114,34 @@ View without_ones(View v) {  // (1, 1, E) as (E)
   return v;
 }
 
-Parameters parameters_of(const LayerTensors& t, int64_t heads) {
+Parameters parameters_of(const LayerTensors& t, const Heads& heads) {
   const bool packed = bool(t.in_weight);
   const auto projection = [&](const View& separate, int i) {
-    return HeadWeights{by_head(packed ? third(t.in_weight, i) : separate, heads),
-                       by_head(third(t.in_bias, i), heads)};
+    const int64_t n = i == 0 ? heads.count : heads.key_count;
+    return HeadWeights{by_head(packed ? part(t.in_weight, i, heads) : separate, n),
+                       by_head(part(t.in_bias, i, heads), n)};
   };
   Parameters p;
   p.query = projection(t.q_weight, 0);
   p.key = projection(t.k_weight, 1);
   p.value = projection(t.v_weight, 2);
-  p.bias_k = by_head(without_ones(t.bias_k), heads);
-  p.bias_v = by_head(without_ones(t.bias_v), heads);
+  p.bias_k = by_head(without_ones(t.bias_k), heads.key_count);
+  p.bias_v = by_head(without_ones(t.bias_v), heads.key_count);
   View out = t.out_weight;  // (E, H * Dv) as (H, Dv, E)
   if (out) swap_axes(out, 0, 1);
-  p.out = {by_head(out, heads), t.out_bias};
+  p.out = {by_head(out, heads.count), t.out_bias};
+  p.sinks = t.sinks;
   return p;
 }
 
 // What the parameters must be like, or their gradients where there are any.
 struct Widths {
   int64_t embed, kdim, vdim;
+  Heads heads;
+
+  int64_t queries() const { return heads.count * heads.dim; }
+  int64_t keys() const { return heads.key_count * heads.dim; }
+  int64_t all() const { return queries() + 2 * keys(); }
 };
 
 void check_parameters(const LayerTensors& t, const Widths& w, DType type) {
@@ -141,20 +149,72 @@ void check_parameters(const LayerTensors& t, const Widths& w, DType type) {
     if (v) check_size(name, v, size);
     check_floats(name, v, type);
   };
-  check("in_weight", t.in_weight, {3 * w.embed, w.embed});
-  check("q_weight", t.q_weight, {w.embed, w.embed});
-  check("k_weight", t.k_weight, {w.embed, w.kdim});
-  check("v_weight", t.v_weight, {w.embed, w.vdim});
-  check("in_bias", t.in_bias, {3 * w.embed});
+  check("in_weight", t.in_weight, {w.all(), w.embed});
+  check("q_weight", t.q_weight, {w.queries(), w.embed});
+  check("k_weight", t.k_weight, {w.keys(), w.kdim});
+  check("v_weight", t.v_weight, {w.keys(), w.vdim});
+  check("in_bias", t.in_bias, {w.all()});
   const auto check_row = [&](const char* name, const View& v) {
-    check(name, without_ones(v), {w.embed});
+    check(name, without_ones(v), {w.keys()});
     if (v && v.rank == 3 && v.size[0] * v.size[1] != 1)
-      wrong(name, "(1, 1, " + std::to_string(w.embed) + ")", text(v.size, v.rank));
+      wrong(name, "(1, 1, " + std::to_string(w.keys()) + ")", text(v.size, v.rank));
   };
   check_row("bias_k", t.bias_k);
   check_row("bias_v", t.bias_v);
-  check("out_weight", t.out_weight, {w.embed, w.embed});
+  check("out_weight", t.out_weight, {w.embed, w.queries()});
   check("out_bias", t.out_bias, {w.embed});
+  check("sinks", t.sinks, {w.heads.count});
+}
+
+Heads heads_of(const LayerOptions& o, int64_t embed) {
+  const int64_t H = o.num_heads, Hk = o.key_heads ? o.key_heads : H;
+  if (H < 1 || (!o.head_dim && embed % H != 0))
+    wrong("num_heads", "a divisor of " + std::to_string(embed), std::to_string(H));
+  if (Hk < 1 || H % Hk != 0)
+    wrong("num_kv_heads", "a divisor of num_heads = " + std::to_string(H), std::to_string(Hk));
+  const int64_t dim = o.head_dim ? o.head_dim : embed / H;
+  if (dim < 1 || dim > (int64_t(1) << 40) / H) wrong("head_dim", "1 or more", std::to_string(dim));
+  return {.count = H, .key_count = Hk, .dim = dim, .value_dim = dim};
+}
+
+// (H) or (N, H) as (N, H).
+View slopes_of(View v, const AttentionSpec& spec) {
+  if (!v) return v;
+  const int64_t H = spec.heads.count;
+  check_floats("alibi_slopes", v, spec.dtype);
+  if (v.rank == 2) {
+    check_size("alibi_slopes", v, {spec.shape.batch, H});
+  } else {
+    check_size("alibi_slopes", v, {H});
+    insert_axis(v, 0);
+    v.size[0] = spec.shape.batch;
+  }
+  return v;
+}
+
+// Angles for every position that the call has.
+Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSpec& spec) {
+  Rotary r;
+  if (bool(t.cosine) != bool(t.sine)) wrong("cosine, sine", "both or none", "one");
+  if (!t.cosine) return r;
+  check_rank("cosine", t.cosine, 2, 2);
+  const int64_t pairs = t.cosine.size[0], positions = t.cosine.size[1];
+  if (pairs < 1 || 2 * pairs > spec.heads.dim)
+    wrong("cosine", "angles for at most " + std::to_string(spec.heads.dim / 2) + " pairs",
+          text(t.cosine.size, t.cosine.rank));
+  check_shape("cosine", t.cosine, computed_in(spec.dtype), {pairs, positions});
+  check_shape("sine", t.sine, computed_in(spec.dtype), {pairs, positions});
+  const BatchShape& s = spec.shape;
+  for (int64_t b = 0; b < s.batch; ++b) {
+    const int64_t first = s.query_positions ? s.query_positions[b] : 0;
+    const int64_t end = larger(first + s.queries, s.keys);
+    if (first < 0 || end > positions)
+      wrong("cosine",
+            "angles of positions from " + std::to_string(smaller(first, 0)) + " to " +
+                std::to_string(end - 1),
+            text(t.cosine.size, t.cosine.rank));
+  }
+  return {t.cosine, t.sine, o.interleaved};
 }
 
 void check_offsets(const char* name, const int64_t* offsets, int64_t batch, int64_t total) {
@@ -200,6 +260,15 @@ View mask_of(const View& v, const AttentionSpec& spec) {
   return score_axes(v, spec);
 }
 
+// What layers and attention alone are told alike.
+template <class Options>
+void set_rules(ScoreRules& rules, const Options& o) {
+  if (!(o.softcap >= 0)) wrong("softcap", "0 or more", std::to_string(o.softcap));
+  rules.softcap = o.softcap;
+  rules.window_left = o.window_left;
+  rules.window_right = o.window_right;
+}
+
 // Without a value it is the key, without a key both are the query; `like` says which there are.
 void share_inputs(LayerTensors& t, const LayerTensors& like) {
   if (!like.key) t.key = t.query;
@@ -225,9 +294,10 @@ LayerCall layer_call(const LayerArguments& a) {
   call.key = batch_first(t.key, a);
   call.value = batch_first(t.value, a);
   const auto width = [](const View& v) { return v.size[v.rank - 1]; };
-  const Widths widths{width(t.query), width(t.key), width(t.value)};
   AttentionSpec& spec = call.attention;
   spec.dtype = a.options.dtype;
+  spec.heads = heads_of(a.options, width(t.query));
+  const Widths widths{width(t.query), width(t.key), width(t.value), spec.heads};
   check_floats("query", t.query, spec.dtype);
   check_floats("key", t.key, spec.dtype);
   check_floats("value", t.value, spec.dtype);
@@ -235,9 +305,6 @@ LayerCall layer_call(const LayerArguments& a) {
     if (call.key.size[i] != call.value.size[i])
       wrong("value", "the tokens of key " + text(t.key.size, t.key.rank),
             text(t.value.size, t.value.rank));
-  const int64_t heads = a.options.num_heads;
-  if (heads < 1 || widths.embed % heads != 0)
-    wrong("num_heads", "a divisor of " + std::to_string(widths.embed), std::to_string(heads));
   const bool packed = bool(t.in_weight);
   if (packed && (widths.kdim != widths.embed || widths.vdim != widths.embed))
     wrong("in_weight", "separate weights for inputs of other widths", "one for all");
@@ -246,17 +313,19 @@ LayerCall layer_call(const LayerArguments& a) {
   if (!t.out_weight) wrong("out_weight", "a matrix", "none");
   if (bool(t.bias_k) != bool(t.bias_v)) wrong("bias_k, bias_v", "both or none", "one");
   check_parameters(t, widths, spec.dtype);
-  call.parameters = parameters_of(t, heads);
-  const int64_t dim = widths.embed / heads;
-  spec.heads = {.count = heads, .key_count = heads, .dim = dim, .value_dim = dim};
+  call.parameters = parameters_of(t, spec.heads);
   spec.shape = batch_shape(a, call);
   spec.shape.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
   spec.bias_key = bool(t.bias_k);
   spec.zero_row = a.options.zero_row;
-  spec.rules.scale = dim > 0 ? 1.0 / std::sqrt(double(dim)) : 0.0;
+  spec.rules.scale = 1.0 / std::sqrt(double(spec.heads.dim));
   spec.rules.causal = a.options.causal;
   spec.rules.dropout = a.options.dropout;
+  set_rules(spec.rules, a.options);
   spec.rules.mask = mask_of(t.mask, spec);
+  spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
+  spec.rules.sinks = t.sinks;
+  spec.rotary = rotary_of(t, a.options, spec);
   return call;
 }
 
@@ -316,13 +385,16 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
   g.key = like("d_key", t.key, call.key);
   g.value = like("d_value", t.value, call.value);
   const auto width = [](const View& v) { return v.size[v.rank - 1]; };
-  check_parameters(t, {width(call.query), width(call.key), width(call.value)}, spec.dtype);
+  check_parameters(t, {width(call.query), width(call.key), width(call.value), spec.heads},
+                   spec.dtype);
   // A gradient without a parameter has no place to come from.
   const LayerTensors& of = a.tensors;
   for (const auto& [name, view] : kLayerTensors)
     if (t.*view && !(of.*view) && view != &LayerTensors::key && view != &LayerTensors::value)
       wrong(std::string("gradient of ") + name, "none, as there is none of it", "an array");
-  g.parameters = parameters_of(t, spec.heads.count);
+  for (const View& v : {t.alibi_slopes, t.cosine, t.sine})
+    if (v) wrong("gradient of alibi_slopes, cosine or sine", "none", "an array");
+  g.parameters = parameters_of(t, spec.heads);
   g.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
   check_type("d_padding", g.key_padding, computed_in(spec.dtype));
   check_type("d_mask", t.mask, computed_in(spec.dtype));
@@ -342,21 +414,6 @@ void check_positions(const AttentionPositions& positions, const BatchShape& shap
     if (n < 0 || n > shape.keys)
       wrong("key_lengths", "from 0 to " + std::to_string(shape.keys), std::to_string(n));
   }
-}
-
-// (H) or (N, H) as (N, H).
-View slopes_of(View v, const AttentionSpec& spec) {
-  if (!v) return v;
-  const int64_t H = spec.heads.count;
-  check_floats("alibi_slopes", v, spec.dtype);
-  if (v.rank == 2) {
-    check_size("alibi_slopes", v, {spec.shape.batch, H});
-  } else {
-    check_size("alibi_slopes", v, {H});
-    insert_axis(v, 0);
-    v.size[0] = spec.shape.batch;
-  }
-  return v;
 }
 
 }  // namespace
@@ -387,14 +444,11 @@ AttentionCall attention_call(const AttentionArguments& a) {
   spec.rules.true_hides = a.options.true_hides;
   spec.rules.dropout = a.options.dropout;
   spec.rules.offsets = a.options.offsets;
-  spec.rules.softcap = a.options.softcap;
-  spec.rules.window_left = a.options.window_left;
-  spec.rules.window_right = a.options.window_right;
+  set_rules(spec.rules, a.options);
   spec.rules.mask = mask_of(t.mask, spec);
   spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
   spec.rules.sinks = t.sinks;
   if (t.sinks) check_floats_of("sinks", t.sinks, spec.dtype, {q[1]});
-  if (!(a.options.softcap >= 0)) wrong("softcap", "0 or more", std::to_string(a.options.softcap));
   check_positions(a.positions, spec.shape);
   spec.shape.query_positions = a.positions.query;
   spec.shape.key_lengths = a.positions.key_lengths;

@@ -14,11 +14,14 @@ struct LayerTensors {
   View query, key, value;             // (N, L, E), (L, N, E) or (L, E); ragged: (total, E)
   View padding;                       // (N, S) or (S)
   View mask;                          // see score_axes
-  View in_weight;                     // (3 E, E), or instead of it
-  View q_weight, k_weight, v_weight;  // (E, E), (E, kdim), (E, vdim)
-  View in_bias;                       // (3 E)
-  View bias_k, bias_v;                // (1, 1, E)
-  View out_weight, out_bias;          // (E, E), (E)
+  View in_weight;                     // (H D + 2 Hk D, E), or instead of it
+  View q_weight, k_weight, v_weight;  // (H D, E), (Hk D, kdim), (Hk D, vdim)
+  View in_bias;                       // (H D + 2 Hk D)
+  View bias_k, bias_v;                // (1, 1, Hk D)
+  View out_weight, out_bias;          // (E, H D), (E)
+  View sinks;                         // (H)
+  View alibi_slopes;                  // (H) or (N, H)
+  View cosine, sine;                  // see Rotary
 };
 
 enum class Weights { None, Average, PerHead };
@@ -28,10 +31,14 @@ enum class Weights { None, Average, PerHead };
 struct LayerOptions {
   DType dtype = DType::Float32;
   int64_t num_heads = 0;
+  int64_t key_heads = 0, head_dim = 0;  // 0: as many, and E / H
   bool zero_row = false, causal = false;
   Weights weights = Weights::None;
   bool tokens_first = false;  // (L, N, E)
   Dropout dropout;
+  double softcap = 0;                           // 0: none
+  int64_t window_left = -1, window_right = -1;  // -1: no limit
+  bool interleaved = false;                     // how features are paired
 };
 
 // Where the sequences of a ragged batch begin, (N + 1) each; null: it is dense.
@@ -128,6 +135,10 @@ inline constexpr ViewField<LayerTensors> kLayerTensors[] = {
     {"bias_v", &LayerTensors::bias_v},
     {"out_weight", &LayerTensors::out_weight},
     {"out_bias", &LayerTensors::out_bias},
+    {"sinks", &LayerTensors::sinks},
+    {"alibi_slopes", &LayerTensors::alibi_slopes},
+    {"cosine", &LayerTensors::cosine},
+    {"sine", &LayerTensors::sine},
 };
 inline constexpr ViewField<AttentionTensors> kAttentionTensors[] = {
     {"query", &AttentionTensors::query},

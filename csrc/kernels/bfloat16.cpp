@@ -47,6 +47,7 @@ Kernels<BFloat16> table(const Kernels<float>& sums) {
       .feature_rows = pair_feature_rows,
       .columns_of_keys = columns_of_pair_keys,
       .tokens_of_values = tokens_of_pair_values,
+      .rotate = sums.rotate,
       .scale = nullptr,  // factors go to sums
       .add_scaled = sums.add_scaled,
       .scale_sums = sums.scale_sums,

@@ -3,6 +3,7 @@
 #include "attention_forward.h"
 #include "dropout.h"
 #include "masks.h"
+#include "rotate.h"
 #include "softmax_row.h"
 #include "transpose.h"
 #include "weights.h"
@@ -37,6 +38,7 @@ constexpr Kernels<T> kTable = {
     .feature_rows = feature_rows<T>,
     .columns_of_keys = as_it_is<T>,
     .tokens_of_values = as_it_is<T>,
+    .rotate = rotate<T>,
     .scale = scale<T>,
     .add_scaled = add_scaled<T>,
     .scale_sums = scale<T>,

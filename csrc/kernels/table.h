@@ -106,6 +106,17 @@ struct RowRules {
   Acc<E> query = 0;  // which of the queries it is
 };
 
+// Pairs of features of a tile's sums, turned by the angles of their tokens.
+template <class A>
+struct Rotate {
+  A* x;  // [features][lanes]
+  int64_t lanes, pairs;
+  int64_t step, apart;     // rows from a pair to the next, and from a pair's first to its second
+  const A *cosine, *sine;  // [pairs][lanes], rows `row` apart
+  int64_t row;
+  bool back;
+};
+
 // One block of queries against one tile of keys.
 template <class E>
 struct Block {
@@ -223,6 +234,7 @@ struct Kernels {
   const E* (*tokens_of_values)(E* to, const E* values, int64_t lanes, int64_t features);
 
   // Small passes.
+  void (*rotate)(const Rotate<Acc<E>>&);
   void (*scale)(E* dst, const E* src, int64_t n, Acc<E> factor);
   void (*add_scaled)(Acc<E>* dst, const Acc<E>* src, int64_t n, Acc<E> factor);
   void (*scale_sums)(Acc<E>* dst, const Acc<E>* src, int64_t n, Acc<E> factor);

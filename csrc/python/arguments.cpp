@@ -41,6 +41,8 @@ using Layer = faces::LayerOptions;
 constexpr OptionField<Layer> kLayerOptions[] = {
     {"dtype", [](Layer& o, nb::handle v) { o.dtype = dtype_of(v); }},
     {"num_heads", [](Layer& o, nb::handle v) { o.num_heads = nb::cast<int64_t>(v); }},
+    {"key_heads", [](Layer& o, nb::handle v) { o.key_heads = nb::cast<int64_t>(v); }},
+    {"head_dim", [](Layer& o, nb::handle v) { o.head_dim = nb::cast<int64_t>(v); }},
     {"zero_row", [](Layer& o, nb::handle v) { o.zero_row = nb::cast<bool>(v); }},
     {"causal", [](Layer& o, nb::handle v) { o.causal = nb::cast<bool>(v); }},
     {"average",
@@ -53,6 +55,10 @@ constexpr OptionField<Layer> kLayerOptions[] = {
     {"dropout_p", [](Layer& o, nb::handle v) { o.dropout.p = nb::cast<double>(v); }},
     {"seed", [](Layer& o, nb::handle v) { o.dropout.seed = seed_of(v); }},
     {"counter", [](Layer& o, nb::handle v) { o.dropout.counter = nb::cast<uint64_t>(v); }},
+    {"softcap", [](Layer& o, nb::handle v) { o.softcap = nb::cast<double>(v); }},
+    {"window_left", [](Layer& o, nb::handle v) { o.window_left = nb::cast<int64_t>(v); }},
+    {"window_right", [](Layer& o, nb::handle v) { o.window_right = nb::cast<int64_t>(v); }},
+    {"interleaved", [](Layer& o, nb::handle v) { o.interleaved = nb::cast<bool>(v); }},
 };
 
 using Attention = faces::AttentionOptions;

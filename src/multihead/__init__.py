@@ -1,7 +1,8 @@
 """Multi-head attention for the CPU, forward and backward, on NumPy arrays.
 
 `MultiheadAttention` is the layer, `functional` the attention inside it, `Ragged` a batch without
-padding, `reference` the same maths in plain NumPy to read. ``multihead.checkpoint`` saves layers.
+padding, `Rope` rotary positions, `reference` the same maths in plain NumPy to read.
+``multihead.checkpoint`` saves layers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from multihead.layer import MultiheadAttention
 from multihead.mask_warning import MaskWarning
 from multihead.ragged import Ragged
+from multihead.rope import Rope
 from multihead.suggestions import meant
 from multihead.threadpools import register_if_loaded, register_threadpoolctl
 from multihead.threads import get_num_threads, set_num_threads, show_config
@@ -25,6 +27,7 @@ __all__ = [
     "MaskWarning",
     "MultiheadAttention",
     "Ragged",
+    "Rope",
     "checkpoint",
     "functional",
     "get_num_threads",

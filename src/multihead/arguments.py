@@ -18,15 +18,21 @@ class LayerTensors(NamedTuple):
     mask
         (L, S), (N * H, L, S), or four axes broadcastable to (N, H, L, S); as `padding`.
     in_weight
-        (3 * E, E), or None with one weight for each:
+        (H * D + 2 * Hk * D, E), or None with one weight for each:
     q_weight, k_weight, v_weight
-        (E, E), (E, kdim), (E, vdim).
+        (H * D, E), (Hk * D, kdim), (Hk * D, vdim).
     in_bias
-        (3 * E,).
+        (H * D + 2 * Hk * D,).
     bias_k, bias_v
-        (1, 1, E): a key and a value more.
+        (1, 1, Hk * D): a key and a value more.
     out_weight, out_bias
-        (E, E) and (E,).
+        (E, H * D) and (E,).
+    sinks
+        (H,).
+    alibi_slopes
+        (H,) or (N, H); no parameter, as the rest.
+    cosine, sine
+        (pairs, positions): the angles of rotary positions, in what is computed in.
     """
 
     query: Any
@@ -43,6 +49,10 @@ class LayerTensors(NamedTuple):
     bias_v: Any
     out_weight: Any
     out_bias: Any
+    sinks: Any = None
+    alibi_slopes: Any = None
+    cosine: Any = None
+    sine: Any = None
 
     @property
     def three(self) -> tuple[Any, Any, Any]:
@@ -63,6 +73,7 @@ class LayerParameters(NamedTuple):
     bias_v: Any = None
     out_weight: Any = None
     out_bias: Any = None
+    sinks: Any = None
 
 
 class LayerOptions(NamedTuple):
@@ -73,7 +84,8 @@ class LayerOptions(NamedTuple):
     dtype : str
         What it is computed in, and the results are of. Tensors may be of another dtype: float32,
         float16 and bfloat16 go together.
-    num_heads : int
+    num_heads, key_heads, head_dim : int
+        H, Hk and D.
     zero_row : bool
         A key and a value of zeros more.
     causal : bool
@@ -87,10 +99,16 @@ class LayerOptions(NamedTuple):
         Of dropout; None: not drawn. A tensor where PyTorch traces the call.
     counter : int
         Which of the calls that share a seed.
+    softcap, window_left, window_right
+        As in `AttentionOptions`.
+    interleaved : bool
+        Rotary positions turn features 2 i and 2 i + 1 together, not i and i + pairs.
     """
 
     dtype: str
     num_heads: int
+    key_heads: int
+    head_dim: int
     zero_row: bool
     causal: bool
     average: bool | None
@@ -98,6 +116,10 @@ class LayerOptions(NamedTuple):
     dropout_p: float
     seed: SupportsInt | None
     counter: int = 0
+    softcap: float = 0.0
+    window_left: int = -1
+    window_right: int = -1
+    interleaved: bool = False
 
 
 class AttentionTensors(NamedTuple):

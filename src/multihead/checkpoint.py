@@ -12,7 +12,8 @@ from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.layer import MultiheadAttention
 from multihead.parameters import parameter_shapes
-from multihead.state import SIZE_OPTIONS, checked_sizes
+from multihead.rope import Rope
+from multihead.state import checked_sizes, taken
 
 _KEY = "multihead"
 
@@ -49,7 +50,8 @@ def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
     tensors = layer.state_dict()
     if layer.dtype == "bfloat16":
         tensors = {name: array.view(np.uint16) for name, array in tensors.items()}
-    note = {"options": layer.options(), "rng_state": layer.rng_state}
+    rope = None if layer.rope is None else layer.rope.to_dict()
+    note = {"options": layer.options() | {"rope": rope}, "rng_state": layer.rng_state}
     _safetensors().save_file(tensors, path, metadata={_KEY: json.dumps(note)})
 
 
@@ -106,7 +108,9 @@ def _layer(
     options: dict[str, Any], rng_state: tuple[int, int], tensors: dict[str, Array]
 ) -> MultiheadAttention:
     """Make the layer, once the sizes that the options claim are those of the tensors."""
-    sizes = checked_sizes(**{name: options[name] for name in SIZE_OPTIONS})
+    sizes = checked_sizes(taken(dict(options)))
+    if options.get("rope") is not None:
+        options = options | {"rope": Rope.from_dict(options["rope"])}
     for name, shape in parameter_shapes(sizes).items():
         if tensors[name].shape != shape:
             raise wrong(name, shape, tensors[name].shape)

@@ -21,9 +21,11 @@ from multihead.arrays import (
     restore,
 )
 from multihead.checks import boolean, dims, number, probability, wrong
+from multihead.layer_rules import alibi_slopes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
 from multihead.merging import merge_attention
+from multihead.rotation import rotate, rotate_backward
 from multihead.row_statistics import log_sums
 from multihead.score_rules import NO_RULES, Asked, ScoreRules, Window, score_rules
 from multihead.seeds import Seed, seed_from
@@ -32,7 +34,10 @@ from multihead.suggestions import unknown
 
 __all__ = [
     "AttentionCache",
+    "alibi_slopes",
     "merge_attention",
+    "rotate",
+    "rotate_backward",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
 ]

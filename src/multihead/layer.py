@@ -10,13 +10,15 @@ import numpy as np
 from multihead import _native
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.arrays import Array
-from multihead.cache import IN_EVAL, USED_UP, LayerCache, usable
+from multihead.cache import IN_EVAL, USED_UP, LayerCache, MaskArrays, usable
 from multihead.checks import boolean, wrong
-from multihead.layouts import Dense, RaggedBatch, Sizes, given_once
+from multihead.layer_rules import LayerRules, layer_rules
+from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
+from multihead.score_rules import Window
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import layer_backward, layer_call, typed_as
-from multihead.state import LayerState, checked_sizes
+from multihead.state import LayerState, SizeOptions, checked_sizes
 from multihead.suggestions import unknown
 
 _NO_DROPOUT = (0.0, 0, 0)
@@ -24,17 +26,29 @@ _NO_DROPOUT = (0.0, 0, 0)
 
 @functools.lru_cache(maxsize=256)  # to make one takes longer than the smallest attention
 def _options_without_dropout(
-    dtype: str, sizes: Sizes, causal: bool, average: bool | None, tokens_first: bool
+    dtype: str,
+    sizes: Sizes,
+    rules: LayerRules,
+    causal: bool,
+    average: bool | None,
+    tokens_first: bool,
 ) -> LayerOptions:
+    left, right = rules.window
     return LayerOptions(
         dtype=dtype,
         num_heads=sizes.heads,
+        key_heads=sizes.key_heads,
+        head_dim=sizes.head,
         zero_row=sizes.zero_row,
         causal=causal,
         average=average,
         tokens_first=tokens_first,
         dropout_p=0.0,
         seed=None,
+        softcap=rules.softcap,
+        window_left=left,
+        window_right=right,
+        interleaved=rules.rope is not None and rules.rope.layout == "interleaved",
     )
 
 
@@ -71,6 +85,23 @@ class MultiheadAttention(LayerState):
     grad_dtype : dtype or str, optional
         Of `grads`: float32, or float64 for a float64 layer. A float16 or bfloat16 layer may have
         its own dtype instead: half the memory, and every ``backward`` rounds the sums so far.
+    num_kv_heads : int, optional
+        Hk, a divisor of `num_heads`: H / Hk heads of queries side by side share a head of keys and
+        values. H by default.
+    head_dim : int, optional
+        D, if it is not E / H.
+    window : int or tuple of two int or None, optional
+        Query i sees keys from ``i - left`` to ``i + right`` only; None is no limit, an int w means
+        (w, w).
+    softcap : float, optional
+        Scores s become ``softcap * tanh(s / softcap)`` before masks and ALiBi.
+    alibi : bool, default False
+        Scores fall by a slope of their head, ``multihead.functional.alibi_slopes``, times the
+        distance from query to key.
+    sinks : bool, default False
+        A learned score for each head, `sinks`, joins the softmax and has no value.
+    rope : Rope or tuple (cos, sin), optional
+        Rotary positions: queries and keys are turned after their projection.
     seed : int, numpy.random.Generator or numpy.random.SeedSequence, optional
         From 0 to 2**64 - 1, or where to take it from, of the initial parameters and of dropout.
         Drawn from the system when not given.
@@ -78,8 +109,8 @@ class MultiheadAttention(LayerState):
     Attributes
     ----------
     in_proj_weight, q_proj_weight, k_proj_weight, v_proj_weight : ndarray or None
-        Either the first or, with a `kdim` or `vdim` other than E, the others.
-    in_proj_bias, bias_k, bias_v : ndarray or None
+        Either the first or, where not all three are (E, E), the others.
+    in_proj_bias, bias_k, bias_v, sinks : ndarray or None
     out_proj : object
         With `weight` and `bias`.
     grads : dict of str to ndarray
@@ -94,8 +125,8 @@ class MultiheadAttention(LayerState):
     Raises
     ------
     ValueError
-        If a size is not positive, `embed_dim` is not a multiple of `num_heads`, `dropout` is not
-        in [0, 1] or `device` is another one.
+        If a size is not positive or does not divide what it must, `dropout` is not in [0, 1], an
+        option of the scores is out of its range or `device` is another one.
     TypeError
         If `dtype` or `grad_dtype` is another one or a size is not an integer.
 
@@ -141,6 +172,13 @@ class MultiheadAttention(LayerState):
         device: Any = None,
         dtype: Any = None,
         *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        window: Window = None,
+        softcap: float | None = None,
+        alibi: bool = False,
+        sinks: bool = False,
+        rope: Any = None,
         grad_dtype: Any = None,
         seed: Seed = None,
         **unknown_options: Any,
@@ -149,8 +187,10 @@ class MultiheadAttention(LayerState):
             raise unknown(MultiheadAttention.__init__, unknown_options)
         if device is not None and str(device) != "cpu":
             raise wrong("device", 'None or "cpu"', repr(device))
-        sizes = checked_sizes(embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim)
-        super().__init__(sizes, dropout, batch_first, dtype, grad_dtype)
+        of_torch = (embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim)
+        sizes = checked_sizes(SizeOptions(*of_torch, num_kv_heads, head_dim, sinks))
+        rules = layer_rules(sizes.head, window, softcap, alibi, rope)
+        super().__init__(sizes, rules, dropout, batch_first, dtype, grad_dtype)
         self.rng_state = (seed_from(seed), 0)
         self._initialise(np.random.default_rng(self.rng_state[0]))
 
@@ -264,7 +304,7 @@ class MultiheadAttention(LayerState):
         try:
             native = _native.layer_forward(
                 self._options(batch, is_causal, average, dropout),
-                LayerTensors._make((*given_once(*batch.inputs), *masks, *self._params)),
+                self._tensors(batch, given_once(*batch.inputs), masks),
                 batch.offsets,
                 out,
                 weights_memory,
@@ -377,7 +417,7 @@ class MultiheadAttention(LayerState):
         with self._lock:
             _native.layer_backward(
                 self._options(batch, call.is_causal, call.average, call.dropout),
-                LayerTensors._make((*batch.inputs, *call.mask_arrays, *self._params)),
+                self._tensors(batch, batch.inputs, call.mask_arrays),
                 batch.offsets,
                 call.native,
                 d_out_array,
@@ -396,6 +436,18 @@ class MultiheadAttention(LayerState):
             results = tuple(out)
         return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
 
+    def _tensors(
+        self, batch: Dense | RaggedBatch, inputs: GivenOnce, masks: MaskArrays
+    ) -> LayerTensors:
+        if not self._placed:
+            return LayerTensors._make((*inputs, *masks, *self._params, None, None, None))
+        rope, sizes, compute = self._rules.rope, self._sizes, batch.element.compute
+        angles: tuple[Array | None, Array | None] = None, None
+        if rope is not None:
+            angles = rope.angles(sizes.head, max(batch.queries, batch.keys), compute)
+        slopes = self._rules.slopes(sizes.heads, compute)
+        return LayerTensors._make((*inputs, *masks, *self._params, slopes, *angles))
+
     def _options(
         self,
         batch: Dense | RaggedBatch,
@@ -403,7 +455,7 @@ class MultiheadAttention(LayerState):
         average: bool | None,
         dropout: tuple[float, int, int],
     ) -> LayerOptions:
-        form = batch.element.name, self._sizes, causal, average, batch.tokens_first
+        form = batch.element.name, self._sizes, self._rules, causal, average, batch.tokens_first
         options = _options_without_dropout(*form)
         if dropout is _NO_DROPOUT:
             return options

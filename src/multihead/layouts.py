@@ -28,12 +28,24 @@ class Sizes(NamedTuple):
 
     embed: int
     heads: int
+    key_heads: int
     head: int
     kdim: int
     vdim: int
     bias: bool
     bias_key: bool
     zero_row: bool
+    sinks: bool
+
+    @property
+    def queries(self) -> int:
+        """Width of all heads of queries side by side."""
+        return self.heads * self.head
+
+    @property
+    def keys(self) -> int:
+        """Width of all heads of keys, and of all heads of values."""
+        return self.key_heads * self.head
 
     @property
     def extra_keys(self) -> int:
@@ -209,13 +221,13 @@ class RaggedBatch:
         self._queries: list[int] = query.lengths.tolist()
         self._keys: list[int] = key.lengths.tolist()
         self.queries = max(self._queries, default=0)
+        self.keys = max(self._keys, default=0)
 
     def masks(self, padding: Any, attn: Any) -> tuple[None, Mask | None]:
         """Check attn_mask, which is cut top-left for each sequence."""
         if padding is not None:
             raise wrong("key_padding_mask", "None with ragged inputs", type(padding).__name__)
-        keys = max(self._keys, default=0)
-        shape = (self.batch, self.sizes.heads, self.queries, keys)
+        shape = (self.batch, self.sizes.heads, self.queries, self.keys)
         return None, attention_mask(attn, shape, self.element.compute)
 
     def new_out(self) -> Array:

@@ -32,18 +32,21 @@ from multihead.layouts import Sizes
 def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
     """Return the shape of every parameter, in the order of torch's state dict."""
     embed, kdim, vdim = sizes.embed, sizes.kdim, sizes.vdim
+    queries, keys = sizes.queries, sizes.keys
     shapes: dict[str, Shape] = {}
-    if kdim == embed == vdim:
+    if kdim == embed == vdim and queries == embed == keys:
         shapes["in_proj_weight"] = (3 * embed, embed)
     else:
-        shapes["q_proj_weight"] = (embed, embed)
-        shapes["k_proj_weight"] = (embed, kdim)
-        shapes["v_proj_weight"] = (embed, vdim)
+        shapes["q_proj_weight"] = (queries, embed)
+        shapes["k_proj_weight"] = (keys, kdim)
+        shapes["v_proj_weight"] = (keys, vdim)
     if sizes.bias:
-        shapes["in_proj_bias"] = (3 * embed,)
+        shapes["in_proj_bias"] = (queries + 2 * keys,)
     if sizes.bias_key:
-        shapes["bias_k"] = shapes["bias_v"] = (1, 1, embed)
-    shapes["out_proj.weight"] = (embed, embed)
+        shapes["bias_k"] = shapes["bias_v"] = (1, 1, keys)
+    if sizes.sinks:
+        shapes["sinks"] = (sizes.heads,)
+    shapes["out_proj.weight"] = (embed, queries)
     if sizes.bias:
         shapes["out_proj.bias"] = (embed,)
     return shapes
@@ -110,6 +113,7 @@ _NAMES = {
     "bias_v": "bias_v",
     "out_proj.weight": "out_weight",
     "out_proj.bias": "out_bias",
+    "sinks": "sinks",
 }
 
 
@@ -143,7 +147,7 @@ class OutProjection:
 
     @property
     def weight(self) -> Array:
-        """The weight, (E, E); assigning copies into it."""
+        """The weight, (E, H * D); assigning copies into it."""
         return self._owner._block.shown["out_proj.weight"]
 
     @weight.setter
@@ -160,8 +164,9 @@ class OutProjection:
         self._owner._assign("out_proj.bias", value)
 
     def __repr__(self) -> str:
-        embed = self._owner._shapes["out_proj.weight"][0]
-        return f"OutProjection(embed_dim={embed}, bias={self.bias is not None})"
+        embed, width = self._owner._shapes["out_proj.weight"]
+        heads = "" if width == embed else f"width={width}, "
+        return f"OutProjection(embed_dim={embed}, {heads}bias={self.bias is not None})"
 
 
 def _parameter(name: str, shape: str) -> property:
@@ -179,12 +184,13 @@ class AttentionParameters:
     """What a layer knows of its parameters; `MultiheadAttention` adds what it does with them."""
 
     in_proj_weight = _parameter("in_proj_weight", "(3 * E, E)")
-    q_proj_weight = _parameter("q_proj_weight", "(E, E)")
-    k_proj_weight = _parameter("k_proj_weight", "(E, kdim)")
-    v_proj_weight = _parameter("v_proj_weight", "(E, vdim)")
-    in_proj_bias = _parameter("in_proj_bias", "(3 * E,)")
-    bias_k = _parameter("bias_k", "(1, 1, E)")
-    bias_v = _parameter("bias_v", "(1, 1, E)")
+    q_proj_weight = _parameter("q_proj_weight", "(H * D, E)")
+    k_proj_weight = _parameter("k_proj_weight", "(Hk * D, kdim)")
+    v_proj_weight = _parameter("v_proj_weight", "(Hk * D, vdim)")
+    in_proj_bias = _parameter("in_proj_bias", "(H * D + 2 * Hk * D,)")
+    bias_k = _parameter("bias_k", "(1, 1, Hk * D)")
+    bias_v = _parameter("bias_v", "(1, 1, Hk * D)")
+    sinks = _parameter("sinks", "(H,)")
 
     def __init__(self, shapes: dict[str, Shape], element: Element, of_grads: Element) -> None:
         self._lock = threading.Lock()  # held while gradients are added and a mask is drawn

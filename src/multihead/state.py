@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from multihead.arrays import element_of
 from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
+from multihead.layer_rules import LayerRules, layer_rules
 from multihead.layouts import Sizes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import merge
@@ -17,45 +18,67 @@ from multihead.parameters import (
     gradient_element,
     parameter_shapes,
 )
+from multihead.rope import Rope
 from multihead.seeds import WORD
 from multihead.suggestions import meant
 
 _Layer = TypeVar("_Layer", bound="LayerState")
 
 
-SIZE_OPTIONS = (
-    "embed_dim",
-    "num_heads",
-    "bias",
-    "add_bias_kv",
-    "add_zero_attn",
-    "kdim",
-    "vdim",
-)
+class SizeOptions(NamedTuple):
+    """The options that a layer's parameters follow from, unchecked."""
+
+    embed_dim: int
+    num_heads: int
+    bias: bool = True
+    add_bias_kv: bool = False
+    add_zero_attn: bool = False
+    kdim: int | None = None
+    vdim: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    sinks: bool = False
 
 
-def checked_sizes(
-    embed_dim: int,
-    num_heads: int,
-    bias: bool,
-    add_bias_kv: bool,
-    add_zero_attn: bool,
-    kdim: int | None,
-    vdim: int | None,
-) -> Sizes:
+RULE_OPTIONS = ("window", "softcap", "alibi", "rope")
+
+
+def taken(options: dict[str, Any]) -> SizeOptions:
+    """Take the options that parameters follow from out of all of them."""
+    return SizeOptions(
+        **{name: options.pop(name) for name in SizeOptions._fields if name in options}
+    )
+
+
+def checked_sizes(asked: SizeOptions) -> Sizes:
     """Return what a layer of these options cannot change, or raise."""
-    embed, heads = integer("embed_dim", embed_dim, 1), integer("num_heads", num_heads, 1)
-    if embed % heads:
-        raise wrong("embed_dim", f"a multiple of num_heads = {heads}", embed)
+    embed = integer("embed_dim", asked.embed_dim, 1)
+    heads = integer("num_heads", asked.num_heads, 1)
+    if asked.head_dim is None and embed % heads:
+        raise wrong("embed_dim", f"a multiple of num_heads = {heads}, or head_dim=", embed)
+    key_heads = asked.num_kv_heads
+    key_heads = heads if key_heads is None else integer("num_kv_heads", key_heads, 1)
+    if heads % key_heads:
+        raise wrong("num_kv_heads", f"a divisor of num_heads = {heads}", key_heads)
+    head, kdim, vdim = (
+        default if given is None else integer(name, given, 1)
+        for name, given, default in (
+            ("head_dim", asked.head_dim, embed // heads),
+            ("kdim", asked.kdim, embed),
+            ("vdim", asked.vdim, embed),
+        )
+    )
     return Sizes(
         embed=embed,
         heads=heads,
-        head=embed // heads,
-        kdim=embed if kdim is None else integer("kdim", kdim, 1),
-        vdim=embed if vdim is None else integer("vdim", vdim, 1),
-        bias=boolean("bias", bias),
-        bias_key=boolean("add_bias_kv", add_bias_kv),
-        zero_row=boolean("add_zero_attn", add_zero_attn),
+        key_heads=key_heads,
+        head=head,
+        kdim=kdim,
+        vdim=vdim,
+        bias=boolean("bias", asked.bias),
+        bias_key=boolean("add_bias_kv", asked.add_bias_kv),
+        zero_row=boolean("add_zero_attn", asked.add_zero_attn),
+        sinks=boolean("sinks", asked.sinks),
     )
 
 
@@ -78,9 +101,15 @@ class LayerState(AttentionParameters):
     """Checked options, and zero parameters to fit; `MultiheadAttention` draws their values."""
 
     def __init__(
-        self, sizes: Sizes, dropout: float, batch_first: bool, dtype: Any, grad_dtype: Any = None
+        self,
+        sizes: Sizes,
+        rules: LayerRules,
+        dropout: float,
+        batch_first: bool,
+        dtype: Any,
+        grad_dtype: Any = None,
     ) -> None:
-        self._sizes = sizes
+        self._sizes, self._rules = sizes, rules
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
         element = element_of(dtype)
         of_grads = gradient_element(element, grad_dtype)
@@ -88,13 +117,17 @@ class LayerState(AttentionParameters):
         self._training: bool
         self._batch_first: bool
         self._slot = CacheSlot()
+        self._placed = rules.alibi or rules.rope is not None  # scores depend on positions
         self._watch = MaskWatch(true_hides=True, left=4)
         self._rng_state = (0, 0)
         self._token = object()
 
     embed_dim: Final[int] = _fixed("embed_dim", "embed", "E, the width of query and output.")
     num_heads: Final[int] = _fixed("num_heads", "heads", "H, the number of heads.")
-    head_dim: Final[int] = _fixed("head_dim", "head", "D = E / H, the width of a head.")
+    num_kv_heads: Final[int] = _fixed(
+        "num_kv_heads", "key_heads", "Hk, the number of heads of keys and values."
+    )
+    head_dim: Final[int] = _fixed("head_dim", "head", "D, the width of a head: E / H by default.")
     kdim: Final[int] = _fixed("kdim", "kdim", "Width of key.")
     vdim: Final[int] = _fixed("vdim", "vdim", "Width of value.")
     bias: Final[bool] = _fixed("bias", "bias", "Whether the projections have biases.")
@@ -115,6 +148,27 @@ class LayerState(AttentionParameters):
         elif not name.startswith("_"):
             message += meant(name, dir(type(self)))
         raise AttributeError(message)
+
+    @property
+    def window(self) -> tuple[int | None, int | None] | None:
+        """How many keys a query sees before and after its own place, or None: all."""
+        window: tuple[int | None, int | None] | None = self._rules.options()["window"]
+        return window
+
+    @property
+    def softcap(self) -> float | None:
+        """The cap of the scores, or None."""
+        return self._rules.softcap or None
+
+    @property
+    def alibi(self) -> bool:
+        """Whether scores fall with the distance between a query and a key."""
+        return self._rules.alibi
+
+    @property
+    def rope(self) -> Rope | None:
+        """By which angles queries and keys are turned, or None."""
+        return self._rules.rope
 
     @property
     def dropout(self) -> float:
@@ -189,6 +243,10 @@ class LayerState(AttentionParameters):
             "vdim": self.vdim,
             "batch_first": self.batch_first,
             "dtype": self.dtype,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            **self._rules.options(),
+            "sinks": self._sizes.sinks,
             "grad_dtype": self.grad_dtype,
         }
 
@@ -240,6 +298,10 @@ class LayerState(AttentionParameters):
             "vdim": self.embed_dim,
             "batch_first": False,
             "dtype": "float32",
+            "num_kv_heads": self.num_heads,
+            "head_dim": self.embed_dim // self.num_heads,
+            **LayerRules().options(),
+            "sinks": False,
             "grad_dtype": gradient_element(self._element, None).name,
         }
         shown = [f"{k}={v!r}" for k, v in self.options().items() if v != defaults.get(k)]
@@ -257,8 +319,9 @@ class LayerState(AttentionParameters):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = dict(state["options"])
-        sizes = checked_sizes(**{name: options.pop(name) for name in SIZE_OPTIONS})
-        LayerState.__init__(self, sizes, **options)
+        sizes = checked_sizes(taken(options))
+        rules = layer_rules(sizes.head, **{x: options.pop(x) for x in RULE_OPTIONS if x in options})
+        LayerState.__init__(self, sizes, rules, **options)
         block = Block(self._shapes, state["memory"].dtype)
         block.fill(state["memory"])
         self._adopt(block)

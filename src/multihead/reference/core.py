@@ -41,6 +41,8 @@ class Rules:
         What to add to batch, head, query and key indices to get global positions.
     keys : array_like of int (S,), optional
         Positions of the keys in the dropout mask, instead of key offset + 0, 1, 2...
+    placed : int, optional
+        How many of the keys have a position; the others, which come last, are seen from anywhere.
     """
 
     is_causal: bool = False
@@ -56,6 +58,7 @@ class Rules:
     counter: int = 0
     offsets: tuple[int, int, int, int] = (0, 0, 0, 0)
     keys: ArrayLike | None = None
+    placed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def attention(
     # Which keys does each query see?
     first = np.zeros(n, int) if rule.query_positions is None else np.asarray(rule.query_positions)
     step = key - (first[:, None, None, None] + query[:, None])  # from a query to a key
+    step = np.where(np.arange(s) < (s if rule.placed is None else rule.placed), step, 0)
     visible = np.ones((n, h, length, s), bool)
     if rule.is_causal:
         visible &= step <= 0

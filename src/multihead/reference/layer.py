@@ -20,17 +20,32 @@ class Options:
     Attributes
     ----------
     num_heads : int
+    num_kv_heads : int, optional
+        Heads of keys and values; `num_heads` by default.
     is_causal : bool
         Query i sees keys j <= i, besides what the masks say.
     add_zero_attn : bool
         Append a zero key with a zero value.
+    window, softcap, alibi_slopes, query_positions
+        As in `Rules`.
+    angles : tuple of two array_like (positions, pairs), optional
+        Cosines and sines by which queries and keys are turned at their positions.
+    interleaved : bool
+        Features 2 i and 2 i + 1 are turned together, not i and i + pairs.
     dropout, seed, counter
         As in `dropout_mask`.
     """
 
     num_heads: int
+    num_kv_heads: int | None = None
     is_causal: bool = False
     add_zero_attn: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    softcap: float | None = None
+    alibi_slopes: ArrayLike | None = None
+    query_positions: ArrayLike | None = None
+    angles: tuple[ArrayLike, ArrayLike] | None = None
+    interleaved: bool = False
     dropout: float = 0.0
     seed: int = 0
     counter: int = 0
@@ -47,8 +62,10 @@ class Result:
         After dropout, per head; S' is S plus the columns of bias_k and the zero row.
     inputs : tuple of ndarray
         query, key and value, zero at keys that ``key_padding_mask`` hides.
-    merged : ndarray (N, L, E)
+    merged : ndarray (N, L, H * D)
         The heads side by side, before the output projection.
+    places : tuple of ndarray
+        The positions of queries and keys, (N, L) and (1, S).
     """
 
     out: Array
@@ -59,6 +76,8 @@ class Result:
     params: dict[str, Array]
     attn_mask: NDArray[Any] | None
     key_padding_mask: NDArray[Any] | None
+    options: Options
+    places: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _additive(mask: NDArray[Any]) -> Array:
@@ -67,13 +86,15 @@ def _additive(mask: NDArray[Any]) -> Array:
 
 
 def _projections(params: Mapping[str, Array]) -> tuple[list[Array], list[Array | float]]:
-    """Weights (E, E), (E, kdim), (E, vdim) of q, k and v, and their biases (E,)."""
+    """Weights (H * D, E), (Hk * D, kdim), (Hk * D, vdim) of q, k and v, and their biases."""
     if "in_proj_weight" in params:
         weights = np.split(params["in_proj_weight"], 3)
     else:
         weights = [params[f"{x}_proj_weight"] for x in "qkv"]
-    has_bias = "in_proj_bias" in params
-    biases: list[Array | float] = [*np.split(params["in_proj_bias"], 3)] if has_bias else [0.0] * 3
+    biases: list[Array | float] = [0.0] * 3
+    if "in_proj_bias" in params:
+        ends = np.cumsum([len(w) for w in weights])[:2]
+        biases = [*np.split(params["in_proj_bias"], ends)]
     return weights, biases
 
 
@@ -87,6 +108,21 @@ def _merge_heads(x: Array) -> Array:
     n, h, length, d = x.shape
     merged: Array = x.swapaxes(1, 2).reshape(n, length, h * d)
     return merged
+
+
+def _turned(x: Array, places: NDArray[np.int64], o: Options, *, back: bool = False) -> Array:
+    """Turn pairs of features of x (N, H, L, D) by the angles of their positions, or back."""
+    if o.angles is None:
+        return x
+    c, s = (np.asarray(t, np.float64)[places][:, None] for t in o.angles)  # (N, 1, L, pairs)
+    s = -s if back else s
+    pairs = c.shape[-1]
+    first = slice(0, 2 * pairs, 2) if o.interleaved else slice(0, pairs)
+    second = slice(1, 2 * pairs, 2) if o.interleaved else slice(pairs, 2 * pairs)
+    turned: Array = x.copy()
+    turned[..., first] = x[..., first] * c - x[..., second] * s
+    turned[..., second] = x[..., second] * c + x[..., first] * s
+    return turned
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
@@ -113,9 +149,10 @@ def forward(
     Parameters
     ----------
     params : mapping
-        Under the names of the state dict: in_proj_weight (3E, E) or q_proj_weight,
-        k_proj_weight, v_proj_weight; in_proj_bias (3E,), bias_k and bias_v (1, 1, E),
-        out_proj.bias (E,) where the layer has them; out_proj.weight (E, E).
+        Under the names of the state dict: in_proj_weight (3E, E) or q_proj_weight (H * D, E),
+        k_proj_weight, v_proj_weight (Hk * D, kdim or vdim); in_proj_bias (H * D + 2 * Hk * D,),
+        bias_k and bias_v (1, 1, Hk * D), sinks (H,), out_proj.bias (E,) where the layer has them;
+        out_proj.weight (E, H * D).
     query, key, value : array_like (N, L, E), (N, S, kdim), (N, S, vdim)
     key_padding_mask : array_like (N, S), optional
         Boolean: True = ignore the key. Float: added to the scores. A hidden key is never read.
@@ -153,8 +190,7 @@ def forward(
         hidden = np.isneginf(mask) | padded[:, None, None]
         both = np.maximum(mask + padding[:, None, None], np.finfo(np.float64).min)
         mask = np.where(hidden, -np.inf, both)
-    if o.is_causal:
-        mask = np.where(np.arange(s) > np.arange(length)[:, None], -np.inf, mask)
+    # Causality, windows and the like are attention's own business: see `Rules`.
 
     # 2. Projections.
     weights, biases = _projections(p)
@@ -173,19 +209,39 @@ def forward(
         positions.append(ZERO_KEY)
     mask = np.pad(mask, ((0, 0), (0, 0), (0, 0), (0, len(positions) - s)))
 
-    # 4. Heads.
-    q, k, v = (_split_heads(x, o.num_heads) for x in (q, k, v))
+    # 4. Heads, queries and keys turned by their positions; the extra keys have none.
+    key_heads = o.num_kv_heads or o.num_heads
+    heads = ((q, o.num_heads), (k, key_heads), (v, key_heads))
+    q, k, v = (_split_heads(x, count) for x, count in heads)
+    first = np.zeros(n, int) if o.query_positions is None else np.asarray(o.query_positions)
+    places = first[:, None] + np.arange(length), np.arange(s)[None]
+    q = _turned(q, places[0], o)
+    k = np.concatenate([_turned(k[:, :, :s], places[1], o), k[:, :, s:]], 2)
 
     # 5. Attention.
-    drawn = {"dropout": o.dropout, "seed": o.seed, "counter": o.counter}
-    core = attention(q, k, v, mask, **drawn, keys=np.array(positions, np.uint64))
+    core = attention(
+        q,
+        k,
+        v,
+        mask,
+        is_causal=o.is_causal,
+        window=o.window,
+        query_positions=first,
+        softcap=o.softcap,
+        alibi_slopes=o.alibi_slopes,
+        sinks=p.get("sinks"),
+        dropout=o.dropout,
+        seed=o.seed,
+        counter=o.counter,
+        keys=np.array(positions, np.uint64),
+        placed=s,
+    )
 
     # 6. Heads side by side, and the output projection.
     merged = _merge_heads(core.out)
     out = merged @ p["out_proj.weight"].T + p.get("out_proj.bias", 0.0)
-    return Result(
-        out, core.weights, (query, key, value), merged, core, p, attn_mask, key_padding_mask
-    )
+    masks = attn_mask, key_padding_mask
+    return Result(out, core.weights, (query, key, value), merged, core, p, *masks, o, places)
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -233,10 +289,17 @@ def backward(
         d_weights = np.asarray(d_weights, np.float64)
         if d_weights.ndim == 3:
             d_weights = np.repeat(d_weights[:, None] / num_heads, num_heads, 1)
-    *d_heads, d_scores, _ = attention_backward(r.core, d_merged, d_weights)
+    *d_heads, d_scores, d_sinks = attention_backward(r.core, d_merged, d_weights)
+    if "sinks" in p:
+        grads["sinks"] = d_sinks
 
-    # 4. Heads.
-    d_q, d_k, d_v = (_merge_heads(x) for x in d_heads)
+    # 4. Heads, turned back.
+    d_q, d_k, d_v = d_heads
+    d_q = _turned(d_q, r.places[0], r.options, back=True)
+    d_k = np.concatenate(
+        [_turned(d_k[:, :, :s], r.places[1], r.options, back=True), d_k[:, :, s:]], 2
+    )
+    d_q, d_k, d_v = (_merge_heads(x) for x in (d_q, d_k, d_v))
 
     # 3. Extra keys.
     if "bias_k" in p:

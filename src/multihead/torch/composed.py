@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.nn.functional import linear, pad
 
-from multihead.arguments import AttentionTensors, LayerTensors
+from multihead.arguments import AttentionOptions, AttentionTensors, LayerTensors
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.rotation import turned
 from multihead.torch.rules import changed_scores, hidden_keys
 from multihead.torch.tensors import in_float32
 
@@ -115,24 +116,31 @@ def _dense(call: LayerCall, first: int) -> tuple[torch.Tensor, torch.Tensor | No
         unread = padding if padding.dtype == torch.bool else padding == -math.inf
         unread = (unread.mT if options.tokens_first else unread)[..., None]
         key, value = key.masked_fill(unread, 0.0), value.masked_fill(unread, 0.0)
-    weights = (t.q_weight, t.k_weight, t.v_weight)
-    weights = weights if t.in_weight is None else t.in_weight.chunk(3)
-    biases = (None,) * 3 if t.in_bias is None else t.in_bias.chunk(3)
+    weights, biases = projections(call)
 
     def projected(x: torch.Tensor, i: int, extra: torch.Tensor | None) -> torch.Tensor:
         y = linear(x, weights[i], biases[i])
         y = y.transpose(0, 1) if options.tokens_first else y
+        y = by_head(y)
+        if i < 2 and t.cosine is not None and t.sine is not None:
+            y = turned(y, t.cosine, t.sine, options.interleaved)
         if extra is not None:
-            y = torch.cat([y, extra.reshape(1, 1, -1).expand(n, 1, -1)], 1)
+            y = torch.cat([y, by_head(extra.reshape(1, 1, -1).expand(n, 1, -1))], 2)
         if options.zero_row and i > 0:
             y = pad(y, (0, 0, 0, 1))
-        return y.unflatten(2, (heads, -1)).transpose(1, 2)
+        return y if i == 0 else y.repeat_interleave(heads // options.key_heads, 1)
+
+    def by_head(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(2, (-1, options.head_dim)).transpose(1, 2)
 
     q, k, v = projected(query, 0, None), projected(key, 1, t.bias_k), projected(value, 2, t.bias_v)
+    rules = _rules_of(call, q, k[:, :, :s])
     if mask is not None:
         mask = _four_axes(mask, n, heads)
     parts = [mask, None if padding is None else padding[:, None, None]]
-    hidden, added = _merged(parts, (n, 1, length, s), options.causal, query.dtype)
+    hidden, added = _merged(parts, (n, 1, length, s), query.dtype)
+    beside = hidden_keys(rules)
+    hidden = hidden if beside is None else hidden | beside
     more = k.shape[2] - s
     if more:
         hidden = pad(hidden, (0, more))
@@ -145,6 +153,7 @@ def _dense(call: LayerCall, first: int) -> tuple[torch.Tensor, torch.Tensor | No
         1 / math.sqrt(q.shape[3]),
         (options.dropout_p, options.seed),
         (range(first, first + n), positions),
+        rules,
     )
     out = linear(attended.transpose(1, 2).flatten(2), t.out_weight, t.out_bias)
     if options.tokens_first:
@@ -154,6 +163,34 @@ def _dense(call: LayerCall, first: int) -> tuple[torch.Tensor, torch.Tensor | No
     return out, p.mean(1, keepdim=True) if options.average else p
 
 
+def projections(call: LayerCall) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return the weights of query, key and value, and their biases."""
+    t, options, _ = call
+    keys = options.key_heads * options.head_dim
+    widths = [options.num_heads * options.head_dim, keys, keys]
+    weights = (t.q_weight, t.k_weight, t.v_weight)
+    return (
+        weights if t.in_weight is None else t.in_weight.split(widths),
+        (None,) * 3 if t.in_bias is None else t.in_bias.split(widths),
+    )
+
+
+def _rules_of(call: LayerCall, q: torch.Tensor, k: torch.Tensor) -> AttentionCall:
+    """Return a layer's rules as those of attention on its heads."""
+    t, o, _ = call
+    options = AttentionOptions(
+        o.dtype,
+        o.causal,
+        1.0,
+        0.0,
+        None,
+        softcap=o.softcap,
+        window_left=o.window_left,
+        window_right=o.window_right,
+    )
+    return AttentionCall(AttentionTensors(q, k, k, None, t.alibi_slopes, t.sinks), options)
+
+
 def _four_axes(mask: torch.Tensor, n: int, heads: int) -> torch.Tensor:
     if mask.dim() == 4:
         return mask
@@ -161,7 +198,7 @@ def _four_axes(mask: torch.Tensor, n: int, heads: int) -> torch.Tensor:
 
 
 def _merged(
-    masks: Sequence[torch.Tensor | None], shape: Sequence[int], causal: bool, dtype: torch.dtype
+    masks: Sequence[torch.Tensor | None], shape: Sequence[int], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what masks hide and what they add; in boolean ones true hides."""
     hidden = torch.zeros(tuple(shape), dtype=torch.bool, device="cpu")
@@ -173,8 +210,6 @@ def _merged(
         hidden = hidden | hides
         if mask.dtype != torch.bool:
             added = added + mask.masked_fill(hides, 0.0)
-    if causal:
-        hidden = hidden | torch.ones(tuple(shape[-2:]), dtype=torch.bool, device="cpu").triu(1)
     return hidden, added
 
 
@@ -256,7 +291,7 @@ def composed_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     with torch.autocast("cpu", enabled=False):
-        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), False, q.dtype)
+        hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), q.dtype)
         beside = hidden_keys(call)
         hidden = hidden if beside is None else hidden | beside
         dropout, where = (options.dropout_p, options.seed), (range(q.shape[0]), range(k.shape[2]))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from multihead.torch.calls import AttentionCall, LayerCall
-from multihead.torch.composed import composed_attention
+from multihead.torch.composed import composed, composed_attention, projections
 from multihead.torch.tensors import in_float32
 
 # at import: our function may take the place of PyTorch's
@@ -22,6 +22,11 @@ _theirs = functional.scaled_dot_product_attention
 def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute a dense call of the layer; sizes may be symbols."""
     t, options, _ = call
+    limits = (options.softcap, options.window_left + 1, options.window_right + 1)
+    grouped = options.key_heads != options.num_heads
+    if grouped or any(limits) or any(x is not None for x in (t.sinks, t.alibi_slopes, t.cosine)):
+        whole: tuple[torch.Tensor, torch.Tensor | None] = composed(call)
+        return whole
     query, key, value = t.three
     if options.tokens_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
@@ -30,9 +35,7 @@ def exported_layer(call: LayerCall) -> tuple[torch.Tensor, torch.Tensor | None]:
         key, value = key.masked_fill(unread, 0.0), value.masked_fill(unread, 0.0)
 
     # 1. Projections, and the keys that every sequence has more.
-    weights = (t.q_weight, t.k_weight, t.v_weight)
-    weights = weights if t.in_weight is None else t.in_weight.chunk(3)
-    biases = (None,) * 3 if t.in_bias is None else t.in_bias.chunk(3)
+    weights, biases = projections(call)
     three = (query, key, value)
     q, k, v = (functional.linear(*x) for x in zip(three, weights, biases, strict=True))
     if t.bias_k is not None:

@@ -75,22 +75,25 @@ def compute_dtype(
 def _params_fit(module: Any, t: LayerTensors) -> bool:
     """Whether the parameters have the shapes that the module was made with."""
     e, heads = module.embed_dim, module.num_heads
-    if heads <= 0 or e % heads:
+    if heads <= 0 or module.num_kv_heads <= 0 or heads % module.num_kv_heads:
         return False
+    q, k = heads * module.head_dim, module.num_kv_heads * module.head_dim
     if module._qkv_same_embed_dim:
-        if t.in_weight is None or t.in_weight.shape != (3 * e, e):
+        if t.in_weight is None or t.in_weight.shape != (3 * e, e) or q != e:
             return False
     elif t.in_weight is not None or not all(
-        x is not None and x.shape == (e, width)
-        for x, width in zip(
-            (t.q_weight, t.k_weight, t.v_weight), (e, module.kdim, module.vdim), strict=True
+        x is not None and x.shape == shape
+        for x, shape in zip(
+            (t.q_weight, t.k_weight, t.v_weight),
+            ((q, e), (k, module.kdim), (k, module.vdim)),
+            strict=True,
         )
     ):
         return False
     if (t.bias_k is None) != (t.bias_v is None):
         return False
-    shapes: Any = [(t.in_bias, (3 * e,)), (t.bias_k, (1, 1, e)), (t.bias_v, (1, 1, e))]
-    shapes += [(t.out_weight, (e, e)), (t.out_bias, (e,))]
+    shapes: Any = [(t.in_bias, (q + 2 * k,)), (t.bias_k, (1, 1, k)), (t.bias_v, (1, 1, k))]
+    shapes += [(t.out_weight, (e, q)), (t.out_bias, (e,)), (t.sinks, (heads,))]
     return all(x is None or x.shape == shape for x, shape in shapes)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.options import beyond_torch
 
 _OURS = "_multihead_ours"  # a class's own attributes: the class beside it, and that one's origin
 _THEIRS = "_multihead_theirs"
@@ -19,7 +20,12 @@ def ours(module: torch.nn.Module) -> Any:
 
 
 def theirs(module: torch.nn.Module) -> Any:
-    """Return the class that a layer of ours has without the engine; None for classes of others."""
+    """Return the class that a layer of ours has without the engine.
+
+    None for classes of others, and for layers with options that only the engine knows.
+    """
+    if isinstance(module, MultiheadAttention) and beyond_torch(module):
+        return None
     return outside_in(module, type(module), _theirs)
 
 

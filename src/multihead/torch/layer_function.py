@@ -32,6 +32,14 @@ class _Layer:
     _qkv_same_embed_dim: bool
     batch_first: bool = False
 
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
 
 def multi_head_attention_forward(
     query: torch.Tensor,
@@ -93,8 +101,8 @@ def multi_head_attention_forward(
         _qkv_same_embed_dim=not separate,
     )
     inputs = query, key, value
-    tensors = LayerTensors._make(
-        (
+    tensors = LayerTensors(
+        *(
             *input_tensors(*inputs),
             key_padding_mask,
             attn_mask,
@@ -118,6 +126,8 @@ def multi_head_attention_forward(
     options = LayerOptions(
         dtype=NAMES[dtype],
         num_heads=num_heads,
+        key_heads=num_heads,
+        head_dim=layer.head_dim,
         zero_row=bool(add_zero_attn),
         causal=is_causal,
         average=bool(average_attn_weights) if need_weights else None,

@@ -8,8 +8,14 @@ from typing import Any
 import torch
 
 from multihead.arguments import LayerOptions, LayerTensors
+from multihead.checks import boolean
+from multihead.layer_rules import alibi_slopes, layer_rules
+from multihead.rope import Rope
+from multihead.score_rules import Window
+from multihead.state import SizeOptions, checked_sizes
 from multihead.torch.calls import (
     LayerCall,
+    Offsets,
     batch_of_one,
     cloned_inputs,
     input_tensors,
@@ -23,6 +29,8 @@ from multihead.torch.fits import compute_dtype, explain_mask
 from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
+from multihead.torch.options import NO_RULES, make_parameters, refuse_without_engine
+from multihead.torch.rotation import TracedTurns, angle_tensors, traced_turns
 from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_script
 from multihead.torch.symbolic import as_leaf, is_symbolic
 from multihead.torch.tensors import NAMES
@@ -78,6 +86,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     gradients of 0, on every path. And ``is_causal=True`` is a causal mask, with or without an
     `attn_mask` beside it, where PyTorch takes it for a hint.
 
+    Parameters
+    ----------
+    *args
+        Those of `torch.nn.MultiheadAttention`, under the same names.
+    num_kv_heads, head_dim, window, softcap, alibi, sinks, rope
+        As in `multihead.MultiheadAttention`. With them a layer is the engine's alone: other tensors
+        are an error.
+
     Notes
     -----
     Each training call with dropout draws one seed from PyTorch's generator. An `out_proj` that was
@@ -94,6 +110,68 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     >>> torch.allclose(ours(x, x, x)[0], theirs(x, x, x)[0], atol=1e-6)
     True
     """
+
+    # of layers that `accelerate` changed, which were not made here
+    _rules = NO_RULES
+    _has_sinks = False
+    _key_heads: int | None = None
+    _turns: TracedTurns | None = None
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        window: Window = None,
+        softcap: float | None = None,
+        alibi: bool = False,
+        sinks: bool = False,
+        rope: Any = None,
+    ) -> None:
+        of_torch = (embed_dim, num_heads, bias, add_bias_kv, add_zero_attn, kdim, vdim)
+        factory = {"device": device, "dtype": dtype}
+        if num_kv_heads is head_dim is None:
+            super().__init__(*of_torch[:2], dropout, *of_torch[2:], batch_first, **factory)
+        else:
+            sizes = checked_sizes(SizeOptions(*of_torch, num_kv_heads, head_dim))
+            torch.nn.Module.__init__(self)
+            make_parameters(self, sizes, factory)
+            self.dropout, self.batch_first = dropout, batch_first
+            self._key_heads = sizes.key_heads
+            self._reset_parameters()
+        self._rules = layer_rules(self.head_dim, window, softcap, alibi, rope)
+        if self._rules.rope is not None:
+            self._turns = traced_turns(self._rules.rope, self.head_dim)
+        if boolean("sinks", sinks):
+            self._has_sinks = True
+            self.sinks = torch.nn.Parameter(torch.zeros(num_heads, **factory))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Hk, the number of heads of keys and values."""
+        return self.num_heads if self._key_heads is None else self._key_heads
+
+    @property
+    def rope(self) -> Rope | None:
+        """By which angles queries and keys are turned, or None."""
+        return self._rules.rope
+
+    def extra_repr(self) -> str:
+        """Say what options beyond PyTorch's the layer has."""
+        given = {"num_kv_heads": self._key_heads, "head_dim": self._key_heads and self.head_dim}
+        given |= {**self._rules.options(), "sinks": self._has_sinks}
+        return ", ".join(f"{name}={x!r}" for name, x in given.items() if x)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -153,6 +231,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         dtype = compute_dtype(self, inputs, tensors, need_weights)
         if dtype is None:
             refuse_quantized(query)
+            refuse_without_engine(self, query)
             explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
@@ -178,19 +257,30 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         elif unbatched:
             tensors = batch_of_one(tensors)
         if custom:  # heads side by side, then the module
-            eye = torch.eye(self.embed_dim, dtype=dtype, device="cpu")
+            eye = torch.eye(self.num_heads * self.head_dim, dtype=dtype, device="cpu")
             tensors = tensors._replace(out_weight=eye, out_bias=None)
 
+        tokens_first = not (self.batch_first or unbatched or ragged)
+        if self._rules.alibi or self._rules.rope is not None:
+            tensors = self._placed(tensors, dtype, offsets, 0 if tokens_first else 1)
+
         # 2. The layer.
+        left, right = self._rules.window
         options = LayerOptions(
             dtype=NAMES[dtype],
             num_heads=self.num_heads,
+            key_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
             zero_row=self.add_zero_attn,
             causal=bool(is_causal),
             average=average,
-            tokens_first=not (self.batch_first or unbatched or ragged),
+            tokens_first=tokens_first,
             dropout_p=self.dropout if self.training else 0.0,
             seed=None,
+            softcap=self._rules.softcap,
+            window_left=left,
+            window_right=right,
+            interleaved=self._rules.rope is not None and self._rules.rope.layout == "interleaved",
         )
         out, weights = compute(LayerCall(tensors, options, offsets), WAYS)
 
@@ -209,7 +299,26 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """Name what a call is given; the parameters of a custom `out_proj` are its own."""
         own = _parameters(self, _OF_INPUTS)
         of_out = (None, None) if custom else _parameters(self._modules["out_proj"], _OF_OUT)
-        return LayerTensors._make((*input_tensors(*inputs), *masks, *own, *of_out))
+        sinks = _parameters(self, ("sinks",)) if self._has_sinks else ()
+        return LayerTensors(*input_tensors(*inputs), *masks, *own, *of_out, *sinks)
+
+    def _placed(
+        self, tensors: LayerTensors, dtype: torch.dtype, offsets: Offsets | None, axis: int
+    ) -> LayerTensors:
+        """Add what says how scores depend on positions; those of tokens lie along an axis."""
+        rules, wide = self._rules, torch.float64 if dtype == torch.float64 else torch.float32
+        if rules.alibi:
+            slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=wide, device="cpu")
+            tensors = tensors._replace(alibi_slopes=slopes)
+        if rules.rope is None:
+            return tensors
+        if offsets is not None:
+            length = max(int(x.diff().amax()) if len(x) > 1 else 0 for x in offsets)
+        else:
+            query, key, _ = tensors.three
+            length = max(query.shape[axis], key.shape[axis])
+        cosine, sine = angle_tensors(rules.rope, self._turns, self.head_dim, length, wide)
+        return tensors._replace(cosine=cosine, sine=sine)
 
     def _lets_inputs_change(self, tensors: LayerTensors, unbatched: bool) -> bool:
         """Whether PyTorch lets inputs change in place before backward: it copies, or keeps none."""

@@ -60,13 +60,11 @@ def cache_elements(call: LayerCall) -> Any:
         return x.shape[n] * ((x.shape[tokens] + more + _LANES - 1) // _LANES * _LANES)
 
     q_steps, k_steps = offsets or (None, None)
-    width = 2 * tensors.out_weight.shape[1]
+    width = 2 * options.head_dim
     if options.dtype == "bfloat16":  # half as large, or filled up
-        features = tensors.out_weight.shape[1] // options.num_heads
-        filled = (features + _FEATURES - 1) // _FEATURES * _FEATURES
-        width = max(width, options.num_heads * filled)
-    rows = lanes(query, q_steps, 0) * (width + 2 * options.num_heads)
-    return rows + lanes(key, k_steps, extra) * width
+        width = max(width, (options.head_dim + _FEATURES - 1) // _FEATURES * _FEATURES)
+    rows = lanes(query, q_steps, 0) * options.num_heads * (width + 2)
+    return rows + lanes(key, k_steps, extra) * options.key_heads * width
 
 
 def _new_cache(call: LayerCall, kept: Any) -> torch.Tensor:
@@ -140,15 +138,16 @@ def _flops(arguments: Any) -> tuple[int, int]:
     """Count those of one forward, and of the scores: a multiplication and an addition are two."""
     (tensors, options, offsets), _ = layer_call(arguments)
     (query, key, value), (features, inner) = tensors.three, tensors.out_weight.shape
+    of_keys = options.key_heads * options.head_dim
     tokens, sources = query.shape[:-1].numel(), key.shape[:-1].numel()
     if offsets is None:
         pairs = tokens * key.shape[0 if options.tokens_first else 1]
     else:
         pairs = int((offsets.query.diff() * offsets.key.diff()).sum())
-    projections = tokens * (query.shape[-1] + features)
-    projections += sources * (key.shape[-1] + value.shape[-1])
+    projections = inner * tokens * (query.shape[-1] + features)
+    projections += of_keys * sources * (key.shape[-1] + value.shape[-1])
     scores = 2 * inner * pairs
-    return 2 * inner * projections + 2 * scores, scores
+    return 2 * projections + 2 * scores, scores
 
 
 def _forward_flops(*arguments: Any, out_val: Any = None) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad
 
 from multihead.checks import dims, wrong, wrong_type
 from multihead.score_rules import Asked, cap_of, sides_of
@@ -100,7 +101,8 @@ def changed_scores(scores: torch.Tensor, call: AttentionCall) -> torch.Tensor:
         scores = options.softcap * torch.tanh(scores / options.softcap)
     if tensors.alibi_slopes is not None:
         slopes = tensors.alibi_slopes.to(scores.dtype)[..., None, None]
-        scores = scores - slopes * _steps(call).abs().to(scores.dtype)
+        less = slopes * _steps(call).abs().to(scores.dtype)
+        scores = scores - pad(less, (0, scores.shape[-1] - less.shape[-1]))  # others have no place
     return scores
 
 

@@ -19,7 +19,7 @@ def _tensors(kind: Any, required: Sequence[str]) -> str:
 
 
 # of those that have defaults, the ones that calls of ours may change
-_RULES = ("softcap", "window_left", "window_right")
+_RULES = ("softcap", "window_left", "window_right", "interleaved")
 
 
 def _sent(kind: Any) -> tuple[str, ...]:
