@@ -29,6 +29,15 @@ const EngineTable kTable = {
                            layer_gradients(arguments, call, gradients));
           });
         },
+    .cached_forward =
+        [](const LayerArguments& arguments, const CachedKeys& cache, const LayerResults& results) {
+          return guarded([&] {
+            std::vector<int64_t> lengths;
+            const CachedCall call = cached_call(arguments, cache, lengths);
+            cached_forward(call, layer_out(arguments, call.layer, results.out),
+                           layer_weights(arguments, call.layer, results.weights));
+          });
+        },
     .attention_forward =
         [](const AttentionArguments& arguments, const AttentionResults& results) {
           return guarded([&] {

@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 9;
+constexpr int kTableVersion = 10;
 
 struct EngineTable {
   int version;
@@ -21,6 +21,10 @@ struct EngineTable {
   faces::Outcome (*layer_backward)(const faces::LayerArguments& arguments, const CacheMemory& cache,
                                    const faces::LayerResults& d_results,
                                    const faces::LayerTensors& gradients);
+  // `results.weights` has as many columns as the longest sequence has keys afterwards.
+  faces::Outcome (*cached_forward)(const faces::LayerArguments& arguments,
+                                   const faces::CachedKeys& cache,
+                                   const faces::LayerResults& results);
   faces::Outcome (*attention_forward)(const faces::AttentionArguments& arguments,
                                       const faces::AttentionResults& results);
   // delta (N, H, L) = rowsum(d_out * out); d_results: out's gradient, and the forward's stats

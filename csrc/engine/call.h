@@ -40,7 +40,7 @@ struct PreparedCall {
         plan(spec, kernels.layout),
         memory(workers_for(plan.work(), r.threads)),
         masks(plan, set, kernels, spec),
-        rotation(plan, kernels, spec),
+        rotation(kernels, spec.rotary),
         attention({plan, kernels, masks, rotation, memory}, spec.rules) {}
 
   // `layout` takes the memory of the call from an arena, as much for any number of workers, and

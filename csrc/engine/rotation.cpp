@@ -20,15 +20,7 @@ auto Rotation<E>::angles(const TileAt& at, Tokens tokens, Acc<E>* scratch) const
   if (in_a_row && all_given && cosine.stride[1] == 1 && sine.stride[1] == 1 &&
       sine.stride[0] == cosine.stride[0] && begin + lanes <= cosine.size[1])
     return {cosine.as<Acc<E>>() + begin, sine.as<Acc<E>>() + begin, cosine.stride[0]};
-  Acc<E>*const c = scratch, *const d = scratch + pairs_ * kTile;
-  for (int64_t i = 0; i < pairs_; ++i)
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const bool has = lane < n;
-      const int64_t from = has ? column(lane) : 0;
-      c[i * kTile + lane] = has ? cosine.as<Acc<E>>()[cosine.at(i, from)] : Acc<E>(1);
-      d[i * kTile + lane] = has ? sine.as<Acc<E>>()[sine.at(i, from)] : Acc<E>(0);
-    }
-  return {c, d, kTile};
+  return gathered(n, lanes, column, scratch);
 }
 
 template <class E>

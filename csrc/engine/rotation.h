@@ -11,8 +11,8 @@ namespace multihead {
 template <class E>
 class Rotation {
  public:
-  Rotation(const Plan& plan, const Kernels<E>& kernels, const AttentionSpec& spec)
-      : plan_(plan), kernels_(kernels), rotary_(spec.rotary), pairs_(rotary_.pairs()) {}
+  Rotation(const Kernels<E>& kernels, const Rotary& rotary)
+      : kernels_(kernels), rotary_(rotary), pairs_(rotary.pairs()) {}
 
   bool on() const { return pairs_ > 0; }
   // Elements of what one tile needs.
@@ -24,14 +24,31 @@ class Rotation {
     int64_t row;
   };
   Angles angles(const TileAt& at, Tokens tokens, Acc<E>* scratch) const;
+  // The same of `count` tokens by their positions, in so many lanes; the rest are not turned.
+  template <class Position>
+  Angles gathered(int64_t count, int64_t lanes, Position position, Acc<E>* scratch) const;
   // Turns the sums [features][lanes] of one head, or turns them back.
   void turn(Acc<E>* sums, int64_t lanes, const Angles& angles, bool back) const;
 
  private:
-  const Plan& plan_;
   const Kernels<E>& kernels_;
   const Rotary rotary_;
   const int64_t pairs_;
 };
+
+template <class E>
+template <class Position>
+auto Rotation<E>::gathered(int64_t count, int64_t lanes, Position position, Acc<E>* scratch) const
+    -> Angles {
+  const View &cosine = rotary_.cosine, &sine = rotary_.sine;
+  Acc<E>*const c = scratch, *const s = scratch + pairs_ * kTile;
+  for (int64_t i = 0; i < pairs_; ++i)
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t from = lane < count ? position(lane) : 0;
+      c[i * kTile + lane] = lane < count ? cosine.as<Acc<E>>()[cosine.at(i, from)] : Acc<E>(1);
+      s[i * kTile + lane] = lane < count ? sine.as<Acc<E>>()[sine.at(i, from)] : Acc<E>(0);
+    }
+  return {c, s, kTile};
+}
 
 }  // namespace multihead

@@ -192,8 +192,9 @@ View slopes_of(View v, const AttentionSpec& spec) {
   return v;
 }
 
-// Angles for every position that the call has.
-Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSpec& spec) {
+// Angles for so many positions.
+Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSpec& spec,
+                 int64_t furthest) {
   Rotary r;
   if (bool(t.cosine) != bool(t.sine)) wrong("cosine, sine", "both or none", "one");
   if (!t.cosine) return r;
@@ -204,16 +205,9 @@ Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSp
           text(t.cosine.size, t.cosine.rank));
   check_shape("cosine", t.cosine, computed_in(spec.dtype), {pairs, positions});
   check_shape("sine", t.sine, computed_in(spec.dtype), {pairs, positions});
-  const BatchShape& s = spec.shape;
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const int64_t first = s.query_positions ? s.query_positions[b] : 0;
-    const int64_t end = larger(first + s.queries, s.keys);
-    if (first < 0 || end > positions)
-      wrong("cosine",
-            "angles of positions from " + std::to_string(smaller(first, 0)) + " to " +
-                std::to_string(end - 1),
-            text(t.cosine.size, t.cosine.rank));
-  }
+  if (furthest > positions)
+    wrong("cosine", "angles of " + std::to_string(furthest) + " positions",
+          text(t.cosine.size, t.cosine.rank));
   return {t.cosine, t.sine, o.interleaved};
 }
 
@@ -325,7 +319,47 @@ LayerCall layer_call(const LayerArguments& a) {
   spec.rules.mask = mask_of(t.mask, spec);
   spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
   spec.rules.sinks = t.sinks;
-  spec.rotary = rotary_of(t, a.options, spec);
+  spec.rotary = rotary_of(t, a.options, spec, larger(spec.shape.queries, spec.shape.keys));
+  return call;
+}
+
+CachedCall cached_call(const LayerArguments& arguments, const CachedKeys& cache,
+                       std::vector<int64_t>& lengths) {
+  LayerArguments a = arguments;
+  if (a.offsets.query) wrong("query", "a dense batch beside a cache", "a ragged one");
+  const LayerTensors& t = arguments.tensors;
+  if (t.bias_k || a.options.zero_row)
+    wrong("kv_cache", "a layer without bias_k and the zero row", "one with them");
+  if (t.padding) wrong("padding", "none beside a cache", "an array");
+  a.tensors.mask = {};  // has as many columns as there will be keys
+  a.tensors.cosine = a.tensors.sine = {};
+  CachedCall call{layer_call(a), cache.k, cache.v, cache.positions};
+  AttentionSpec& spec = call.layer.attention;
+  BatchShape& s = spec.shape;
+  const int64_t fresh = s.keys, N = s.batch, Hk = spec.heads.key_count;
+  if (fresh != s.queries)
+    wrong("key", "as many new tokens as queries, " + std::to_string(s.queries),
+          std::to_string(fresh));
+  if (cache.k.rank != 4 || cache.v.rank != 4) wrong("kv_cache", "four axes", "others");
+  const int64_t room = cache.k.size[2];
+  check_floats_of("keys of kv_cache", cache.k, spec.dtype, {N, Hk, room, spec.heads.dim});
+  check_floats_of("values of kv_cache", cache.v, spec.dtype, {N, Hk, room, spec.heads.value_dim});
+  lengths.assign(size_t(N), 0);
+  s.keys = 0;
+  int64_t furthest = 0;
+  for (int64_t b = 0; b < N; ++b) {
+    if (cache.rows[b] < 0 || cache.rows[b] > room - fresh)
+      wrong("kv_cache", "room for " + std::to_string(fresh) + " more rows",
+            std::to_string(cache.rows[b]) + " of " + std::to_string(room) + " in use");
+    if (cache.positions[b] < 0) wrong("positions of kv_cache", "0 or more", "less");
+    lengths[size_t(b)] = cache.rows[b] + fresh;
+    s.keys = larger(s.keys, lengths[size_t(b)]);
+    furthest = larger(furthest, cache.positions[b] + fresh);
+  }
+  s.query_positions = cache.rows;
+  s.key_lengths = lengths.data();
+  spec.rules.mask = mask_of(t.mask, spec);
+  spec.rotary = rotary_of(t, a.options, spec, furthest);
   return call;
 }
 

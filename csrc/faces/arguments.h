@@ -3,6 +3,7 @@
 // that no input reaches past an array. No Python in it; any face fills the same structures.
 #pragma once
 
+#include "../engine/cached_layer.h"
 #include "../engine/functional.h"
 #include "../engine/layer.h"
 
@@ -70,6 +71,17 @@ WeightsView layer_weights(const LayerArguments& arguments, const LayerCall& call
                           const View& weights);
 LayerGradients layer_gradients(const LayerArguments& arguments, const LayerCall& call,
                                const LayerTensors& gradients);
+
+// Keys and values that a layer's call adds to, and where each sequence's new ones go.
+struct CachedKeys {
+  View k, v;                           // (N, Hk, capacity, D)
+  const int64_t* rows = nullptr;       // [N]: how many are filled
+  const int64_t* positions = nullptr;  // [N]: how many tokens there were before
+};
+
+// The arguments' inputs are the new tokens; the call refers to `lengths` too, which it fills.
+CachedCall cached_call(const LayerArguments& arguments, const CachedKeys& cache,
+                       std::vector<int64_t>& lengths);
 
 // The same for attention alone.
 struct AttentionTensors {

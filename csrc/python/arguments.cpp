@@ -86,6 +86,10 @@ constexpr struct {
 } kAttentionPositions[] = {{"query_positions", &faces::AttentionPositions::query},
                            {"key_lengths", &faces::AttentionPositions::key_lengths}};
 
+constexpr struct {
+  const char* name;
+} kCachedKeys[] = {{"keys"}, {"values"}, {"rows"}, {"positions"}};
+
 // The tuple itself, if it has as many entries as there are fields.
 template <size_t N>
 PyObject* entries(nb::handle tuple, const char* name) {
@@ -145,6 +149,7 @@ faces::RaggedOffsets offsets_of(nb::handle pair) {
 void check_fields(nb::handle module) {
   check_fields(module, "LayerTensors", faces::kLayerTensors);
   check_fields(module, "LayerOptions", kLayerOptions);
+  check_fields(module, "CachedKeys", kCachedKeys);
   check_fields(module, "AttentionTensors", faces::kAttentionTensors, kAttentionPositions);
   check_fields(module, "AttentionOptions", kAttentionOptions);
 }
@@ -152,6 +157,20 @@ void check_fields(nb::handle module) {
 faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb::handle offsets) {
   return {read_views(faces::kLayerTensors, tensors, false), read_options(kLayerOptions, options),
           offsets_of(offsets)};
+}
+
+faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arguments) {
+  PyObject* const list = entries<std::size(kCachedKeys)>(tuple, "cache");
+  const auto object = [&](Py_ssize_t i) { return nb::handle(PyTuple_GET_ITEM(list, i)); };
+  const faces::LayerTensors& t = arguments.tensors;
+  const int64_t n = t.query.rank < 3 ? 1 : t.query.size[arguments.options.tokens_first ? 1 : 0];
+  const auto each = [&](Py_ssize_t i) {
+    const Steps steps = nb::cast<Steps>(object(i));
+    if (int64_t(steps.shape(0)) != n)
+      throw nb::value_error("kv_cache: expected one of as many sequences as query has");
+    return steps.data();
+  };
+  return {writable(object(0), "keys"), writable(object(1), "values"), each(2), each(3)};
 }
 
 faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors) {

@@ -11,6 +11,7 @@ void check_fields(nanobind::handle arguments_module);
 
 faces::LayerArguments layer_arguments(nanobind::handle options, nanobind::handle tensors,
                                       nanobind::handle offsets);
+faces::CachedKeys cached_keys(nanobind::handle tuple, const faces::LayerArguments& arguments);
 faces::AttentionArguments attention_arguments(nanobind::handle options, nanobind::handle tensors);
 
 // Gradients, which the engine writes.

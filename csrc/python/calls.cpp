@@ -99,6 +99,14 @@ void layer_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb
   run_engine([&] { return engine().layer_backward(arguments, kept, results, to); });
 }
 
+void cached_forward(nb::tuple options, nb::tuple tensors, nb::tuple cache, nb::object out,
+                    nb::object weights) {
+  const faces::LayerArguments arguments = layer_arguments(options, tensors, nb::none());
+  const faces::CachedKeys keys = cached_keys(cache, arguments);
+  const faces::LayerResults results{writable(out, "out"), writable(weights, "weights")};
+  run_engine([&] { return engine().cached_forward(arguments, keys, results); });
+}
+
 void attention_forward(nb::tuple options, nb::tuple tensors, nb::object out, nb::object stats,
                        nb::object weights) {
   const faces::AttentionArguments arguments = attention_arguments(options, tensors);
@@ -148,6 +156,12 @@ void add_calls(nb::module_& m) {
                 "tensors: multihead.arguments.LayerTensors, "
                 "offsets: tuple[object, object] | None, cache: object, d_out: object, "
                 "d_weights: object | None, gradients: multihead.arguments.LayerTensors) -> None"));
+  m.def("cached_forward", &cached_forward, "options"_a, "tensors"_a, "cache"_a, "out"_a,
+        "weights"_a.none(),
+        nb::sig("def cached_forward(options: multihead.arguments.LayerOptions, "
+                "tensors: multihead.arguments.LayerTensors, "
+                "cache: multihead.arguments.CachedKeys, out: object, "
+                "weights: object | None) -> None"));
   m.def("attention_forward", &attention_forward, "options"_a, "tensors"_a, "out"_a,
         "stats"_a.none(), "weights"_a.none(),
         nb::sig("def attention_forward(options: multihead.arguments.AttentionOptions, "

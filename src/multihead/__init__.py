@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
 from multihead.mask_warning import MaskWarning
 from multihead.ragged import Ragged
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "KVCache",
     "MaskWarning",
     "MultiheadAttention",
     "Ragged",

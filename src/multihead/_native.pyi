@@ -25,6 +25,13 @@ def layer_backward(
     d_weights: object | None,
     gradients: multihead.arguments.LayerTensors,
 ) -> None: ...
+def cached_forward(
+    options: multihead.arguments.LayerOptions,
+    tensors: multihead.arguments.LayerTensors,
+    cache: multihead.arguments.CachedKeys,
+    out: object,
+    weights: object | None,
+) -> None: ...
 def attention_forward(
     options: multihead.arguments.AttentionOptions,
     tensors: multihead.arguments.AttentionTensors,

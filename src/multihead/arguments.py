@@ -122,6 +122,25 @@ class LayerOptions(NamedTuple):
     interleaved: bool = False
 
 
+class CachedKeys(NamedTuple):
+    """Keys and values that a layer's call adds to.
+
+    Attributes
+    ----------
+    keys, values
+        (N, Hk, capacity, D), of any floating dtype that goes together with the call's.
+    rows
+        int64 (N,): how many of them are filled.
+    positions
+        int64 (N,): how many tokens there were before.
+    """
+
+    keys: Any
+    values: Any
+    rows: Any
+    positions: Any
+
+
 class AttentionTensors(NamedTuple):
     """Inputs and mask of scaled dot-product attention; also their gradients.
 

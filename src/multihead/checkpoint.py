@@ -1,21 +1,24 @@
-"""Layers in safetensors files: parameters, options and the random state."""
+"""Layers, and caches of keys and values, in safetensors files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from multihead.arrays import Array
 from multihead.checks import wrong
+from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
 from multihead.parameters import parameter_shapes
 from multihead.rope import Rope
 from multihead.state import checked_sizes, taken
 
-_KEY = "multihead"
+_KEY, _CACHE_KEY = "multihead", "multihead.kv_cache"  # in a file's metadata
 
 
 def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
@@ -48,8 +51,7 @@ def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
     (MultiheadAttention(embed_dim=8, num_heads=2, dropout=0.1), (3, 0))
     """
     tensors = layer.state_dict()
-    if layer.dtype == "bfloat16":
-        tensors = {name: array.view(np.uint16) for name, array in tensors.items()}
+    tensors = {name: _as_bits(x) for name, x in tensors.items()}
     rope = None if layer.rope is None else layer.rope.to_dict()
     note = {"options": layer.options() | {"rope": rope}, "rng_state": layer.rng_state}
     _safetensors().save_file(tensors, path, metadata={_KEY: json.dumps(note)})
@@ -88,20 +90,74 @@ def load(path: str | os.PathLike[str]) -> MultiheadAttention:
     >>> bool((again.out_proj.weight == layer.out_proj.weight).all())
     True
     """
-    _safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    with open(path, "rb"):  # what the system has to say comes first, and as it says it
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            note = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    note, tensors = _read(path, _KEY, "multihead.checkpoint.save")
+    with _refused(path, "multihead.checkpoint.save"):
         return _layer(note["options"], note["rng_state"], tensors)
-    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"[:400]
-        expected = "a file that multihead.checkpoint.save wrote"
-        raise wrong("path", expected, f"{os.fspath(path)} ({reason})") from None
+
+
+def save_cache(cache: KVCache, path: str | os.PathLike[str]) -> None:
+    """Save a cache of keys and values, the rows in use, as safetensors.
+
+    Parameters
+    ----------
+    cache : KVCache
+    path : path-like
+        Written over if it exists.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import multihead as mh
+    >>> cache = mh.KVCache(1, 2, 8, 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "cache.safetensors")
+    ...     mh.checkpoint.save_cache(cache, path)
+    ...     mh.checkpoint.load_cache(path).lengths
+    array([0])
+    """
+    tensors = {name: _as_bits(x) for name, x in cache.state_dict().items()}
+    note = {_CACHE_KEY: json.dumps(cache.options())}
+    _safetensors().save_file(tensors, path, metadata=note)
+
+
+def load_cache(path: str | os.PathLike[str]) -> KVCache:
+    """Load a cache that `save_cache` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    KVCache
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+    ValueError
+        If the file was not written by `save_cache`, or does not hold what its options ask for.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    See `save_cache`.
+    """
+    note, tensors = _read(path, _CACHE_KEY, "multihead.checkpoint.save_cache")
+    with _refused(path, "multihead.checkpoint.save_cache"):
+        sizes = note["batch"], note["num_kv_heads"], note["head_dim"], note["value_dim"]
+        keys, values = tensors["keys"].shape, tensors["values"].shape
+        if (*keys[:2], keys[3], values[3]) != sizes:
+            raise wrong("keys", sizes, keys)
+        cache = KVCache(**note)
+        cache.load_state_dict(tensors)
+    return cache
 
 
 def _layer(
@@ -121,6 +177,36 @@ def _layer(
         tensors = {name: array.view(dtype) for name, array in tensors.items()}
     layer.load_state_dict(tensors)
     return layer
+
+
+def _read(path: str | os.PathLike[str], key: str, writer: str) -> tuple[Any, dict[str, Array]]:
+    """Return what a file says of itself, and its tensors."""
+    _safetensors()
+    from safetensors import safe_open
+
+    with open(path, "rb"):  # what the system has to say comes first, and as it says it
+        pass
+    with _refused(path, writer), safe_open(path, framework="numpy") as file:
+        note = json.loads((file.metadata() or {})[key])
+        return note, {name: file.get_tensor(name) for name in file.keys()}
+
+
+@contextlib.contextmanager
+def _refused(path: str | os.PathLike[str], writer: str) -> Iterator[None]:
+    """Raise one error for a file that is not what it should be."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:400]
+        expected = f"a file that {writer} wrote"
+        raise wrong("path", expected, f"{os.fspath(path)} ({reason})") from None
+
+
+def _as_bits(x: Array) -> Array:
+    """Return bfloat16 as what every reader of safetensors knows: bits."""
+    return x.view(np.uint16) if x.dtype.name == "bfloat16" else x
 
 
 def _safetensors() -> Any:

@@ -11,7 +11,9 @@ from multihead import _native
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.arrays import Array
 from multihead.cache import IN_EVAL, USED_UP, LayerCache, MaskArrays, usable
-from multihead.checks import boolean, wrong
+from multihead.checks import boolean, wrong, wrong_type
+from multihead.decoding import check_cache, step
+from multihead.kv_cache import KVCache
 from multihead.layer_rules import LayerRules, layer_rules
 from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
@@ -205,6 +207,8 @@ class MultiheadAttention(LayerState):
         attn_mask: Any = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        kv_cache: KVCache | None = None,
         **unknown_options: Any,
     ) -> tuple[Any, Any]:
         """Attend from query to key and value.
@@ -233,6 +237,10 @@ class MultiheadAttention(LayerState):
             Average the weights over the heads.
         is_causal : bool, default False
             Query i attends to keys j <= i only, besides what masks say. No mask is needed.
+        kv_cache : KVCache, optional
+            In eval mode: query, key and value are new tokens after those that the cache holds.
+            Their keys and values are appended to it, and queries attend to all from their places.
+            S in `attn_mask` and in the weights is then the number of keys of the longest sequence.
 
         Returns
         -------
@@ -278,6 +286,10 @@ class MultiheadAttention(LayerState):
             need_weights = boolean("need_weights", need_weights)
             average_attn_weights = boolean("average_attn_weights", average_attn_weights)
             is_causal = boolean("is_causal", is_causal)
+        if kv_cache is not None:
+            masks = key_padding_mask, attn_mask
+            average = average_attn_weights if need_weights else None
+            return self._step((query, key, value), kv_cache, masks, average, is_causal)
         batch: Dense | RaggedBatch
         if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
             batch = RaggedBatch(self._element, self._sizes, query, key, value)
@@ -435,6 +447,64 @@ class MultiheadAttention(LayerState):
             outputs.finish()
             results = tuple(out)
         return (*results, *call.finish_mask_gradients(d_masks)) if need_mask_grad else results
+
+    def new_kv_cache(self, batch: int, capacity: int, dtype: Any = None) -> KVCache:
+        """Make a cache of keys and values for this layer.
+
+        Parameters
+        ----------
+        batch : int
+            How many sequences.
+        capacity : int
+            How many tokens each may have. With a `window` a sequence may have more: the cache then
+            keeps what is seen; see `KVCache`.
+        dtype : dtype or str, optional
+            What is stored, the layer's by default; float16 or bfloat16 under float32 halve what a
+            step reads.
+
+        Returns
+        -------
+        KVCache
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a size is not positive, or `dtype` does not go together with the layer's.
+
+        Examples
+        --------
+        >>> import multihead as mh
+        >>> layer = mh.MultiheadAttention(8, 4, num_kv_heads=2)
+        >>> layer.new_kv_cache(1, 100).keys.shape
+        (1, 2, 100, 2)
+        """
+        left, _ = self._rules.window
+        window = None if left < 0 or left >= capacity else left
+        heads, width = self.num_kv_heads, self.head_dim
+        dtype = self.dtype if dtype is None else dtype
+        made = KVCache(batch, heads, capacity, width, dtype=dtype, window=window)
+        return check_cache(made, self._sizes, made.batch, self._element)
+
+    def _step(
+        self,
+        inputs: tuple[Any, Any, Any],
+        cache: Any,
+        masks: tuple[Any, Any],
+        average: bool | None,
+        causal: bool,
+    ) -> tuple[Any, Any]:
+        padding, attn = masks
+        if self._training:
+            raise wrong("kv_cache", "None in training mode; layer.eval() before", "one")
+        if padding is not None:
+            got = type(padding).__name__
+            raise wrong("key_padding_mask", "None beside a cache (truncate the cache)", got)
+        if any(isinstance(x, Ragged) for x in inputs):
+            raise wrong_type("query", "an array beside a cache", "Ragged")
+        batch = Dense(self._element, self._sizes, self._batch_first, *inputs)
+        held = check_cache(cache, self._sizes, batch.batch, batch.element)
+        options = self._options(batch, causal, average, _NO_DROPOUT)
+        return step(batch, held, self._rules, options, attn, self._params)
 
     def _tensors(
         self, batch: Dense | RaggedBatch, inputs: GivenOnce, masks: MaskArrays

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from multihead.kv_cache import KVCache
 from multihead.ragged import Ragged
 
 A = TypeVar("A")
@@ -27,6 +28,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[Ragged[A], list[A]]: ...
 
 
@@ -42,6 +45,7 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    kv_cache: KVCache | None = None,
 ) -> tuple[Ragged[A], None]: ...
 
 
@@ -56,6 +60,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[Ragged[A], list[A] | None]: ...
 
 
@@ -70,6 +76,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[np.ndarray[Size, np.dtype[T]], NDArray[T]]: ...
 
 
@@ -85,6 +93,7 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    kv_cache: KVCache | None = None,
 ) -> tuple[np.ndarray[Size, np.dtype[T]], None]: ...
 
 
@@ -99,6 +108,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[np.ndarray[Size, np.dtype[T]], NDArray[T] | None]: ...
 
 
@@ -113,6 +124,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[A, A]: ...
 
 
@@ -128,6 +141,7 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    kv_cache: KVCache | None = None,
 ) -> tuple[A, None]: ...
 
 
@@ -142,6 +156,8 @@ def layer_call(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    kv_cache: KVCache | None = None,
 ) -> tuple[A, A | None]: ...
 
 

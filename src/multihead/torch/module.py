@@ -9,6 +9,7 @@ import torch
 
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.checks import boolean
+from multihead.kv_cache import KVCache
 from multihead.layer_rules import alibi_slopes, layer_rules
 from multihead.rope import Rope
 from multihead.score_rules import Window
@@ -22,6 +23,7 @@ from multihead.torch.calls import (
     result_weights,
 )
 from multihead.torch.composed import composed
+from multihead.torch.decoding import length_after, refuse_beside_cache, sizes_of, step
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
 from multihead.torch.exported import exported_layer
@@ -167,6 +169,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """By which angles queries and keys are turned, or None."""
         return self._rules.rope
 
+    def new_kv_cache(self, batch: int, capacity: int, dtype: Any = None) -> KVCache:
+        """Make a cache of keys and values; see `multihead.MultiheadAttention.new_kv_cache`."""
+        left, _ = self._rules.window
+        window = None if left < 0 or left >= capacity else left
+        own = NAMES.get(self.out_proj.weight.dtype, "float32") if dtype is None else dtype
+        sizes = self.num_kv_heads, capacity, self.head_dim
+        return KVCache(batch, *sizes, dtype=str(own).removeprefix("torch."), window=window)
+
     def extra_repr(self) -> str:
         """Say what options beyond PyTorch's the layer has."""
         given = {"num_kv_heads": self._key_heads, "head_dim": self._key_heads and self.head_dim}
@@ -196,6 +206,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         attn_mask: torch.Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        kv_cache: KVCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend; parameters and results are those of `torch.nn.MultiheadAttention.forward`.
 
@@ -213,6 +225,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         average_attn_weights : bool
         is_causal : bool
             Query i sees keys up to i, whatever else the masks say.
+        kv_cache : KVCache, optional
+            In eval mode, without gradients: the inputs are new tokens after those that it holds;
+            see `multihead.MultiheadAttention`.
 
         Returns
         -------
@@ -228,10 +243,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return leaf
         custom = self._out_proj_is_custom()
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
-        dtype = compute_dtype(self, inputs, tensors, need_weights)
+        fitted = tensors if kv_cache is None else tensors._replace(mask=None)
+        dtype = compute_dtype(self, inputs, fitted, need_weights)
         if dtype is None:
             refuse_quantized(query)
-            refuse_without_engine(self, query)
+            refuse_without_engine(self, query, kv_cache)
             explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
@@ -250,6 +266,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         # 1. Inputs: batched, dense or ragged, of their own dtypes.
         offsets = None
+        if kv_cache is not None:
+            refuse_beside_cache(self, tensors, ragged)
         if not ragged and needs_grad(tensors) and self._lets_inputs_change(tensors, unbatched):
             tensors = cloned_inputs(tensors)
         if ragged:
@@ -262,7 +280,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
         tokens_first = not (self.batch_first or unbatched or ragged)
         if self._rules.alibi or self._rules.rope is not None:
-            tensors = self._placed(tensors, dtype, offsets, 0 if tokens_first else 1)
+            axis = 0 if tokens_first else 1
+            more = 0 if kv_cache is None else length_after(kv_cache, 0)
+            tensors = self._placed(tensors, dtype, offsets, axis, more)
 
         # 2. The layer.
         left, right = self._rules.window
@@ -282,7 +302,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             window_right=right,
             interleaved=self._rules.rope is not None and self._rules.rope.layout == "interleaved",
         )
-        out, weights = compute(LayerCall(tensors, options, offsets), WAYS)
+        if kv_cache is not None:
+            out, weights = step(sizes_of(self), tensors, options, kv_cache)
+        else:
+            out, weights = compute(LayerCall(tensors, options, offsets), WAYS)
 
         # 3. Results in the caller's form.
         if weights is not None and offsets is not None:
@@ -303,9 +326,14 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return LayerTensors(*input_tensors(*inputs), *masks, *own, *of_out, *sinks)
 
     def _placed(
-        self, tensors: LayerTensors, dtype: torch.dtype, offsets: Offsets | None, axis: int
+        self,
+        tensors: LayerTensors,
+        dtype: torch.dtype,
+        offsets: Offsets | None,
+        axis: int,
+        before: int = 0,
     ) -> LayerTensors:
-        """Add what says how scores depend on positions; those of tokens lie along an axis."""
+        """Add what says how scores depend on positions, of tokens along an axis, after others."""
         rules, wide = self._rules, torch.float64 if dtype == torch.float64 else torch.float32
         if rules.alibi:
             slopes = torch.tensor(alibi_slopes(self.num_heads), dtype=wide, device="cpu")
@@ -316,7 +344,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             length = max(int(x.diff().amax()) if len(x) > 1 else 0 for x in offsets)
         else:
             query, key, _ = tensors.three
-            length = max(query.shape[axis], key.shape[axis])
+            length = before + max(query.shape[axis], key.shape[axis])
         cosine, sine = angle_tensors(rules.rope, self._turns, self.head_dim, length, wide)
         return tensors._replace(cosine=cosine, sine=sine)
 

@@ -39,15 +39,15 @@ def beyond_torch(module: Any) -> bool:
     return rules or module._has_sinks or module._key_heads is not None
 
 
-def refuse_without_engine(module: Any, query: Any) -> None:
+def refuse_without_engine(module: Any, query: Any, cache: Any = None) -> None:
     """Say what PyTorch's own implementation cannot compute.
 
     Raises
     ------
     ValueError
-        If the layer has options beyond PyTorch's.
+        If the layer has options beyond PyTorch's, or a cache.
     """
-    if not beyond_torch(module):
+    if cache is None and not beyond_torch(module):
         return
     got = type(query).__name__
     if isinstance(query, torch.Tensor):

@@ -1,0 +1,67 @@
+"""A call of the layer over cached keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from multihead import _native
+from multihead.arguments import LayerOptions, LayerTensors
+from multihead.arrays import Array, Element
+from multihead.checks import wrong, wrong_type
+from multihead.kv_cache import KVCache
+from multihead.layer_rules import LayerRules
+from multihead.layouts import Dense, Sizes, given_once
+from multihead.masks import attention_mask
+
+
+def check_cache(cache: Any, sizes: Sizes, batch: int, element: Element) -> KVCache:
+    """Return a cache that fits a layer and so many sequences, or raise."""
+    if not isinstance(cache, KVCache):
+        raise wrong_type("kv_cache", "a KVCache, as new_kv_cache makes it", type(cache).__name__)
+    if sizes.extra_keys:
+        got = "one with add_bias_kv or add_zero_attn"
+        raise wrong("kv_cache", "a layer without rows after its keys", got)
+    keys, values = cache.keys.shape, cache.values.shape
+    expected = (batch, sizes.key_heads, keys[2], sizes.head)
+    if keys != expected or values != expected:
+        raise wrong("kv_cache", f"keys and values {expected}", f"{keys} and {values}")
+    wide = element.name == "float64"
+    if wide != (cache.dtype == "float64"):
+        raise wrong_type("kv_cache", f"a dtype that goes with {element.name}", cache.dtype)
+    return cache
+
+
+def step(
+    batch: Dense,
+    cache: KVCache,
+    rules: LayerRules,
+    options: LayerOptions,
+    attn_mask: Any,
+    params: Any,
+) -> tuple[Any, Any]:
+    """Append the keys of the call's tokens to a cache, and attend to all of it."""
+    tokens, sizes, compute = batch.queries, batch.sizes, batch.element.compute
+    if batch.keys != tokens:
+        raise wrong("key", f"as many new tokens as queries, {tokens}", batch.keys)
+    held = cache.room_for(tokens)
+    columns = int(held.rows.max(initial=0)) + tokens
+    scores = (batch.batch, sizes.heads, tokens, columns)
+    mask = None if attn_mask is None else attention_mask(attn_mask, scores, compute)
+    angles: tuple[Array | None, Array | None] = None, None
+    if rules.rope is not None:
+        length = int(held.positions.max(initial=0)) + tokens
+        angles = rules.rope.angles(sizes.head, length, compute)
+    inputs = given_once(*batch.inputs)
+    of_masks = None, mask and mask.array
+    slopes = rules.slopes(sizes.heads, compute)
+    tensors = LayerTensors._make((*inputs, *of_masks, *params, slopes, *angles))
+    out, weights = batch.new_out(), None
+    if options.average is not None:
+        heads = () if options.average else (sizes.heads,)
+        shape = (*((batch.batch,) if batch.batched else ()), *heads, tokens, columns)
+        weights = np.empty(shape, batch.element.stored)
+    _native.cached_forward(options, tensors, held, out, weights)
+    cache.advance(tokens)
+    return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
