@@ -42,10 +42,9 @@ const EngineTable kTable = {
         [](const AttentionArguments& arguments, const AttentionResults& results) {
           return guarded([&] {
             const AttentionCall call = attention_call(arguments);
-            check_results(call, results);
-            const WeightsView weights{results.weights,
-                                      results.weights ? call.attention.heads.count : 0};
-            attention_forward(call, results.out, results.stats, weights);
+            const AttentionResults to = attention_results(call, results);
+            const WeightsView weights{to.weights, to.weights ? call.attention.heads.count : 0};
+            attention_forward(call, to.out, to.stats, weights);
           });
         },
     .attention_backward =
@@ -53,20 +52,16 @@ const EngineTable kTable = {
            const View& delta, const AttentionTensors& gradients) {
           return guarded([&] {
             const AttentionCall call = attention_call(arguments);
-            check_results(call, d_results);
+            const AttentionResults from = attention_results(call, d_results);
             const AttentionGradients to = attention_gradients(call, gradients);
-            const View& q = call.q;
-            check_shape("delta", delta, computed_in(q.dtype), {q.size[0], q.size[1], q.size[2]});
-            attention_backward(call, d_results.stats, delta, d_results.out, to);
+            attention_backward(call, from.stats, attention_delta(call, delta), from.out, to);
           });
         },
     .row_dot =
         [](const View& a, const View& b, const View& result) {
           return guarded([&] {
-            const DType of_out = b.dtype == computed_in(a.dtype) ? b.dtype : a.dtype;
-            check_shape("out", b, of_out, {a.size[0], a.size[1], a.size[2], a.size[3]});
-            check_shape("delta", result, computed_in(a.dtype), {a.size[0], a.size[1], a.size[2]});
-            row_dot(a, b, result);
+            const RowDot rows = faces::row_dot({a, b, result});
+            multihead::row_dot(rows.a, rows.b, rows.result);
           });
         },
     .merge_attention =

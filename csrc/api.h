@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 10;
+constexpr int kTableVersion = 11;
 
 struct EngineTable {
   int version;

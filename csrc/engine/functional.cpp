@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "keys.h"
+#include "sequence_runs.h"
 #include "split_keys.h"
 
 namespace multihead {
@@ -26,7 +27,8 @@ class Functional {
   void read(const View& from, Tokens tokens, E* to, TileOf what);
   void write(const E* from, Tokens tokens, const View& to);
   void clear_keys(const View& to);
-  // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q).
+  // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q),
+  // where q counts from the array's first token.
   template <class F>
   void each_row(Stat<E>* base, F f);
 
@@ -65,7 +67,7 @@ template <class E>
 void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
   each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
     const Plan& plan = run_.plan;
-    const TokenRows source = head_rows(from, at.batch, head);
+    const TokenRows source = head_rows(from, at.sequence, tokens, at.batch, head);
     void* rows[kTile];
     source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
@@ -79,7 +81,7 @@ void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
   if (!to) return;
   each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
     const Plan& plan = run_.plan;
-    const TokenRows target = head_rows(to, at.batch, head);
+    const TokenRows target = head_rows(to, at.sequence, tokens, at.batch, head);
     void* rows[kTile];
     target.tile(at.key_tile, at.sequence.tokens(tokens), rows);
     const E* const tile = from + (tokens == Tokens::Queries ? plan.query_tile(at, to.size[3])
@@ -95,7 +97,7 @@ void Functional<E>::clear_keys(const View& to) {
   auto clear = [=, this](int64_t task, int) {
     const int64_t heads = run_.plan.heads.key_count;
     const Sequence& s = run_.plan.sequences[size_t(task / heads)];
-    const TokenRows rows = head_rows(to, task / heads, task % heads);
+    const TokenRows rows = head_rows(to, s, Tokens::Keys, task / heads, task % heads);
     for (int64_t j = s.keys; j < s.source_keys; ++j)
       clear_elements(rows.row(j), rows.stride, to.size[3], rows.type);
   };
@@ -108,8 +110,9 @@ template <class F>
 void Functional<E>::each_row(Stat<E>* base, F f) {
   each_tile(Tokens::Queries, [=, this](const TileAt& at, int64_t) {
     Stat<E>* const row = base + run_.plan.query_row(at);
+    const int64_t first = at.sequence.first_query + at.query_tile * kTile;
     for (int64_t i = 0; i < at.query_lanes(); ++i)
-      f(row[i], i < at.queries(), at.batch, at.head, at.query_tile * kTile + i);
+      f(row[i], i < at.queries(), at.batch, at.head, first + i);
   });
 }
 
@@ -205,6 +208,10 @@ void row_dot_of_head(const View& a, const View& b, const View& result, int64_t n
 
 void attention_forward(const AttentionCall& call, const View& out, const View& stats,
                        const WeightsView& weights) {
+  if (const std::vector<SequenceRun> runs = sequence_runs(call); runs.size() > 1) {
+    for (const SequenceRun& run : runs) attention_forward(part_of(call, run), out, stats, weights);
+    return;
+  }
   if (splits_keys(call) && !weights.heads) return split_keys_forward(call, out, stats);
   const KernelSet& set = kernels_or_in_use(call.resources.kernels);
   dispatch(set, call.attention.dtype,

@@ -54,4 +54,13 @@ inline TokenRows head_rows(const View& v, int64_t batch, int64_t head) {
           .type = v.dtype};
 }
 
+// Of one sequence: those of a ragged batch lie one after another.
+inline TokenRows head_rows(const View& v, const Sequence& s, Tokens of, int64_t batch,
+                           int64_t head) {
+  TokenRows rows = head_rows(v, batch, head);
+  if (rows.base)
+    rows.base += (of == Tokens::Queries ? s.first_query : s.first_key) * rows.row_bytes;
+  return rows;
+}
+
 }  // namespace multihead

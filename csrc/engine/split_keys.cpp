@@ -155,7 +155,8 @@ void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
   const int64_t D = run_.plan.heads.dim;
   const Acc<E> scale = log2_scale<Acc<E>>(call_.attention.rules);
   for (int64_t row = 0; row < rows_; ++row) {
-    const TokenRows from = head_rows(call_.q, chunk.at.batch, chunk.at.head + row / queries_);
+    const TokenRows from = head_rows(call_.q, chunk.at.sequence, Tokens::Queries, chunk.at.batch,
+                                     chunk.at.head + row / queries_);
     for (int64_t d = 0; d < D; ++d)
       scratch.q[row * q_pitch_ + d] =
           E(element<Acc<E>>(from.row(row % queries_), d * from.stride, from.type) * scale);
@@ -190,7 +191,7 @@ template <class E>
 void SplitKeys<E>::multiply_keys(const Chunk& chunk, int64_t tile, Scratch& scratch) const {
   const TileAt at = chunk.tile(tile, 0);
   const int64_t n = at.keys(), D = run_.plan.heads.dim;
-  const TokenRows keys = head_rows(call_.k, at.batch, chunk.key_head);
+  const TokenRows keys = head_rows(call_.k, at.sequence, Tokens::Keys, at.batch, chunk.key_head);
   StoredRows stored = keys.stored(at.first_key());
   if (keys.stride != 1) {
     void* from[kTile];
@@ -245,7 +246,8 @@ void SplitKeys<E>::note_mask(const TileAt& at, const TileMask<E>& mask, int64_t 
 // out = probabilities . v, tile by tile; hidden keys are skipped where v is not finite.
 template <class E>
 void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
-  const TokenRows rows = head_rows(call_.v, chunk.at.batch, chunk.key_head);
+  const TokenRows rows =
+      head_rows(call_.v, chunk.at.sequence, Tokens::Keys, chunk.at.batch, chunk.key_head);
   const int64_t Dv = run_.plan.heads.value_dim;
   const bool in_place = rows.stride == 1 && Dv == v_pitch_;
   Acc<E>* const out = out_ + chunk.task * rows_ * v_pitch_;
@@ -287,6 +289,7 @@ void SplitKeys<E>::merge(int64_t head, const View& out, const View& stats) const
   const Heads& heads = run_.plan.heads;
   const int64_t h = head % heads.count, n = head / heads.count;
   const int64_t first = (n * heads.key_count + h / heads.group()) * chunks_;
+  const int64_t first_query = run_.plan.sequences[size_t(n)].first_query;
   const View& sinks = call_.attention.rules.sinks;
   const Stat<E> sink = sinks ? Stat<E>(sinks.get<Acc<E>>(sinks.at(h)) * kLog2E) : Stat<E>(0);
   for (int64_t i = 0; i < queries_; ++i) {
@@ -300,9 +303,9 @@ void SplitKeys<E>::merge(int64_t head, const View& out, const View& stats) const
     const Stat<E> inverse = seen ? Stat<E>(1) / merge.sum() : Stat<E>(0);
     const Acc<E> scale = inverse * Acc<E>(run_.masks.keep_scale());
     for (int64_t d = 0; d < heads.value_dim; ++d)
-      out.set(out.at(n, h, i, d), seen ? Acc<E>(merge.out()[d] * scale) : Acc<E>(0));
+      out.set(out.at(n, h, first_query + i, d), seen ? Acc<E>(merge.out()[d] * scale) : Acc<E>(0));
     if (!stats) continue;
-    Stat<E>* const to = stats.as<Stat<E>>() + stats.at(0, n, h, i);
+    Stat<E>* const to = stats.as<Stat<E>>() + stats.at(0, n, h, first_query + i);
     to[0] = seen ? merge.max() : std::numeric_limits<Stat<E>>::infinity();
     to[stats.stride[0]] = inverse;
   }

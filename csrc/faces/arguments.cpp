@@ -58,6 +58,11 @@ void check_floats_of(const char* name, const View& v, DType type,
   check_floats(name, v, type);
 }
 
+void check_shape(const char* name, const View& v, DType type, std::initializer_list<int64_t> size) {
+  check_size(name, v, size);
+  check_type(name, v, type);
+}
+
 void check_rank(const char* name, const View& v, int low, int high) {
   if (v.rank < low || v.rank > high)
     wrong(name, "from " + std::to_string(low) + " to " + std::to_string(high) + " axes",
@@ -217,6 +222,20 @@ void check_offsets(const char* name, const int64_t* offsets, int64_t batch, int6
   if (!rising) wrong(name, "offsets that rise from 0 to " + std::to_string(total), "others");
 }
 
+BatchShape ragged_shape(const RaggedOffsets& offsets, int64_t queries, int64_t keys) {
+  BatchShape s;
+  s.batch = offsets.batch;
+  s.query_offsets = offsets.query;
+  s.key_offsets = offsets.key;
+  check_offsets("query offsets", s.query_offsets, s.batch, queries);
+  check_offsets("key offsets", s.key_offsets, s.batch, keys);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    s.queries = larger(s.queries, s.query_offsets[b + 1] - s.query_offsets[b]);
+    s.keys = larger(s.keys, s.key_offsets[b + 1] - s.key_offsets[b]);
+  }
+  return s;
+}
+
 // Of a dense batch from its tensors, of a ragged one from its offsets.
 BatchShape batch_shape(const LayerArguments& a, const LayerCall& call) {
   BatchShape s;
@@ -228,15 +247,7 @@ BatchShape batch_shape(const LayerArguments& a, const LayerCall& call) {
     if (key.size[0] != s.batch)
       wrong("key", std::to_string(s.batch) + " sequences", text(key.size, key.rank));
   } else {
-    s.batch = a.offsets.batch;
-    s.query_offsets = a.offsets.query;
-    s.key_offsets = a.offsets.key;
-    check_offsets("query offsets", s.query_offsets, s.batch, query.size[0]);
-    check_offsets("key offsets", s.key_offsets, s.batch, key.size[0]);
-    for (int64_t b = 0; b < s.batch; ++b) {
-      s.queries = larger(s.queries, s.query_offsets[b + 1] - s.query_offsets[b]);
-      s.keys = larger(s.keys, s.key_offsets[b + 1] - s.key_offsets[b]);
-    }
+    return ragged_shape(a.offsets, query.size[0], key.size[0]);
   }
   return s;
 }
@@ -270,11 +281,6 @@ void share_inputs(LayerTensors& t, const LayerTensors& like) {
 }
 
 }  // namespace
-
-void check_shape(const char* name, const View& v, DType type, std::initializer_list<int64_t> size) {
-  check_size(name, v, size);
-  check_type(name, v, type);
-}
 
 LayerCall layer_call(const LayerArguments& a) {
   LayerTensors t = a.tensors;
@@ -444,35 +450,76 @@ void check_positions(const AttentionPositions& positions, const BatchShape& shap
     if (positions.query && (positions.query[b] < -kFar || positions.query[b] > kFar))
       wrong("query_positions", "from -2**40 to 2**40", std::to_string(positions.query[b]));
     if (!positions.key_lengths) continue;
-    const int64_t n = positions.key_lengths[b];
-    if (n < 0 || n > shape.keys)
-      wrong("key_lengths", "from 0 to " + std::to_string(shape.keys), std::to_string(n));
+    const int64_t n = positions.key_lengths[b], *const k = shape.key_offsets;
+    const int64_t most = k ? k[b + 1] - k[b] : shape.keys;
+    if (n < 0 || n > most)
+      wrong("key_lengths", "from 0 to " + std::to_string(most), std::to_string(n));
   }
+}
+
+// Tokens first, (..., total, H) and whatever follows, as (..., N, H, L): the sequences of a ragged
+// batch, which the offsets tell apart, of L tokens each for all that the axes say.
+View by_sequence(View v, int at, const BatchShape& shape, int64_t tokens) {
+  if (!v) return v;
+  swap_axes(v, at, at + 1);
+  insert_axis(v, at);
+  v.size[at] = shape.batch;
+  v.size[at + 2] = tokens;
+  return v;
+}
+
+// (N, H, L, D), or of a ragged batch what lies as (total, H, D).
+View like_queries(const AttentionCall& call, const char* name, const View& v, int64_t width) {
+  const AttentionSpec& spec = call.attention;
+  const BatchShape& s = spec.shape;
+  if (!s.query_offsets) {
+    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.count, s.queries, width});
+    return v;
+  }
+  check_floats_of(name, v, spec.dtype, {s.query_offsets[s.batch], spec.heads.count, width});
+  return by_sequence(v, 0, s, s.queries);
+}
+
+View like_keys(const AttentionCall& call, const char* name, const View& v, int64_t width) {
+  const AttentionSpec& spec = call.attention;
+  const BatchShape& s = spec.shape;
+  if (!s.key_offsets) {
+    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.key_count, s.keys, width});
+    return v;
+  }
+  check_floats_of(name, v, spec.dtype, {s.key_offsets[s.batch], spec.heads.key_count, width});
+  return by_sequence(v, 0, s, s.keys);
 }
 
 }  // namespace
 
 AttentionCall attention_call(const AttentionArguments& a) {
   const AttentionTensors& t = a.tensors;
-  check_rank("query", t.query, 4, 4);
-  check_rank("key", t.key, 4, 4);
-  check_rank("value", t.value, 4, 4);
+  const bool ragged = a.offsets.query != nullptr;
+  const int rank = ragged ? 3 : 4;
+  check_rank("query", t.query, rank, rank);
+  check_rank("key", t.key, rank, rank);
+  check_rank("value", t.value, rank, rank);
   AttentionCall call;
-  call.q = t.query;
-  call.k = t.key;
-  call.v = t.value;
   AttentionSpec& spec = call.attention;
   spec.dtype = a.options.dtype;
-  const int64_t *q = t.query.size, keys = t.key.size[2], heads = t.key.size[1];
-  check_floats("query", t.query, spec.dtype);
-  check_floats_of("key", t.key, spec.dtype, {q[0], heads, keys, q[3]});
-  check_floats_of("value", t.value, spec.dtype, {q[0], heads, keys, t.value.size[3]});
-  if (heads == 0 ? q[1] != 0 : q[1] % heads != 0)
-    wrong("key", "a number of heads that divides " + std::to_string(q[1]), std::to_string(heads));
-  spec.heads = {.count = q[1], .key_count = heads, .dim = q[3], .value_dim = t.value.size[3]};
-  spec.shape.batch = q[0];
-  spec.shape.queries = q[2];
-  spec.shape.keys = keys;
+  const int64_t count = t.query.size[1], heads = t.key.size[1];
+  if (heads == 0 ? count != 0 : count % heads != 0)
+    wrong("key", "a number of heads that divides " + std::to_string(count), std::to_string(heads));
+  spec.heads = {.count = count,
+                .key_count = heads,
+                .dim = t.query.size[rank - 1],
+                .value_dim = t.value.size[rank - 1]};
+  if (ragged) {
+    spec.shape = ragged_shape(a.offsets, t.query.size[0], t.key.size[0]);
+  } else {
+    spec.shape.batch = t.query.size[0];
+    spec.shape.queries = t.query.size[2];
+    spec.shape.keys = t.key.size[2];
+  }
+  call.q = like_queries(call, "query", t.query, spec.heads.dim);
+  call.k = like_keys(call, "key", t.key, spec.heads.dim);
+  call.v = like_keys(call, "value", t.value, spec.heads.value_dim);
   spec.rules.scale = a.options.scale;
   spec.rules.causal = a.options.causal;
   spec.rules.true_hides = a.options.true_hides;
@@ -482,40 +529,81 @@ AttentionCall attention_call(const AttentionArguments& a) {
   spec.rules.mask = mask_of(t.mask, spec);
   spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
   spec.rules.sinks = t.sinks;
-  if (t.sinks) check_floats_of("sinks", t.sinks, spec.dtype, {q[1]});
+  if (t.sinks) check_floats_of("sinks", t.sinks, spec.dtype, {count});
   check_positions(a.positions, spec.shape);
   spec.shape.query_positions = a.positions.query;
   spec.shape.key_lengths = a.positions.key_lengths;
   return call;
 }
 
-void check_results(const AttentionCall& call, const AttentionResults& results) {
+AttentionResults attention_results(const AttentionCall& call, const AttentionResults& results) {
   const AttentionSpec& spec = call.attention;
-  const int64_t N = spec.shape.batch, H = spec.heads.count, L = spec.shape.queries;
-  check_floats_of("out", results.out, spec.dtype, {N, H, L, spec.heads.value_dim});
-  if (results.stats) check_shape("stats", results.stats, computed_in(spec.dtype), {2, N, H, L});
-  if (results.weights)
-    check_floats_of("weights", results.weights, spec.dtype, {N, H, L, spec.shape.keys});
+  const BatchShape& s = spec.shape;
+  const int64_t N = s.batch, H = spec.heads.count, L = s.queries;
+  AttentionResults r = results;
+  r.out = like_queries(call, "out", r.out, spec.heads.value_dim);
+  check_type("stats", r.stats, computed_in(spec.dtype));
+  if (s.query_offsets) {
+    if (r.stats) check_size("stats", r.stats, {2, s.query_offsets[N], H});
+    r.stats = by_sequence(r.stats, 1, s, L);
+    if (r.weights) wrong("weights", "none of a ragged batch", "an array");
+    return r;
+  }
+  if (r.stats) check_size("stats", r.stats, {2, N, H, L});
+  if (r.weights) check_floats_of("weights", r.weights, spec.dtype, {N, H, L, s.keys});
+  return r;
+}
+
+View attention_delta(const AttentionCall& call, const View& delta) {
+  const AttentionSpec& spec = call.attention;
+  const BatchShape& s = spec.shape;
+  check_type("delta", delta, computed_in(spec.dtype));
+  if (!s.query_offsets) {
+    check_size("delta", delta, {s.batch, spec.heads.count, s.queries});
+    return delta;
+  }
+  check_size("delta", delta, {s.query_offsets[s.batch], spec.heads.count});
+  return by_sequence(delta, 0, s, s.queries);
+}
+
+RowDot row_dot(const RowDot& arguments) {
+  RowDot r = arguments;
+  check_rank("d_out", r.a, 3, 4);
+  check_rank("out", r.b, r.a.rank, r.a.rank);
+  if (r.a.rank == 3) {  // one sequence of all tokens
+    BatchShape one;
+    one.batch = 1;
+    const int64_t total = r.a.size[0];
+    check_rank("delta", r.result, 2, 2);
+    r = {by_sequence(r.a, 0, one, total), by_sequence(r.b, 0, one, total),
+         by_sequence(r.result, 0, one, total)};
+    check_size("out", arguments.b, {total, r.a.size[1], r.a.size[3]});
+    check_size("delta", arguments.result, {total, r.a.size[1]});
+  }
+  const DType of_out = r.b.dtype == computed_in(r.a.dtype) ? r.b.dtype : r.a.dtype;
+  check_type("out", r.b, of_out);
+  check_size("out", r.b, {r.a.size[0], r.a.size[1], r.a.size[2], r.a.size[3]});
+  check_type("delta", r.result, computed_in(r.a.dtype));
+  check_size("delta", r.result, {r.a.size[0], r.a.size[1], r.a.size[2]});
+  return r;
 }
 
 AttentionGradients attention_gradients(const AttentionCall& call,
                                        const AttentionTensors& gradients) {
-  const auto like = [&](const char* name, const View& v, const View& of) {
-    if (v)
-      check_floats_of(name, v, call.attention.dtype,
-                      {of.size[0], of.size[1], of.size[2], of.size[3]});
-    return v;
-  };
   const AttentionSpec& spec = call.attention;
+  const Heads& heads = spec.heads;
   check_type("d_mask", gradients.mask, computed_in(spec.dtype));
   if (gradients.sinks) {
-    check_shape("d_sinks", gradients.sinks, computed_in(spec.dtype), {spec.heads.count});
+    check_type("d_sinks", gradients.sinks, computed_in(spec.dtype));
+    check_size("d_sinks", gradients.sinks, {heads.count});
     if (!spec.rules.sinks) wrong("d_sinks", "none, as there are no sinks", "an array");
   }
   if (gradients.alibi_slopes) wrong("d_alibi_slopes", "none", "an array");
-  return {like("d_query", gradients.query, call.q), like("d_key", gradients.key, call.k),
-          like("d_value", gradients.value, call.v), own_axes(gradients.mask, spec),
-          gradients.sinks};
+  const AttentionTensors& g = gradients;
+  return {g.query ? like_queries(call, "d_query", g.query, heads.dim) : View{},
+          g.key ? like_keys(call, "d_key", g.key, heads.dim) : View{},
+          g.value ? like_keys(call, "d_value", g.value, heads.value_dim) : View{},
+          own_axes(g.mask, spec), g.sinks};
 }
 
 }  // namespace multihead::faces

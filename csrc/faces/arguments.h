@@ -85,10 +85,11 @@ CachedCall cached_call(const LayerArguments& arguments, const CachedKeys& cache,
 
 // The same for attention alone.
 struct AttentionTensors {
-  View query, key, value;  // (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H
-  View mask;               // see score_axes
-  View alibi_slopes;       // (H) or (N, H)
-  View sinks;              // (H)
+  // (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H. Ragged: (total, H, D) and so on.
+  View query, key, value;
+  View mask;          // see score_axes
+  View alibi_slopes;  // (H) or (N, H)
+  View sinks;         // (H)
 };
 
 // Of each sequence, (N); null: its first query stands on its first key, and all its keys exist.
@@ -110,21 +111,28 @@ struct AttentionArguments {
   AttentionTensors tensors;
   AttentionOptions options;
   AttentionPositions positions;
+  RaggedOffsets offsets;
 };
 
 // Of each query, as forward leaves them and backward takes them.
 struct AttentionResults {
-  View out;      // (N, H, L, Dv)
-  View stats;    // (2, N, H, L)
-  View weights;  // (N, H, L, S)
+  View out;      // (N, H, L, Dv); ragged: (total, H, Dv)
+  View stats;    // (2, N, H, L); ragged: (2, total, H)
+  View weights;  // (N, H, L, S); not of a ragged batch
 };
 
+// What the engine takes: N, H and tokens are axes of all views.
 AttentionCall attention_call(const AttentionArguments& arguments);
-void check_results(const AttentionCall& call, const AttentionResults& results);
+AttentionResults attention_results(const AttentionCall& call, const AttentionResults& results);
+View attention_delta(const AttentionCall& call, const View& delta);  // (N, H, L) or (total, H)
 AttentionGradients attention_gradients(const AttentionCall& call,
                                        const AttentionTensors& gradients);
-void check_shape(const char* name, const View& view, DType type,
-                 std::initializer_list<int64_t> size);
+
+// Products of rows: (N, H, L, D) twice, and (N, H, L); or (total, H, D) and (total, H).
+struct RowDot {
+  View a, b, result;
+};
+RowDot row_dot(const RowDot& arguments);
 
 // Names of fields and where they are, for faces that get them in a row.
 template <class S>

@@ -79,12 +79,19 @@ constexpr OptionField<Attention> kAttentionOptions[] = {
     {"window_right", [](Attention& o, nb::handle v) { o.window_right = nb::cast<int64_t>(v); }},
 };
 
-// What AttentionTensors has after its views.
+// What AttentionTensors has after its views: integers of each sequence, and of a ragged batch where
+// its sequences begin, which are one more.
+using Arguments = faces::AttentionArguments;
 constexpr struct {
   const char* name;
-  const int64_t* faces::AttentionPositions::* each;  // of a sequence
-} kAttentionPositions[] = {{"query_positions", &faces::AttentionPositions::query},
-                           {"key_lengths", &faces::AttentionPositions::key_lengths}};
+  int64_t more;
+  const int64_t*& (*in)(Arguments& a);
+} kAttentionIntegers[] = {
+    {"query_offsets", 1, [](Arguments& a) -> const int64_t*& { return a.offsets.query; }},
+    {"key_offsets", 1, [](Arguments& a) -> const int64_t*& { return a.offsets.key; }},
+    {"query_positions", 0, [](Arguments& a) -> const int64_t*& { return a.positions.query; }},
+    {"key_lengths", 0, [](Arguments& a) -> const int64_t*& { return a.positions.key_lengths; }},
+};
 
 constexpr struct {
   const char* name;
@@ -150,7 +157,7 @@ void check_fields(nb::handle module) {
   check_fields(module, "LayerTensors", faces::kLayerTensors);
   check_fields(module, "LayerOptions", kLayerOptions);
   check_fields(module, "CachedKeys", kCachedKeys);
-  check_fields(module, "AttentionTensors", faces::kAttentionTensors, kAttentionPositions);
+  check_fields(module, "AttentionTensors", faces::kAttentionTensors, kAttentionIntegers);
   check_fields(module, "AttentionOptions", kAttentionOptions);
 }
 
@@ -174,19 +181,28 @@ faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arg
 }
 
 faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors) {
-  constexpr size_t kMore = std::size(kAttentionPositions);
-  faces::AttentionArguments a{read_views<kMore>(faces::kAttentionTensors, tensors, false),
-                              read_options(kAttentionOptions, options),
-                              {}};
+  constexpr size_t kMore = std::size(kAttentionIntegers);
+  Arguments a{read_views<kMore>(faces::kAttentionTensors, tensors, false),
+              read_options(kAttentionOptions, options),
+              {},
+              {}};
+  int64_t batch = a.tensors.query.rank == 4 ? a.tensors.query.size[0] : -1;
   for (size_t i = 0; i < kMore; ++i) {
     const nb::handle object =
         PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
     if (object.is_none()) continue;
+    const auto& field = kAttentionIntegers[i];
     const Steps each = nb::cast<Steps>(object);
-    if (a.tensors.query.rank != 4 || int64_t(each.shape(0)) != a.tensors.query.size[0])
-      throw nb::value_error("query_positions, key_lengths: expected (N,) of the batch");
-    a.positions.*kAttentionPositions[i].each = each.data();
+    const int64_t n = int64_t(each.shape(0)) - field.more;
+    if (batch < 0 && field.more) batch = n;
+    if (n < 0 || n != batch)
+      throw nb::value_error(
+          "query_offsets, key_offsets, query_positions, key_lengths: expected those of one batch");
+    field.in(a) = each.data();
   }
+  if (!a.offsets.query != !a.offsets.key)
+    throw nb::value_error("query_offsets, key_offsets: expected both or none");
+  a.offsets.batch = batch;
   return a;
 }
 
@@ -195,7 +211,7 @@ faces::LayerTensors layer_gradients(nb::handle tensors) {
 }
 
 faces::AttentionTensors attention_gradients(nb::handle tensors) {
-  return read_views<std::size(kAttentionPositions)>(faces::kAttentionTensors, tensors, true);
+  return read_views<std::size(kAttentionIntegers)>(faces::kAttentionTensors, tensors, true);
 }
 
 }  // namespace multihead::binding

@@ -147,13 +147,17 @@ class AttentionTensors(NamedTuple):
     Attributes
     ----------
     query, key, value
-        (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H.
+        (N, H, L, D), (N, Hk, S, D), (N, Hk, S, Dv); Hk divides H. Of a ragged batch (total, H, D)
+        and so on.
     mask
         Four axes, broadcastable to (N, H, L, S): bool, or floats, which are added.
     alibi_slopes
         (H,) or (N, H).
     sinks
         (H,).
+    query_offsets, key_offsets
+        int64 (N + 1,): where the sequences of a ragged batch begin, and the last one ends; both or
+        none.
     query_positions, key_lengths
         int64 (N,): where the first query of each sequence stands among its keys, and how many of
         its keys exist.
@@ -165,6 +169,8 @@ class AttentionTensors(NamedTuple):
     mask: Any = None
     alibi_slopes: Any = None
     sinks: Any = None
+    query_offsets: Any = None
+    key_offsets: Any = None
     query_positions: Any = None
     key_lengths: Any = None
 
