@@ -25,6 +25,8 @@ from multihead.layer_rules import alibi_slopes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
 from multihead.merging import merge_attention
+from multihead.packed import Packing, pack, unpack, unpack_like
+from multihead.ragged import Ragged
 from multihead.rotation import rotate, rotate_backward
 from multihead.row_statistics import log_sums
 from multihead.score_rules import NO_RULES, Asked, ScoreRules, Window, score_rules
@@ -42,6 +44,8 @@ __all__ = [
     "scaled_dot_product_attention_backward",
 ]
 
+_NAMES = ("query", "key", "value")
+_VALUES = ("query.values", "key.values", "value.values")
 _WATCH = MaskWatch(true_hides=False, left=64)
 _FIRST = 0  # of query_offset
 
@@ -68,6 +72,7 @@ class AttentionCache(NamedTuple):
     rules: ScoreRules
     out: Array
     stats: Array
+    packing: Packing | None = None
 
     def __repr__(self) -> str:
         query, key, value = self.shapes
@@ -103,10 +108,11 @@ def scaled_dot_product_attention(
 
     Parameters
     ----------
-    query : array of shape (..., L, D)
+    query : array of shape (..., L, D), or Ragged
         Usually (N, H, L, D). A NumPy array or any CPU array that speaks DLPack, of float32,
         float64, float16 or bfloat16, of any strides. float16 is computed in float32, and so is
-        bfloat16 where the CPU cannot multiply it.
+        bfloat16 where the CPU cannot multiply it. Or packed sequences: a `Ragged` of values
+        (total, H, D), as key and value then are too, of values (total, Hk, D) and (total, Hk, Dv).
     key : array of shape (..., S, D)
         Of the dtype and leading axes of `query`; of float16 or bfloat16, too, under float32
         queries: a cache of half the size. With `enable_gqa` of fewer heads, (..., Hk, S, D).
@@ -114,9 +120,10 @@ def scaled_dot_product_attention(
         Likewise.
     attn_mask : array, bool or floating, optional
         Broadcastable to (..., L, S). **True = attend**; floats are added to the scaled scores.
+        Keys after the last column are hidden. For packed sequences L and S of (N, H, L, S) are the
+        greatest lengths, and the mask is cut top-left for each sequence.
     dropout_p : float, default 0.0
         Probability of dropping an attention weight, from 0 to 1. Acts in every call.
-        Keys after the last column are hidden.
     is_causal : bool, default False
         The query at position p attends to keys j <= p only, besides what `attn_mask` says.
     scale : float, optional
@@ -131,7 +138,7 @@ def scaled_dot_product_attention(
         Query i stands at position query_offset + i among the keys, for `is_causal`, `window` and
         `alibi_slopes`. "end": the last query stands on the last key.
     key_lengths : array of int (N,), optional
-        Keys of a sequence from there on do not exist, and are never read.
+        Keys of a sequence from there on do not exist, and are never read; packed ones too.
     softcap : float, optional
         Scaled scores s become ``softcap * tanh(s / softcap)``, before masks and ALiBi.
     alibi_slopes : array of shape (H,) or (N, H), optional
@@ -149,12 +156,12 @@ def scaled_dot_product_attention(
 
     Returns
     -------
-    out : array of shape (..., L, Dv)
-        Of the kind and dtype of `query`.
-    lse : array of shape (..., L)
+    out : array of shape (..., L, Dv), or Ragged
+        Of the kind and dtype of `query`; for packed sequences of values (total, H, Dv).
+    lse : array of shape (..., L), or Ragged
         With `return_lse`: the natural logarithm of the sum of the exponentials of a query's scores
         and its sink, before dropout; -inf where the query sees no key. In the dtype computed in, so
-        float32 for float16 and bfloat16.
+        float32 for float16 and bfloat16. For packed sequences of values (total, H).
     cache : object
         With `return_cache`. It refers to the inputs and the mask, and can be used again.
 
@@ -175,6 +182,8 @@ def scaled_dot_product_attention(
     A query that sees no key has output 0 and gradients 0. No L x S array is made, and tiles that no
     query sees are not computed. Rules act in this order: scale, `softcap`, `alibi_slopes`,
     `attn_mask`, softmax with `sinks`, dropout. N is the product of the axes before the heads.
+    Packed sequences have the bits that each has by itself, but for dropout, which draws by their
+    place in the batch.
     Vaswani et al., "Attention Is All You Need" (2017); Dao et al., "FlashAttention" (2022); Ainslie
     et al., "GQA" (2023); Press et al., "Train Short, Test Long" (2022); Xiao et al., "Efficient
     Streaming Language Models with Attention Sinks" (2023).
@@ -191,6 +200,13 @@ def scaled_dot_product_attention(
     >>> out, lse = scaled_dot_product_attention(q, q, q, is_causal=True, return_lse=True)
     >>> out.shape, lse.shape, round(float(lse[0, 0, 0]), 3)
     ((1, 2, 5, 4), (1, 2, 5), 2.0)
+
+    Packed sequences, of 3 and 5 tokens with 2 heads:
+
+    >>> from multihead import Ragged
+    >>> x = Ragged(np.ones((8, 2, 4), np.float32), [0, 3, 8])
+    >>> scaled_dot_product_attention(x, x, x, is_causal=True)
+    Ragged(N=2, total=8, H=2, D=4, lengths=3 to 5)
     """
     # 1. Arguments: types, shapes and dtypes are checked.
     if unknown_options:
@@ -198,18 +214,27 @@ def scaled_dot_product_attention(
     is_causal, return_lse = boolean("is_causal", is_causal), boolean("return_lse", return_lse)
     return_cache = boolean("return_cache", return_cache)
     enable_gqa = boolean("enable_gqa", enable_gqa)
-    element = _element(query)
-    q, _, q_kind = read("query", query, element)
-    k, k_kind = (q, q_kind) if key is query else _kept("key", key, element)
-    v, v_kind = (k, k_kind) if value is key else _kept("value", value, element)
+    packing, names = None, _NAMES
+    if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
+        packing, (query, key, value) = unpack(query, key, value)
+        names = _VALUES
+    element = _element(names[0], query)
+    q, _, q_kind = read(names[0], query, element, "")
+    k, k_kind = (q, q_kind) if key is query else _kept(names[1], key, element)
+    v, v_kind = (k, k_kind) if value is key else _kept(names[2], value, element)
     shapes = (q.shape, k.shape, v.shape)
-    _check_shapes(*shapes, enable_gqa)
-    scores = (*shapes[0][:-1], shapes[1][-2])
+    scores: Shape
+    if packing is None:
+        _check_shapes(*shapes, enable_gqa)
+        scores = (*shapes[0][:-1], shapes[1][-2])
+    else:
+        scores = packing.scores(*shapes, enable_gqa)
     offset = None if query_offset is _FIRST else query_offset
     asked = Asked(window, offset, key_lengths, softcap, alibi_slopes, sinks)
     rules, folded = NO_RULES, of_heads if enable_gqa or asked else fold
     if asked:
-        rules = score_rules(of_heads(scores), element.compute, asked)
+        sizes = None if packing is None else packing.lengths
+        rules = score_rules(of_heads(scores), element.compute, asked, sizes)
     mask = score_mask(attn_mask, scores, element.compute, folded)
     if mask is not None and _WATCH.left:
         _WATCH.look({"attn_mask": mask.array}, scores[-2])
@@ -220,12 +245,14 @@ def scaled_dot_product_attention(
         dropout = (dropout[0], seed_from(seed), 0)
 
     # 2. Outputs.
-    q, k, v = (x if x.ndim == 4 else x.reshape(folded(x.shape)) for x in (q, k, v))
+    if packing is None:
+        q, k, v = (x if x.ndim == 4 else x.reshape(folded(x.shape)) for x in (q, k, v))
     inputs = (q, k, v)
     # what a cache keeps is not rounded
     made = element.compute if return_cache else element.stored
     out = np.empty((*shapes[0][:-1], shapes[2][-1]), made)
-    out_view = out if out.ndim == 4 else out.reshape(folded(out.shape))
+    whole = out.ndim == 4 or packing is not None
+    out_view = out if whole else out.reshape(folded(out.shape))
     stats = None
     if return_lse or return_cache:
         stats = np.empty((2, *out_view.shape[:-1]), element.compute)
@@ -235,18 +262,19 @@ def scaled_dot_product_attention(
     if rules is not NO_RULES:
         left, right = rules.window
         options = options._replace(softcap=rules.softcap, window_left=left, window_right=right)
-    tensors = _tensors(inputs, mask, rules)
+    tensors = _tensors(inputs, mask, rules, packing)
     _native.attention_forward(options, tensors, out_view, stats, None)
 
     # 4. Results as the caller's kind of array.
-    results = [restore(out, q_kind)]
+    of_queries = None if packing is None else packing.query
+    results = [pack(restore(out, q_kind), of_queries)]
     if stats is not None:
         kinds = (q_kind, k_kind, v_kind)
-        rest = (mask, options, rules, out_view, stats)
+        rest = (mask, options, rules, out_view, stats, packing)
         cache = AttentionCache(element, inputs, kinds, shapes, *rest)
         if return_lse:
             lse = log_sums(tensors, options, stats)
-            results.append(_shown(lse.reshape(shapes[0][:-1]), q_kind))
+            results.append(pack(_shown(lse.reshape(shapes[0][:-1]), q_kind), of_queries))
         if return_cache:  # the caller may change `out`
             results.append(cache if element.half else cache._replace(out=out_view.copy()))
     return results[0] if len(results) == 1 else tuple(results)
@@ -268,20 +296,20 @@ def scaled_dot_product_attention_backward(
 
     Parameters
     ----------
-    d_out : array of shape (..., L, Dv)
-        Gradient of the output, of its dtype.
+    d_out : array of shape (..., L, Dv), or Ragged
+        Gradient of the output, of its dtype; of packed sequences a `Ragged` of its offsets.
     cache : object
         From a call with ``return_cache=True``. It is only read.
     need_mask_grad : bool, default False
         Append the gradient of `attn_mask`.
     need_sink_grad : bool, default False
         Append the gradient of `sinks`.
-    d_lse : array of shape (..., L), optional
+    d_lse : array of shape (..., L), or Ragged, optional
         Gradient of `lse`, of a floating dtype.
 
     Returns
     -------
-    d_query, d_key, d_value : array
+    d_query, d_key, d_value : array or Ragged
         Shaped like the inputs, and of their kinds. Those of key and value are summed over the heads
         of queries that share them; of keys that do not exist they are 0.
     d_attn_mask : array or None
@@ -318,6 +346,10 @@ def scaled_dot_product_attention_backward(
     if not isinstance(cache, AttentionCache):
         raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
     q_shape, _, v_shape = cache.shapes
+    of_queries, of_keys = cache.packing or (None, None)
+    d_out = unpack_like("d_out", d_out, of_queries)
+    if d_lse is not None:
+        d_lse = unpack_like("d_lse", d_lse, of_queries)
     array, _, _ = read("d_out", d_out, cache.element, "")
     if array.shape != (*q_shape[:-1], v_shape[-1]):
         raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
@@ -344,7 +376,7 @@ def scaled_dot_product_attention_backward(
     )
     _native.attention_backward(
         cache.options,
-        _tensors(cache.inputs, mask, cache.rules),
+        _tensors(cache.inputs, mask, cache.rules, cache.packing),
         cache.stats,
         delta,
         d_out_view,
@@ -352,8 +384,8 @@ def scaled_dot_product_attention_backward(
     )
 
     # 4. Results as the caller's kinds of arrays.
-    pairs = zip((d_q, d_k, d_v), cache.kinds, strict=True)
-    results: tuple[Any, ...] = tuple(restore(gradient, kind) for gradient, kind in pairs)
+    parts = zip((d_q, d_k, d_v), cache.kinds, (of_queries, of_keys, of_keys), strict=True)
+    results: tuple[Any, ...] = tuple(pack(restore(d, kind), steps) for d, kind, steps in parts)
     if need_mask_grad:
         of_mask = None
         if d_mask is not None and mask is not None and mask.gradient is not None:
@@ -365,11 +397,11 @@ def scaled_dot_product_attention_backward(
     return results
 
 
-def _element(query: Any) -> Element:
+def _element(name: str, query: Any) -> Element:
     if type(query) is np.ndarray and query.dtype.kind == "f":
-        return element_of(query.dtype, "query")
-    array, kind = borrow("query", query)
-    return element_of(dtype_name(array, kind), "query")
+        return element_of(query.dtype, name)
+    array, kind = borrow(name, query)
+    return element_of(dtype_name(array, kind), name)
 
 
 def _kept(name: str, x: Any, element: Element) -> tuple[Array, Kind]:
@@ -382,12 +414,18 @@ def _kept(name: str, x: Any, element: Element) -> tuple[Array, Kind]:
 
 
 def _tensors(
-    inputs: tuple[Array, Array, Array], mask: Mask | None, rules: ScoreRules
+    inputs: tuple[Array, Array, Array],
+    mask: Mask | None,
+    rules: ScoreRules,
+    packing: Packing | None,
 ) -> AttentionTensors:
-    q, k, v = inputs
-    positions = rules.query_positions, rules.key_lengths
-    return AttentionTensors(
-        q, k, v, mask and mask.array, rules.alibi_slopes, rules.sinks, *positions
+    tensors = AttentionTensors(*inputs, mask and mask.array, rules.alibi_slopes, rules.sinks)
+    query_offsets, key_offsets = packing or (None, None)
+    return tensors._replace(
+        query_offsets=query_offsets,
+        key_offsets=key_offsets,
+        query_positions=rules.query_positions,
+        key_lengths=rules.key_lengths,
     )
 
 

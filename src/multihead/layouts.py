@@ -15,7 +15,7 @@ from multihead.arrays import Array, Element, Kind, Shape, call_element, read, re
 from multihead.checks import dims, wrong, wrong_type
 from multihead.masks import Mask, attention_mask, padding_mask
 from multihead.outputs import Outputs
-from multihead.ragged import Ragged
+from multihead.ragged import Ragged, same_offsets
 
 _NAMES = ("query", "key", "value")
 _VALUES = ("query.values", "key.values", "value.values")
@@ -215,7 +215,7 @@ class RaggedBatch:
                 raise wrong(name, f"a Ragged with values {dims(total, width)}", shape)
         if len(key) != len(query):
             raise wrong("key", f"a Ragged of {len(query)} sequences", len(key))
-        if not _same_offsets(value, key.offsets):
+        if not same_offsets(value, key.offsets):
             raise wrong("value", "a Ragged with the offsets of key", repr(value))
         self.batch = len(query)
         self._queries: list[int] = query.lengths.tolist()
@@ -262,7 +262,7 @@ class RaggedBatch:
         if not isinstance(d_out, Ragged):
             raise wrong_type("d_out", "a Ragged, as the output is", type(d_out).__name__)
         array, raw, _ = read("d_out", d_out.values, self.element, "")
-        if array.shape != self.shapes[0] or not _same_offsets(d_out, self.offsets[0]):
+        if array.shape != self.shapes[0] or not same_offsets(d_out, self.offsets[0]):
             expected = f"a Ragged with values {self.shapes[0]} and the offsets of query"
             raise wrong("d_out", expected, repr(d_out))
         return array, raw
@@ -294,7 +294,7 @@ class RaggedBatch:
         for i, (x, steps) in enumerate(zip(out, offsets, strict=False)):
             if x is not None and not isinstance(x, Ragged):
                 raise wrong_type(f"out[{i}]", "a Ragged or None", type(x).__name__)
-            if x is not None and not _same_offsets(x, steps):
+            if x is not None and not same_offsets(x, steps):
                 raise wrong(f"out[{i}]", f"a Ragged with the offsets of {_NAMES[i]}", repr(x))
         values = [None if x is None else x.values for x in out]
         return Outputs(values, self.element, self.shapes)
@@ -305,7 +305,3 @@ class RaggedBatch:
         zipped = zip(arrays, self.kinds, offsets, strict=True)
         a, b, c = (Ragged(restore(array, kind), steps) for array, kind, steps in zipped)
         return a, b, c
-
-
-def _same_offsets(x: Ragged[Any], offsets: Array) -> bool:
-    return x.offsets is offsets or np.array_equal(x.offsets, offsets)

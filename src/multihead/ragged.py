@@ -19,11 +19,12 @@ class Ragged(Generic[A]):
     """Sequences of different lengths, one after the other in one array.
 
     Sequence ``n`` is ``values[offsets[n]:offsets[n + 1]]``. A layer that is given ragged query,
-    key and value returns a ragged output, and computes nothing for padding that is not there.
+    key and value returns a ragged output, and computes nothing for padding that is not there; so
+    does `functional.scaled_dot_product_attention`, for values (total, H, D).
 
     Parameters
     ----------
-    values : array of shape (total, E)
+    values : array of shape (total, E) or (total, H, D)
         Any array that the layer takes: NumPy's or one that speaks DLPack. It is not copied.
     offsets : array of shape (N + 1,), integers
         From 0 to `total`, never falling. It is copied to int64.
@@ -60,8 +61,9 @@ class Ragged(Generic[A]):
 
     def __init__(self, values: A, offsets: Any) -> None:
         view, kind = borrow("values", values)
-        if view.ndim != 2:
-            raise wrong("values", dims("total", "E"), view.shape)
+        if view.ndim not in (2, 3):
+            expected = f"{dims('total', 'E')} or {dims('total', 'H', 'D')}"
+            raise wrong("values", expected, view.shape)
         steps = _offsets(offsets, view.shape[0])
         parts = {"values": values, "offsets": steps, "_view": view, "_kind": kind}
         for name, part in parts.items():
@@ -78,11 +80,11 @@ class Ragged(Generic[A]):
 
     @classmethod
     def from_list(cls, sequences: Sequence[A]) -> Ragged[A]:
-        """Concatenate N arrays of shape (L_n, E), all of one dtype, into a batch.
+        """Concatenate N arrays of shape (L_n, E) or (L_n, H, D), all of one dtype, into a batch.
 
         Parameters
         ----------
-        sequences : sequence of N arrays of shape (L_n, E)
+        sequences : sequence of N arrays of shape (L_n, E) or (L_n, H, D)
             At least one, as the values need an E. All of the kind of the first.
 
         Returns
@@ -105,9 +107,9 @@ class Ragged(Generic[A]):
         pairs = [borrow(f"sequences[{n}]", x) for n, x in enumerate(sequences)]
         first, kind = pairs[0]
         for n, (view, other) in enumerate(pairs):
-            if view.ndim != 2 or view.shape[1] != first.shape[-1]:
-                width = first.shape[-1] if first.ndim == 2 else "E"
-                raise wrong(f"sequences[{n}]", dims("L", width), view.shape)
+            if first.ndim not in (2, 3) or view.shape[1:] != first.shape[1:]:
+                token = first.shape[1:] if first.ndim in (2, 3) else ("E",)
+                raise wrong(f"sequences[{n}]", dims("L", *token), view.shape)
             if (view.dtype, other.bfloat16) != (first.dtype, kind.bfloat16):
                 raise wrong_type(f"sequences[{n}]", first.dtype, view.dtype)
         lengths = [view.shape[0] for view, _ in pairs]
@@ -120,7 +122,7 @@ class Ragged(Generic[A]):
         return np.diff(self.offsets)
 
     def to_list(self) -> list[A]:
-        """Return the N sequences as views of `values`, each (L_n, E).
+        """Return the N sequences as views of `values`, each (L_n, E) or (L_n, H, D).
 
         Examples
         --------
@@ -132,7 +134,7 @@ class Ragged(Generic[A]):
         return [values[a:b] for a, b in pairwise(ends)]
 
     def to_padded(self, fill: float = 0.0) -> A:
-        """Return a new array (N, max L, E) with `fill` behind each sequence.
+        """Return a new array (N, max L, E) or (N, max L, H, D) with `fill` after each sequence.
 
         Parameters
         ----------
@@ -141,7 +143,7 @@ class Ragged(Generic[A]):
 
         Returns
         -------
-        array of shape (N, max L, E)
+        array of shape (N, max L, E) or (N, max L, H, D)
             Of the kind and dtype of `values`.
 
         Examples
@@ -151,7 +153,7 @@ class Ragged(Generic[A]):
                [ 1.,  1.]])
         """
         lengths = self.lengths
-        shape = (len(self), int(lengths.max(initial=0)), self._view.shape[1])
+        shape = (len(self), int(lengths.max(initial=0)), *self._view.shape[1:])
         padded = self._kind.full(shape, fill)
         padded[np.arange(shape[1]) < lengths[:, None]] = self._view
         wrapped: A = self._kind.wrap(padded)
@@ -199,10 +201,17 @@ class Ragged(Generic[A]):
         return iter(self.to_list())
 
     def __repr__(self) -> str:
-        total, width = self._view.shape
+        total, *sizes = self._view.shape
         lengths = self.lengths
         span = f", lengths={lengths.min()} to {lengths.max()}" if len(self) else ""
-        return f"Ragged(N={len(self)}, total={total}, E={width}{span})"
+        pairs = zip("E" if len(sizes) == 1 else "HD", sizes, strict=True)
+        token = ", ".join(f"{name}={size}" for name, size in pairs)
+        return f"Ragged(N={len(self)}, total={total}, {token}{span})"
+
+
+def same_offsets(x: Ragged[Any], offsets: Array) -> bool:
+    """Whether sequences begin where others do."""
+    return x.offsets is offsets or np.array_equal(x.offsets, offsets)
 
 
 def _offsets(offsets: Any, total: int) -> Array:

@@ -16,8 +16,9 @@ _LN2 = math.log(2.0)
 def log_sums(tensors: AttentionTensors, options: AttentionOptions, stats: Array) -> Array:
     """Return natural logarithms (N, H, L) from the engine's statistics of a call.
 
-    These are the largest score in log2 units and the inverse sum, (2, N, H, L). The engine squeezes
-    masks that are finite, but not in log2 units: such rows are computed here.
+    These are the largest score in log2 units and the inverse sum, (2, N, H, L); of a ragged batch
+    (2, total, H), for (total, H). The engine squeezes masks that are finite, but not in log2 units:
+    such rows are computed here.
     """
     top, inverse = stats
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -25,17 +26,43 @@ def log_sums(tensors: AttentionTensors, options: AttentionOptions, stats: Array)
     sums: Array = np.where(inverse == 0, -np.inf, found).astype(top.dtype, copy=False)
     limit = float(np.finfo(top.dtype).max)
     squeezed = (np.abs(top) > limit / 2) & (inverse != 0)
-    for n, h, row in np.argwhere(squeezed) if squeezed.any() else ():
-        exact = _of_row(tensors, options, top.dtype, (int(n), int(h), int(row)))
-        sums[n, h, row] = np.clip(exact, -limit, limit) if np.isfinite(exact) else exact
+    for at in np.argwhere(squeezed).tolist() if squeezed.any() else ():
+        exact = _of_row(*_found(tensors, at), options, top.dtype)
+        sums[tuple(at)] = np.clip(exact, -limit, limit) if np.isfinite(exact) else exact
     return sums
+
+
+def _found(t: AttentionTensors, at: list[int]) -> tuple[AttentionTensors, tuple[int, int, int]]:
+    """Return a dense call and the sequence, head and query in it that a statistic is of."""
+    if t.query_offsets is None:
+        n, h, row = at
+        return t, (n, h, row)
+    token, h = at
+    n = int(np.searchsorted(t.query_offsets, token, "right")) - 1
+    (q, q_end), (k, k_end) = t.query_offsets[n : n + 2], t.key_offsets[n : n + 2]
+    one = AttentionTensors(
+        t.query[None, q:q_end].swapaxes(1, 2),
+        t.key[None, k:k_end].swapaxes(1, 2),
+        t.value[None, k:k_end].swapaxes(1, 2),
+        None if t.mask is None else t.mask[_one(t.mask, n), :, : q_end - q, : k_end - k],
+        None if t.alibi_slopes is None else t.alibi_slopes[_one(t.alibi_slopes, n)],
+        t.sinks,
+        query_positions=None if t.query_positions is None else t.query_positions[n : n + 1],
+        key_lengths=None if t.key_lengths is None else t.key_lengths[n : n + 1],
+    )
+    return one, (0, h, token - int(q))
+
+
+def _one(x: Array, n: int) -> slice:
+    """Return where a sequence's part is: slopes and masks may be of all."""
+    return slice(n, n + 1) if x.ndim in (2, 4) and x.shape[0] > 1 else slice(None)
 
 
 def _of_row(
     tensors: AttentionTensors,
+    at: tuple[int, int, int],
     options: AttentionOptions,
     compute: np.dtype[Any],
-    at: tuple[int, int, int],
 ) -> float:
     """Compute the statistic of one query from all of its scores, in float64."""
     from multihead.reference import attention

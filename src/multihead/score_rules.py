@@ -58,9 +58,15 @@ NO_RULES = ScoreRules()
 
 
 def score_rules(
-    scores: tuple[int, int, int, int], compute: np.dtype[Any], asked: Asked
+    scores: tuple[int, int, int, int],
+    compute: np.dtype[Any],
+    asked: Asked,
+    sizes: tuple[Array, Array] | None = None,
 ) -> ScoreRules:
-    """Check the rules of a call whose scores are (N, H, L, S), or raise."""
+    """Check the rules of a call whose scores are (N, H, L, S), or raise.
+
+    `sizes` are L and S of each sequence, where they differ.
+    """
     n, heads, queries, keys = scores
     window, query_offset, key_lengths, softcap, alibi_slopes, sinks = asked
     lengths = None if key_lengths is None else _integers("key_lengths", key_lengths, n, 0, keys + 1)
@@ -74,7 +80,11 @@ def score_rules(
         sunk, kind = _floats("sinks", sinks, compute)
         if sunk.shape != (heads,):
             raise wrong("sinks", dims(heads), sunk.shape)
-    first = _positions(query_offset, n, queries, keys, lengths)
+    if lengths is not None and sizes is not None and (lengths > sizes[1]).any():
+        expected = f"at most the keys of each sequence, {sizes[1].tolist()}"
+        raise wrong("key_lengths", expected, lengths.tolist())
+    ends = sizes or (queries, keys)
+    first = _positions(query_offset, n, *(ends if lengths is None else (ends[0], lengths)))
     return ScoreRules(cap_of(softcap), sides_of(window), slopes, sunk, kind, first, lengths)
 
 
@@ -101,15 +111,14 @@ def sides_of(value: Window) -> tuple[int, int]:
     return before, after
 
 
-def _positions(offset: Any, n: int, queries: int, keys: int, lengths: Array | None) -> Array | None:
+def _positions(offset: Any, n: int, queries: Array | int, keys: Array | int) -> Array | None:
     """Return where the first query of each sequence stands; None: on its first key."""
     if offset is None:
         return None
     if isinstance(offset, str):
         if offset != "end":
             raise wrong("query_offset", 'integers or "end"', repr(offset))
-        last = np.full(n, keys) if lengths is None else lengths
-        return (last - queries).astype(np.int64)
+        return np.full(n, np.subtract(keys, queries), np.int64)
     if isinstance(offset, int | np.integer) and not isinstance(offset, bool):
         if offset == 0:
             return None
