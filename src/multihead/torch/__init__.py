@@ -23,6 +23,7 @@ from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
 from multihead.torch.scope import attention
 from multihead.torch.transformers import register_transformers
+from multihead.torch.varlen import varlen_attn
 
 __all__ = [
     "MultiheadAttention",
@@ -32,4 +33,5 @@ __all__ = [
     "register_transformers",
     "restore",
     "scaled_dot_product_attention",
+    "varlen_attn",
 ]

@@ -15,6 +15,7 @@ from torch.nn.functional import linear, pad
 from multihead.arguments import AttentionOptions, AttentionTensors, LayerTensors
 from multihead.reference.dropout import BIAS_KEY, ZERO_KEY, dropout_mask
 from multihead.torch.calls import AttentionCall, LayerCall
+from multihead.torch.packed import sequences
 from multihead.torch.rotation import turned
 from multihead.torch.rules import changed_scores, hidden_keys
 from multihead.torch.tensors import in_float32
@@ -285,6 +286,18 @@ def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.T
 @in_float32
 def composed_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute scaled dot-product attention, and the logarithms of the rows' sums."""
+    if call.tensors.query_offsets is None:
+        return _statistic(call, 0)
+    found = [_statistic(one, n) for n, one in enumerate(sequences(call))]
+    if not found:
+        query, width = call.tensors.query, call.tensors.value.shape[2]
+        return query.new_empty((0, query.shape[1], width)), query.new_empty((0, query.shape[1]))
+    outs, lses = zip(*found, strict=True)
+    return tuple(torch.cat([x[0].transpose(0, 1) for x in parts]) for parts in (outs, lses))
+
+
+def _statistic(call: AttentionCall, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute a batch whose sequences are number `first` and on, as dropout counts them."""
     (q, k, v, mask, *_), options = call
     if mask is not None and mask.dtype == torch.bool and not options.true_hides:
         mask = ~mask
@@ -294,7 +307,8 @@ def composed_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]
         hidden, added = _merged([mask], (1, 1, q.shape[2], k.shape[2]), q.dtype)
         beside = hidden_keys(call)
         hidden = hidden if beside is None else hidden | beside
-        dropout, where = (options.dropout_p, options.seed), (range(q.shape[0]), range(k.shape[2]))
+        dropout = options.dropout_p, options.seed
+        where = range(first, first + q.shape[0]), range(k.shape[2])
         out, _, lse = attend((q, k, v), hidden, added, options.scale, dropout, where, call)
         return out, lse
 

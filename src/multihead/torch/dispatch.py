@@ -35,7 +35,7 @@ class Ways(NamedTuple):
 
 def compute(call: Any, ways: Ways) -> Any:
     """Compute a call in the way that fits what PyTorch does at the moment."""
-    if torch.compiler.is_exporting() and getattr(call, "offsets", None) is None:
+    if torch.compiler.is_exporting() and not _ragged(call):
         return ways.exported(call)
     if transformed():
         return ways.composed(call)
@@ -47,6 +47,11 @@ def compute(call: Any, ways: Ways) -> Any:
     if options.dropout_p:
         call = call._replace(options=options._replace(seed=int(_draw_seed())))
     return ways.function(call) if needs_grad(call.tensors) else ways.engine(call)
+
+
+def _ragged(call: Any) -> bool:
+    offsets = getattr(call, "offsets", None)
+    return offsets is not None or getattr(call.tensors, "query_offsets", None) is not None
 
 
 def needs_grad(tensors: tuple[Any, ...]) -> bool:

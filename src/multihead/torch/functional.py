@@ -149,9 +149,9 @@ def scaled_dot_product_attention(
     if rules:
         call = with_rules(call, rules)
     if return_lse:
-        out, lse = compute(call, _WITH_STATISTIC)
+        out, lse = compute(call, WITH_STATISTIC)
         return out.reshape(*lead, *out.shape[2:]), lse.reshape(*lead, lse.shape[2])
-    out = compute(call, _WAYS)
+    out = compute(call, WAYS)
     if needs_grad(tensors) and not torch.compiler.is_compiling():
         given = query, key, value, attn_mask, dropout_p, is_causal
         if torch._fused_sdp_choice(*given, scale=scale, enable_gqa=enable_gqa) == _MATH:
@@ -222,14 +222,14 @@ def _forward_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]
     return forward(call, stats), natural(stats)
 
 
-_WITH_STATISTIC = Ways(
+WITH_STATISTIC = Ways(
     engine=_forward_statistic,
     function=attention_statistic,
     operation=attention_statistic,
     composed=composed_statistic,
     exported=composed_statistic,
 )
-_WAYS = Ways(
+WAYS = Ways(
     engine=forward,
     function=attend,
     operation=attention,

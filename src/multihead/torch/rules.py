@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from multihead.checks import dims, wrong, wrong_type
 from multihead.score_rules import Asked, cap_of, sides_of
 from multihead.torch.calls import AttentionCall
+from multihead.torch.packed import lengths as lengths_of
 
 NOT_OURS = (
     "window, query_offset, key_lengths, softcap, alibi_slopes, sinks, return_lse: expected none of "
@@ -22,7 +23,8 @@ _LN2 = math.log(2.0)
 def with_rules(call: AttentionCall, rules: Asked) -> AttentionCall:
     """Return a call that keeps rules, or raise."""
     tensors, options = call
-    (n, heads, queries, _), keys = tensors.query.shape, tensors.key.shape[2]
+    steps, heads = tensors.query_offsets, tensors.query.shape[1]
+    n = tensors.query.shape[0] if steps is None else steps.shape[0] - 1
     lengths, slopes, sinks = rules.key_lengths, rules.alibi_slopes, rules.sinks
     if lengths is not None:
         lengths = _integers("key_lengths", lengths, n)
@@ -39,8 +41,7 @@ def with_rules(call: AttentionCall, rules: Asked) -> AttentionCall:
     if isinstance(offset, str):
         if offset != "end":
             raise wrong("query_offset", 'integers or "end"', repr(offset))
-        last = torch.full((n,), keys, device="cpu") if lengths is None else lengths
-        positions = last - queries
+        positions = _ends(call, lengths, n)
     elif isinstance(offset, int) and not isinstance(offset, bool):
         if offset != 0:
             positions = torch.full((n,), offset, device="cpu")
@@ -53,6 +54,18 @@ def with_rules(call: AttentionCall, rules: Asked) -> AttentionCall:
         ),
         options._replace(softcap=cap_of(rules.softcap), window_left=left, window_right=right),
     )
+
+
+def _ends(call: AttentionCall, lengths: torch.Tensor | None, n: int) -> torch.Tensor:
+    """Return where a sequence's first query stands if its last stands on the last key: (N,)."""
+    tensors, _ = call
+    if tensors.query_offsets is not None:
+        queries, keys = lengths_of(tensors)
+        return (keys if lengths is None else lengths) - queries
+    queries, keys = tensors.query.shape[2], tensors.key.shape[2]
+    if lengths is None:
+        return torch.full((n,), keys - queries, device="cpu")
+    return lengths - queries
 
 
 def _integers(name: str, x: Sequence[int] | torch.Tensor, n: int) -> torch.Tensor:
@@ -72,7 +85,7 @@ def _steps(call: AttentionCall) -> torch.Tensor:
     if tensors.query_positions is not None:
         query = query + tensors.query_positions[:, None, None, None]
     steps: torch.Tensor = torch.arange(keys, device="cpu") - query
-    return steps.reshape(-1, 1, queries, keys)
+    return steps if steps.dim() == 4 else steps[None, None]
 
 
 def hidden_keys(call: AttentionCall) -> torch.Tensor | None:

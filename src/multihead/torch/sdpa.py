@@ -26,8 +26,14 @@ from multihead.torch.tensors import (
 
 
 def new_out(call: AttentionCall) -> torch.Tensor:
-    """Make memory for (N, H, L, Dv), tokens before heads if they lie so in query."""
+    """Make memory for (N, H, L, Dv), tokens before heads if they lie so in query.
+
+    Of packed sequences it is (total, H, Dv).
+    """
     q, dtype = call.tensors.query, dtype_of(call)
+    if q.dim() == 3:
+        packed: torch.Tensor = q.new_empty((*q.shape[:2], call.tensors.value.shape[2]), dtype=dtype)
+        return packed
     n, heads, length, _ = q.shape
     width = call.tensors.value.shape[3]
     out: torch.Tensor
@@ -40,9 +46,9 @@ def new_out(call: AttentionCall) -> torch.Tensor:
 
 
 def new_stats(call: AttentionCall) -> torch.Tensor:
-    """Make memory for the statistics of the rows: (2, N, H, L)."""
+    """Make memory for the statistics of the rows: (2, N, H, L), or (2, total, H)."""
     q = call.tensors.query
-    stats: torch.Tensor = q.new_empty((2, *q.shape[:3]), dtype=statistics_dtype(call))
+    stats: torch.Tensor = q.new_empty((2, *q.shape[:-1]), dtype=statistics_dtype(call))
     return stats
 
 

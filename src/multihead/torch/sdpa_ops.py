@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from multihead.arguments import AttentionTensors
 from multihead.torch import sdpa
 from multihead.torch.calls import AttentionCall
+from multihead.torch.packed import pairs
 from multihead.torch.rules import natural, of_natural
 from multihead.torch.schema import ATTENTION_SCHEMA, attention_call, flat_attention
 from multihead.torch.tensors import kept_masks, settled
@@ -18,7 +18,7 @@ from multihead.torch.tensors import kept_masks, settled
 _FORWARD = "multihead::scaled_dot_product_attention"
 _BACKWARD = f"{_FORWARD}_backward"
 
-# out (N, H, L, Dv), statistics of the rows (2, N, H, L)
+# out (N, H, L, Dv), statistics of the rows (2, N, H, L); packed (total, H, Dv) and (2, total, H)
 torch.library.define(_FORWARD, f"({ATTENTION_SCHEMA}) -> (Tensor, Tensor)")
 # gradients of query, key and value, and of the mask and the sinks if these are needed
 torch.library.define(
@@ -99,8 +99,8 @@ def _gradients(ctx: Any, d_out: Any, d_stats: Any) -> Any:
 
 def _flops(*arguments: Any, out_val: Any = None) -> int:
     (tensors, _), _ = attention_call(arguments)
-    (n, heads, length, width), keys = tensors.query.shape, tensors.key.shape[2]
-    return int(2 * n * heads * length * keys * (width + tensors.value.shape[3]))
+    heads, width = tensors.query.shape[1], tensors.query.shape[-1]
+    return int(2 * heads * pairs(tensors) * (width + tensors.value.shape[-1]))
 
 
 def _backward_flops(
@@ -108,7 +108,7 @@ def _backward_flops(
 ) -> int:
     # two products for each of the forward's, and the scores again
     (tensors, _), _ = attention_call(arguments)
-    scores = int(2 * math.prod(tensors.query.shape) * tensors.key.shape[2])
+    scores = int(2 * tensors.query.shape[1] * tensors.query.shape[-1] * pairs(tensors))
     return 2 * _flops(*arguments) + scores
 
 

@@ -16,7 +16,11 @@ def is_symbolic(inputs: tuple[Any, Any, Any]) -> bool:
     return isinstance(query, Proxy) or isinstance(key, Proxy) or isinstance(value, Proxy)
 
 
-def as_leaf(called: torch.nn.Module | Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def as_leaf(
+    called: torch.nn.Module | Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any] | None = None,
+) -> Any:
     """Put one call of a module or function into the graph.
 
     Raises
@@ -26,7 +30,7 @@ def as_leaf(called: torch.nn.Module | Callable[..., Any], arguments: tuple[Any, 
     """
     tracer = next(x.tracer for x in arguments if isinstance(x, Proxy))
     if not isinstance(called, torch.nn.Module):
-        return tracer.create_proxy("call_function", called, arguments, {})
+        return tracer.create_proxy("call_function", called, arguments, options or {})
     path = next((name for name, x in tracer.root.named_modules() if x is called), "")
     if not path:
         raise TraceError(
