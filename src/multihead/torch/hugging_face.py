@@ -13,6 +13,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from multihead.torch.functional import scaled_dot_product_attention
+from multihead.torch.packed_transformers import (
+    attend_packed,
+    boundaries,
+    note_unpacked,
+    separated,
+)
 from multihead.torch.support import refusal
 
 NAME = "multihead"
@@ -63,6 +69,18 @@ def attend(
     mask = attention_mask
     if mask is not None and mask.dim() == 4:
         mask = mask[..., : key.shape[2]]
+    ends = boundaries(query, key, attention_mask, bool(is_causal), options)
+    if ends is not None and mask is not None:
+        mask = separated(mask, ends)
+    elif ends is not None:
+        if position_bias is not None:
+            raise ValueError(f'attention "{NAME}" knows no position_bias of packed sequences')
+        rest = _rules(query, key, mask, options)
+        given = {"dropout_p": dropout, "scale": scaling}
+        given |= {name: rest[name] for name in ("softcap", "sinks") if name in rest}
+        window = options.get("sliding_window")
+        inputs = query, key, value
+        return attend_packed(inputs, ends, bool(is_causal), window, **given), None
     if position_bias is not None:
         mask = _biased(position_bias, mask)
     out = scaled_dot_product_attention(
@@ -102,14 +120,14 @@ def _refuse(query: torch.Tensor, mask: Any, options: dict[str, Any]) -> None:
             raise ValueError(
                 f'attention "{NAME}" does not support {name}: use attn_implementation="eager"'
             )
-    if mask is not None:
+    if mask is not None or query.device.type == "cpu":
         return
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         ends = options.get(name)
         if ends is not None and ends.shape[0] - 1 > query.shape[0]:
             raise ValueError(
-                f'attention "{NAME}" reads packed sequences from the attention mask, and there is '
-                f"none for the {ends.shape[0] - 1} sequences of {name}"
+                f'attention "{NAME}" reads packed sequences that are not in CPU memory from the '
+                f"attention mask, and there is none for the {ends.shape[0] - 1} of {name}"
             )
 
 
@@ -132,6 +150,8 @@ def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         if getattr(config, "num_kv_shared_layers", None):
             kwargs["allow_is_causal_skip"] = False
     mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
+    if mask is not None:
+        note_unpacked(mask, kwargs)
     return mask
 
 

@@ -29,8 +29,11 @@ def register_transformers() -> None:
     Capped scores (``softcap``), attention sinks (``s_aux``, ``sinks``), sliding windows and grouped
     heads are computed. Models that only these keep from ``"sdpa"``, as Gemma 2 and gpt-oss, run.
     What would change the result and is not computed here raises `ValueError` during the call:
-    ``head_mask``, sparse attention (``indices``, ``block_indices``), and packed sequences that no
-    mask shows.
+    ``head_mask``, and sparse attention (``indices``, ``block_indices``).
+
+    Packed sequences are told apart as transformers' flash attention does: by ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k``, which `transformers.DataCollatorWithFlattening` passes, or, in causal models
+    and a batch of one, by ``position_ids`` that restart.
 
     Examples
     --------
