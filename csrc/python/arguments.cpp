@@ -141,14 +141,12 @@ void check_fields(nb::handle module, const char* tuple, const Fields&... fields)
         (std::string("multihead.arguments.") + tuple + " has other fields than _native").c_str());
 }
 
-using Steps = nb::ndarray<nb::ro, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
 faces::RaggedOffsets offsets_of(nb::handle pair) {
   if (pair.is_none()) return {};
-  const Steps q = nb::cast<Steps>(pair[0]), k = nb::cast<Steps>(pair[1]);
-  if (q.shape(0) != k.shape(0) || q.shape(0) < 1)
+  const Integers q = integers_of(pair[0]), k = integers_of(pair[1]);
+  if (q.count != k.count || q.count < 1)
     throw nb::value_error("offsets: expected (N + 1,) of queries and of keys");
-  return {q.data(), k.data(), int64_t(q.shape(0)) - 1};
+  return {q.data, k.data, q.count - 1};
 }
 
 }  // namespace
@@ -192,13 +190,13 @@ faces::AttentionArguments attention_arguments(nb::handle options, nb::handle ten
         PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
     if (object.is_none()) continue;
     const auto& field = kAttentionIntegers[i];
-    const Steps each = nb::cast<Steps>(object);
-    const int64_t n = int64_t(each.shape(0)) - field.more;
+    const Integers each = integers_of(object);
+    const int64_t n = each.count - field.more;
     if (batch < 0 && field.more) batch = n;
     if (n < 0 || n != batch)
       throw nb::value_error(
           "query_offsets, key_offsets, query_positions, key_lengths: expected those of one batch");
-    field.in(a) = each.data();
+    field.in(a) = each.data;
   }
   if (!a.offsets.query != !a.offsets.key)
     throw nb::value_error("query_offsets, key_offsets: expected both or none");

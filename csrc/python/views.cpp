@@ -12,6 +12,7 @@ namespace multihead::binding {
 namespace {
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+using Steps = nb::ndarray<nb::ro, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // The head of DLPack's exchange table, as of its version 1.3; only `borrow` is called.
 struct ExchangeTable {
@@ -66,17 +67,26 @@ bool without_memory(nb::handle tensor, const nb::dlpack::dltensor& t) {
   return !t.data || nb::cast<int64_t>(tensor.attr("untyped_storage")().attr("nbytes")()) == 0;
 }
 
-// Without an object in between: a tenth of the time.
-View borrowed_view(nb::handle object) {
+// Whether a tensor can be read without an object in between: a tenth of the time.
+bool is_borrowed(nb::handle object) {
+  return g_exchange.type && PyObject_TypeCheck(object.ptr(), g_exchange.type);
+}
+
+nb::dlpack::dltensor borrowed(nb::handle object) {
   nb::dlpack::dltensor t{};
   if (g_exchange.table->borrow(object.ptr(), &t) != 0) throw nb::python_error();
   if (t.device.device_type != nb::device::cpu::value)
     throw nb::type_error("array: expected CPU memory");
-  if (t.ndim > kMaxRank) too_many_axes();
   // Where a storage was freed, what is left of an address is the place within it.
   constexpr uintptr_t kSuspicious = uintptr_t(1) << 40;
   if (reinterpret_cast<uintptr_t>(t.data) < kSuspicious && without_memory(object, t))
     throw std::runtime_error("a tensor has no memory");
+  return t;
+}
+
+View borrowed_view(nb::handle object) {
+  const nb::dlpack::dltensor t = borrowed(object);
+  if (t.ndim > kMaxRank) too_many_axes();
   View v;
   v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.dtype = dtype_of(t.dtype);
@@ -154,8 +164,7 @@ void check(const faces::Outcome& outcome) {
 
 View view_of(nb::handle object) {
   if (object.is_none()) return View{};
-  if (g_exchange.type && PyObject_TypeCheck(object.ptr(), g_exchange.type))
-    return borrowed_view(object);
+  if (is_borrowed(object)) return borrowed_view(object);
   return is_numpy(object) ? numpy_view(object) : array_view(nb::cast<Array>(object));
 }
 
@@ -164,6 +173,18 @@ View writable(nb::handle object, const char* name) {
       !PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(object.ptr())))
     throw nb::value_error((std::string(name) + ": expected a writable array").c_str());
   return view_of(object);
+}
+
+Integers integers_of(nb::handle object) {
+  if (!is_borrowed(object)) {
+    const Steps steps = nb::cast<Steps>(object);
+    return {steps.data(), int64_t(steps.shape(0))};
+  }
+  const nb::dlpack::dltensor t = borrowed(object);
+  const bool dense = t.ndim == 1 && (t.shape[0] <= 1 || !t.strides || t.strides[0] == 1);
+  if (!dense || t.dtype != nb::dtype<int64_t>())
+    throw nb::type_error("offsets: expected int64, side by side");
+  return {reinterpret_cast<const int64_t*>(static_cast<char*>(t.data) + t.byte_offset), t.shape[0]};
 }
 
 bool exchange_with(nb::handle type, nb::handle capsule) {

@@ -18,6 +18,13 @@ void check(const faces::Outcome& outcome);
 View view_of(nanobind::handle object);
 View writable(nanobind::handle object, const char* name);
 
+// int64, side by side.
+struct Integers {
+  const int64_t* data;
+  int64_t count;
+};
+Integers integers_of(nanobind::handle object);
+
 // From now on objects of this type, and of types derived from it, are read through the C functions
 // that it offers in its capsule "dlpack_exchange_api". False if that is of another major version.
 bool exchange_with(nanobind::handle type, nanobind::handle capsule);
