@@ -254,6 +254,24 @@ def test_half_keys_under_float32_queries(rng: np.random.Generator) -> None:
         assert np.array_equal(heads_first(out[n]), alone)
 
 
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "window": 9, "query_offset": "end"}])
+def test_what_is_no_number_stays_in_its_sequence(
+    isa: str, options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    q, k, v, g = drawn(rng, LENGTHS * 2, np.float32)
+    inputs = [mh.Ragged.from_list(x) for x in (q, k, v)]
+    d_out = mh.Ragged.from_list(g)
+    d_lse = mh.Ragged(np.ones(d_out.values.shape[:2], np.float32), d_out.offsets)
+    before = run(inputs, d_out, d_lse, options)[:5]
+    for n in range(1, len(q), 2):
+        for x in (*inputs, d_out):
+            x[n][...] = np.nan
+    after = run(inputs, d_out, d_lse, options)[:5]
+    for n in range(0, len(q), 2):
+        for x, y in zip(before, after, strict=True):
+            assert np.array_equal(x[n], y[n]), n
+
+
 @pytest.mark.usefixtures("threads")
 def test_any_number_of_threads(rng: np.random.Generator) -> None:
     q, k, v, g = drawn(rng, LENGTHS, np.float32)

@@ -74,3 +74,14 @@ def functions(q: Floats, x: Other) -> None:
     _, lse = scaled_dot_product_attention(q, q, q, return_lse=True)
     assert_type(lse, NDArray[np.floating[Any]])
     assert_type(scaled_dot_product_attention(x, x, x, is_causal=True), Other)
+
+
+def packed(q: mh.Ragged[Floats]) -> None:
+    """Packed sequences stay so."""
+    assert_type(scaled_dot_product_attention(q, q, q), mh.Ragged[Floats])
+    out, cache = scaled_dot_product_attention(q, q, q, return_cache=True)
+    assert_type(out, mh.Ragged[Floats])
+    assert_type(scaled_dot_product_attention_backward(out, cache)[0], mh.Ragged[Floats])
+    grads = scaled_dot_product_attention_backward(out, cache, need_mask_grad=True)
+    assert_type(grads[2], mh.Ragged[Floats])
+    assert_type(grads[3], Floats | None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from multihead.ragged import Ragged
 from multihead.score_rules import Window
 from multihead.seeds import Seed
 
@@ -262,6 +263,17 @@ def attention_backward(
     need_sink_grad: Literal[False] = False,
     d_lse: Any = None,
 ) -> tuple[A, A, A]: ...
+
+
+@overload
+def attention_backward(
+    d_out: Ragged[A],
+    cache: Any,
+    *,
+    need_mask_grad: Literal[True],
+    need_sink_grad: Literal[False] = False,
+    d_lse: Any = None,
+) -> tuple[Ragged[A], Ragged[A], Ragged[A], A | None]: ...
 
 
 @overload
