@@ -115,6 +115,19 @@ def test_positions_that_restart() -> None:
     assert torch.equal(attend(Layer(1, False), x, x, x, None, position_ids=positions)[0], whole)
 
 
+def test_autocast() -> None:
+    model = lively(llama(), torch.float32)
+    model.set_attn_implementation("multihead")
+    ids = [torch.randint(3, 37, (n,)) for n in LENGTHS]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    batch = collate([{"input_ids": x} for x in ids])
+    del batch["labels"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(**batch).logits[0].split(LENGTHS)
+        for x, y in zip(found, ids, strict=True):
+            torch.testing.assert_close(x, model(y[None]).logits[0], rtol=0.05, atol=0.1)
+
+
 @pytest.mark.timeout(120)
 def test_compiled() -> None:
     torch.compiler.reset()
