@@ -101,6 +101,21 @@ def test_boundaries_where_no_mask_is(causal: bool, window: int | None) -> None:
             torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kind", ["bool", "float", "one row"])
+def test_boundaries_count_beside_a_mask(kind: str) -> None:
+    q, k, v = (torch.randn(2, 2, 12, 4) for _ in range(3))
+    ends = torch.tensor([0, 5, 12, 15, 24], dtype=torch.int32)  # through both rows of the batch
+    mask = torch.rand(2, 1, 1 if kind == "one row" else 12, 12) < 0.6
+    given = torch.where(mask, torch.randn(12), -torch.inf) if kind == "float" else mask
+    out, _ = attend(Layer(1, True), q, k, v, given, cu_seq_lens_q=ends, cu_seq_lens_k=ends)
+    for n, start, end in ((0, 0, 5), (0, 5, 12), (1, 0, 3), (1, 3, 12)):
+        rows = slice(None) if kind == "one row" else slice(start, end)
+        part = (x[n : n + 1, :, start:end] for x in (q, k, v))
+        cut = given[n : n + 1, :, rows, start:end]
+        expected, _ = attend(Layer(1, True), *part, cut)
+        torch.testing.assert_close(out[n : n + 1, start:end], expected)
+
+
 def test_positions_that_restart() -> None:
     x = torch.randn(1, 2, 7, 4)
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1]])

@@ -16,7 +16,8 @@ from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.packed_transformers import (
     attend_packed,
     boundaries,
-    note_unpacked,
+    made_here,
+    note_made,
     separated,
 )
 from multihead.torch.support import refusal
@@ -71,7 +72,8 @@ def attend(
         mask = mask[..., : key.shape[2]]
     ends = boundaries(query, key, attention_mask, bool(is_causal), options)
     if ends is not None and mask is not None:
-        mask = separated(mask, ends)
+        sizes = query.shape[0], length, key.shape[2]
+        mask = separated(mask, ends, sizes, made_here(attention_mask))
     elif ends is not None:
         if position_bias is not None:
             raise ValueError(f'attention "{NAME}" knows no position_bias of packed sequences')
@@ -151,7 +153,7 @@ def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
             kwargs["allow_is_causal_skip"] = False
     mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
     if mask is not None:
-        note_unpacked(mask, kwargs)
+        note_made(mask, kwargs)
     return mask
 
 

@@ -9,18 +9,23 @@ import torch
 
 from multihead.torch.varlen import varlen_attn
 
-_UNPACKED = "multihead_unpacked"  # an attribute of masks: they may say nothing of packing
+_MADE_HERE = "multihead_made_here"  # an attribute of masks
 
 
-def note_unpacked(mask: torch.Tensor, made_with: dict[str, Any]) -> None:
-    """Mark a mask that says no more than causality and a window, and packing if it was seen.
+def note_made(mask: torch.Tensor, made_with: dict[str, Any]) -> None:
+    """Note of a mask that it says no more than causality, a window, and packing if it was seen.
 
     transformers sees no packing where there is a cache.
     """
     window = getattr(made_with.get("config"), "sliding_window", None)
     known = made_with.get("local_size") in (None, window) and not made_with.get("use_vmap")
     if known and made_with.get("attention_mask") is None and not torch.compiler.is_compiling():
-        setattr(mask, _UNPACKED, True)
+        setattr(mask, _MADE_HERE, True)
+
+
+def made_here(mask: torch.Tensor) -> bool:
+    """Whether `note_made` has noted so of a mask; nothing is known while compiling."""
+    return not torch.compiler.is_compiling() and hasattr(mask, _MADE_HERE)
 
 
 def boundaries(
@@ -48,7 +53,7 @@ def boundaries(
     n, _, length, _ = query.shape
     if not causal or n != 1 or length != key.shape[2] or torch.compiler.is_compiling():
         return None
-    if mask is not None and not hasattr(mask, _UNPACKED):
+    if mask is not None and not made_here(mask):
         return None
     if not isinstance(positions, torch.Tensor) or positions.shape != (1, length):
         return None
@@ -60,19 +65,37 @@ def boundaries(
     return ends, ends
 
 
-def separated(mask: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return a mask of all tokens, (N, 1 or H, L, S), in which no sequence sees another."""
-    if not torch.compiler.is_compiling():
-        first, last = (x[1:-1].long() for x in ends)
-        inside = (first > 0) & (first < mask.shape[-2]) & (last > 0) & (last < mask.shape[-1])
-        beside = mask[..., first[inside], last[inside] - 1]
-        if not (beside if mask.dtype == torch.bool else beside != -math.inf).any():
+def separated(
+    mask: torch.Tensor,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    sizes: tuple[int, int, int],
+    made_here: bool,
+) -> torch.Tensor:
+    """Return a mask, broadcastable to (N, H, L, S), in which no sequence sees another.
+
+    Parameters
+    ----------
+    mask : Tensor
+    ends : tuple of Tensor
+        Counted through the whole batch.
+    sizes : tuple of int
+        N, L, S.
+    made_here : bool
+        Whether the mask is one of causality, windows and packing: then a sequence's first query
+        that does not see the key before its own sees none of those before.
+    """
+    n, queries, keys = sizes
+    one = n == 1 and ends[0] is ends[1] and mask.shape[-2:] == (queries, keys)
+    if made_here and one:
+        first = ends[0][1:-1].long()
+        first = first[(first > 0) & (first < min(queries, keys))]
+        if not mask[..., first, first - 1].any():
             return mask  # it says so already
     of_queries, of_keys = (
-        torch.searchsorted(x[1:].contiguous(), torch.arange(n, dtype=x.dtype), right=True)
-        for x, n in zip(ends, mask.shape[-2:], strict=True)
+        torch.searchsorted(x[1:].contiguous(), torch.arange(n * size, dtype=x.dtype), right=True)
+        for x, size in zip(ends, (queries, keys), strict=True)
     )
-    together = of_queries[:, None] == of_keys
+    together = of_queries.view(n, 1, queries, 1) == of_keys.view(n, 1, 1, keys)
     return mask & together if mask.dtype == torch.bool else mask.where(together, -math.inf)
 
 
