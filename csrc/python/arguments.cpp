@@ -170,10 +170,10 @@ faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arg
   const faces::LayerTensors& t = arguments.tensors;
   const int64_t n = t.query.rank < 3 ? 1 : t.query.size[arguments.options.tokens_first ? 1 : 0];
   const auto each = [&](Py_ssize_t i) {
-    const Steps steps = nb::cast<Steps>(object(i));
-    if (int64_t(steps.shape(0)) != n)
+    const Integers found = integers_of(object(i));
+    if (found.count != n)
       throw nb::value_error("kv_cache: expected one of as many sequences as query has");
-    return steps.data();
+    return found.data;
   };
   return {writable(object(0), "keys"), writable(object(1), "values"), each(2), each(3)};
 }
