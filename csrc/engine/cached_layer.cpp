@@ -166,8 +166,12 @@ void CachedLayer<E>::project_out(const View& heads, const View& out) {
 
 void cached_forward(const CachedCall& call, const View& out, const WeightsView& weights) {
   const KernelSet& set = kernels_or_in_use(call.layer.resources.kernels);
-  dispatch(set, call.layer.attention.dtype,
-           [&]<class E>() { CachedLayer<E>(call, set).forward(out, weights); });
+  const AttentionSpec& spec = call.layer.attention;
+  const auto run = [&]<class E>() { CachedLayer<E>(call, set).forward(out, weights); };
+  if (spec.shape.batch * spec.shape.queries <= kFewTokens)  // in float, as attention of few
+    dispatch(computed_in(spec.dtype), run);
+  else
+    dispatch(set, spec.dtype, run);
 }
 
 }  // namespace multihead

@@ -307,6 +307,15 @@ TileGemm<E> PackedWeights<E>::product(int64_t group, Depth depth, const E* b, in
   return g;
 }
 
+template <class E>
+auto PackedWeights<E>::rows_in_place(int64_t group) const -> Rows {
+  const bool bias_lies = !bias_ || wide_bias_ || bias_stride_ == 1;
+  if (packed_ || wide_ || !in_place_ || k_stride_ != 1 || !bias_lies) return {};
+  const Acc<E>* bias = wide_bias_ ? wide_bias_ + group * group_ : nullptr;
+  if (bias_ && !wide_bias_) bias = bias_.as<Acc<E>>() + group * bias_group_stride_;
+  return {{weight_.address(group * group_stride_), row_stride_, weight_.dtype}, bias, true};
+}
+
 template class PackedWeights<BFloat16>;
 template class PackedWeights<float>;
 template class PackedWeights<double>;

@@ -49,6 +49,13 @@ class PackedWeights {
   // depth.first on.
   TileGemm<E> product(int64_t group, Depth depth, const E* b, int64_t lanes, Acc<E>* c,
                       bool adds) const;
+  // The rows of a group where they lie, if they do so side by side, and where its bias lies.
+  struct Rows {
+    StoredRows rows{};
+    const Acc<E>* bias = nullptr;
+    bool found = false;
+  };
+  Rows rows_in_place(int64_t group) const;
 
  private:
   // Of an element of k within a row; -1: there is none, a tile has a row of zeros there.

@@ -4,15 +4,21 @@ namespace multihead {
 
 template <class E>
 struct RowProjection<E>::Scratch {
-  E* tile;
-  Acc<E>*sums, *angles;
+  int64_t features;
+  E *tile, *rows;  // of tokens; of few tokens, in rows
+  Acc<E>*sums, *scores, *angles;
 
   Scratch(Arena& arena, const RowProjection& p, int64_t features, int64_t group)
-      : tile(arena.take<E>(p.kernels_.layout.size(features, kTile))),
-        sums(arena.take<Acc<E>>(
-            round_up(larger(p.kernels_.layout.rows(group), PackedWeights<E>::kFeatureGroup),
-                     kLane) *
-            kTile)),
+      : Scratch(
+            arena, p, features,
+            round_up(larger(p.kernels_.layout.rows(group), PackedWeights<E>::kFeatureGroup), kLane),
+            p.rows_are_read()) {}
+  Scratch(Arena& arena, const RowProjection& p, int64_t n, int64_t group, bool few)
+      : features(n),
+        tile(arena.take<E>(p.kernels_.layout.size(n, kTile))),
+        rows(few ? arena.take<E>(kFewTokens * round_up(n, kLane)) : nullptr),
+        sums(arena.take<Acc<E>>(group * kTile)),
+        scores(few ? arena.take<Acc<E>>(kFewTokens * group) : nullptr),
         angles(arena.take<Acc<E>>(p.rotation_.scratch())) {}
 };
 
@@ -43,7 +49,6 @@ void RowProjection<E>::add(std::vector<Phase>& phases, const View& x,
 template <class E>
 void RowProjection<E>::project(const Part& part, const View& x,
                                const std::vector<RowTarget<E>>& targets, Arena arena) const {
-  using Depth = typename PackedWeights<E>::Depth;
   int64_t group = 0;
   for (const RowTarget<E>& target : targets) group = larger(group, target.weights->rows(0));
   const Scratch scratch(arena, *this, x.size[2], group);
@@ -51,7 +56,10 @@ void RowProjection<E>::project(const Part& part, const View& x,
   void* rows[kTile] = {};
   for (int64_t i = 0; i < n; ++i)
     rows[i] = x.address(x.at((first + i) / grid_.tokens, (first + i) % grid_.tokens));
-  kernels_.pack(scratch.tile, lanes, {rows, x.stride[2], x.dtype}, x.size[2], TileOf::Tokens);
+  const SourceRows source{rows, x.stride[2], x.dtype};
+  kernels_.pack(scratch.tile, lanes, source, x.size[2], TileOf::Tokens);
+  if (scratch.rows)
+    kernels_.gather_rows(scratch.rows, round_up(x.size[2], kLane), source, x.size[2], n);
   typename Rotation<E>::Angles angles{};
   if (rotation_.on() && grid_.positions)
     angles = rotation_.gathered(
@@ -66,16 +74,39 @@ void RowProjection<E>::project(const Part& part, const View& x,
     const PackedWeights<E>& w = *target.weights;
     const int64_t end = smaller(part.end - before, w.groups());
     for (int64_t g = larger(part.begin - before, 0); g < end; ++g) {
-      for_depth(w, kernels_.sums_are_tiles, [&](Depth depth) {
-        kernels_.tile_gemm(w.product(g, depth,
-                                     scratch.tile + kernels_.layout.size(depth.first, lanes), lanes,
-                                     scratch.sums, false));
-      });
+      multiply(w, g, n, scratch);
       if (target.turns && rotation_.on()) rotation_.turn(scratch.sums, lanes, angles, false);
       write(target, g, part.tile, scratch.sums);
     }
     before += w.groups();
   }
+}
+
+// sums[rows of the group][lanes]: the same bits either way.
+template <class E>
+void RowProjection<E>::multiply(const PackedWeights<E>& w, int64_t group, int64_t tokens,
+                                const Scratch& scratch) const {
+  using Depth = typename PackedWeights<E>::Depth;
+  const int64_t lanes = round_up(tokens, kLane), n = w.rows(group);
+  const auto lie = scratch.rows ? w.rows_in_place(group) : typename PackedWeights<E>::Rows{};
+  if (!lie.found)
+    return for_depth(w, kernels_.sums_are_tiles, [&](Depth depth) {
+      const E* const tile = scratch.tile + kernels_.layout.size(depth.first, lanes);
+      kernels_.tile_gemm(w.product(group, depth, tile, lanes, scratch.sums, false));
+    });
+  const int64_t pitch = round_up(n, kLane);
+  kernels_.row_scores({.queries = tokens,
+                       .keys = n,
+                       .head_dim = scratch.features,
+                       .q = scratch.rows,
+                       .q_row = round_up(scratch.features, kLane),
+                       .k = lie.rows,
+                       .s = scratch.scores,
+                       .s_row = pitch,
+                       .start = lie.bias});
+  void* rows[kTile] = {};
+  for (int64_t i = 0; i < tokens; ++i) rows[i] = scratch.scores + i * pitch;
+  kernels_.pack_scores(scratch.sums, lanes, {rows, 1, kTypeOf<Acc<E>>}, n);
 }
 
 template <class E>

@@ -9,6 +9,8 @@
 
 namespace multihead {
 
+constexpr int64_t kFewTokens = 4;  // that read weights row by row, where they lie
+
 // Tokens of a batch, as many of each sequence.
 struct TokenGrid {
   int64_t batch = 0, tokens = 0;
@@ -45,7 +47,10 @@ class RowProjection {
   };
   void project(const Part& part, const View& x, const std::vector<RowTarget<E>>& targets,
                Arena arena) const;
+  void multiply(const PackedWeights<E>& weights, int64_t group, int64_t tokens,
+                const Scratch& scratch) const;
   void write(const RowTarget<E>& target, int64_t group, int64_t tile, const Acc<E>* sums) const;
+  bool rows_are_read() const { return grid_.count() <= kFewTokens && kernels_.row_scores; }
   int64_t tokens_in(int64_t tile) const { return tile_tokens(grid_.count(), tile); }
 
   const Kernels<E>& kernels_;

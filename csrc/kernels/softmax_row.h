@@ -9,12 +9,19 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
+// How far ahead of a row to ask for memory, in elements: some rows, or some of a long one.
+template <class S, class T>
+MULTIHEAD_INLINE int64_t far_ahead(const RowScores<T>& t) {
+  constexpr int64_t kRows = 24, kLong = 2048, kBytes = 64;
+  return t.head_dim * int64_t(sizeof(S)) > kLong ? kBytes / int64_t(sizeof(S)) : kRows * t.k.row;
+}
+
 // A group of keys, one to a lane: up to kWidth of them, the last one again where there are fewer.
 template <class T, class S, int N>
 MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, int64_t count,
                                  Vec<T>* sum) {
   constexpr int W = kWidth<T>;
-  constexpr int64_t kFar = 24;  // rows to ask for before they are used
+  const int64_t far = far_ahead<S>(t);
   Vec<T> x[W];
   alignas(64) T part[W] = {};
   MULTIHEAD_UNROLL(16)
@@ -27,7 +34,7 @@ MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, in
       for (int64_t i = 0; i < count; ++i) part[i] = widen(row[i]);
       x[r] = load(part);
     }
-    if (d * int64_t(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + kFar * t.k.row);
+    if (d * int64_t(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + far);
   }
   transpose_square<T>(x);
   MULTIHEAD_UNROLL(16)
@@ -42,14 +49,14 @@ MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, in
 template <int N>
 MULTIHEAD_INLINE void pair_scores(const RowScores<float>& t, int64_t j, int64_t d, F32* sum) {
   constexpr int W = kWidth<float>;
-  constexpr int64_t kFar = 24;  // rows to ask for before they are used
+  const int64_t far = far_ahead<BFloat16>(t);
   U32 x[W];
   MULTIHEAD_UNROLL(16)
   for (int r = 0; r < W; ++r) {
     const int64_t key = j + r < t.keys ? j + r : t.keys - 1;
     const BFloat16* row = static_cast<const BFloat16*>(t.k.data) + key * t.k.row + d;
     x[r] = load_groups(row);
-    MULTIHEAD_PREFETCH_L1(row + kFar * t.k.row);
+    MULTIHEAD_PREFETCH_L1(row + far);
   }
   transpose_square<uint32_t>(x);
   MULTIHEAD_UNROLL(16)
@@ -70,6 +77,11 @@ void scores_of_rows(const RowScores<T>& t) {
   constexpr int W = kWidth<T>, kGroups = 2;  // chains side by side
   for (int64_t j = 0; j < t.keys; j += kGroups * W) {
     Vec<T> sum[kGroups][N] = {};
+    for (int g = 0; g < kGroups && t.start && j + g * W < t.keys; ++g) {
+      alignas(64) T part[W] = {};
+      for (int64_t i = 0; i < W && j + g * W + i < t.keys; ++i) part[i] = t.start[j + g * W + i];
+      for (int n = 0; n < N; ++n) sum[g][n] = load(part);
+    }
     int64_t d = 0;
     if constexpr (kTypeOf<S> == DType::BFloat16)
       for (; d + 2 * W <= t.head_dim; d += 2 * W)

@@ -93,7 +93,8 @@ struct RowScores {
   int64_t q_row;
   StoredRows k;
   Acc<E>* s;
-  int64_t s_row;  // with room up to a multiple of 16 keys
+  int64_t s_row;                  // with room up to a multiple of 16 keys
+  const Acc<E>* start = nullptr;  // [keys]: what the sums begin with; null: 0
 };
 
 // One query's scores, in log2 units, as rules change them: see Block.
