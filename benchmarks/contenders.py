@@ -193,6 +193,10 @@ def enter(
     return makers, absent
 
 
-FACES: dict[str, Callable[[Problem], Step]] = {"numpy": NumpyLayerStep, "half": NumpyLayerStep}
+FACES: dict[str, Callable[[Problem], Step]] = {
+    "numpy": NumpyLayerStep,
+    "half": NumpyLayerStep,
+    "modern": NumpyLayerStep,
+}
 # what the grid is computed in
 DTYPES = {"numpy": "float32", "half": "bfloat16"}

@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -116,6 +119,22 @@ def fma_rate(isa: str, seconds: float, threads: int) -> float:
     return float(_limit(FLOAT32.get(isa, isa)).fma_rate(seconds, threads))
 
 
+def read(isa: str, arrays: Sequence[NDArray[Any]], threads: int) -> None:
+    """Read arrays once, as fast as the machine can.
+
+    Parameters
+    ----------
+    isa : str
+        Whose vectors.
+    arrays : sequence of ndarray
+        Each in one piece.
+    threads : int
+    """
+    library = _limit(FLOAT32.get(isa, isa))
+    for array in arrays:
+        library.read_floats(array.ctypes.data, array.nbytes // 4, threads)
+
+
 def region_seconds(iterations: int, threads: int) -> float:
     """Measure an empty parallel region of the engine's pool: the median of so many, in seconds.
 
@@ -131,6 +150,8 @@ def _limit(isa: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build(f"limit-{isa}", [HERE / "limit.cpp"], [*defined, *flags])))
     library.fma_rate.argtypes = [ctypes.c_double, ctypes.c_int]
     library.fma_rate.restype = ctypes.c_double
+    library.read_floats.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    library.read_floats.restype = None
     return library
 
 

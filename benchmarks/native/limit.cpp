@@ -1,4 +1,4 @@
-// The FMA limit of one instruction set, on vectors as the kernels have them: compiled once per ISA.
+// The limits of a machine: FMAs of one instruction set, and reading memory, on vectors as the kernels have them: compiled once per ISA.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -35,7 +35,40 @@ double fma_loop(int64_t iterations) {
   return 2.0 * double(iterations) * N * kWidth<float>;
 }
 
+// Reads floats once, in several streams, as a row of keys after another is read; returns their sum.
+float read_loop(const float* data, int64_t floats) {
+  constexpr int kStreams = 4;
+  const int64_t each = floats / kStreams / (4 * kWidth<float>) * (4 * kWidth<float>);
+  F32 acc[kStreams][4] = {};
+  for (int64_t i = 0; i < each; i += 4 * kWidth<float>) {
+    MULTIHEAD_UNROLL(4)
+    for (int s = 0; s < kStreams; ++s) {
+      const float* const at = data + s * each + i;
+      MULTIHEAD_PREFETCH_L1(at + 1024);
+      MULTIHEAD_UNROLL(4)
+      for (int j = 0; j < 4; ++j) acc[s][j] += load(at + j * kWidth<float>);
+    }
+  }
+  F32 sum{};
+  for (auto& stream : acc)
+    for (F32 x : stream) sum += x;
+  return sum[0];
+}
+
 }  // namespace
+
+// Reads so many floats, a part in each thread, as fast as it can.
+extern "C" MULTIHEAD_EXPORT void read_floats(const float* data, int64_t floats, int threads) {
+  std::vector<std::thread> others;
+  const auto part = [&](int thread) {
+    const int64_t begin = floats * thread / threads, end = floats * (thread + 1) / threads;
+    volatile float sink = read_loop(data + begin, end - begin);
+    (void)sink;
+  };
+  for (int i = 1; i < threads; ++i) others.emplace_back(part, i);
+  part(0);
+  for (std::thread& other : others) other.join();
+}
 
 // Flops per second of `threads` threads at once, the caller among them, for so many seconds.
 extern "C" MULTIHEAD_EXPORT double fma_rate(double seconds, int threads) {

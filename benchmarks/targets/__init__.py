@@ -9,11 +9,13 @@ from benchmarks.targets import (
     attention,
     bnns,
     coexist,
+    decoding,
     grid,
     half,
     half_peers,
     layer,
     models,
+    modern,
     overhead,
     processes,
     ragged,
@@ -37,6 +39,7 @@ TARGETS: tuple[Target, ...] = (
 FACES: dict[str, tuple[Target, ...]] = {
     "numpy": TARGETS,
     "half": (*half_peers.TARGETS, *half.TARGETS),
+    "modern": (*modern.TARGETS, *decoding.TARGETS),
     "torch": (*agreement.TARGETS, *overhead.TARGETS, *models.TARGETS),
 }
 
