@@ -19,12 +19,19 @@ struct Lanes {
 template <class T>
 constexpr Lanes<T> kLanesFrom0{};
 
+// A cap, and what a score is multiplied by under it.
+template <class T>
+struct Cap {
+  T cap, inverse;
+  MULTIHEAD_INLINE explicit Cap(T of) : cap(of), inverse(T(1) / of) {}
+};
+
 // A capped score, and the derivative of the cap: s to cap * tanh(s / cap).
 template <class T>
-MULTIHEAD_INLINE Vec<T> capped(Vec<T> s, T cap, Vec<T>* derivative) {
-  const Vec<T> t = tanh<T>(s * (T(1) / cap));
+MULTIHEAD_INLINE Vec<T> capped(Vec<T> s, Cap<T> cap, Vec<T>* derivative) {
+  const Vec<T> t = tanh<T>(s, cap.inverse);
   *derivative = fma(-t, t, splat(T(1)));
-  return t * cap;
+  return t * cap.cap;
 }
 
 // ALiBi: a score less the slope times the distance of its query and its key.

@@ -34,36 +34,58 @@ MULTIHEAD_INLINE void dot_products(const Block<E>& t, Left<E> keys, const E* que
            .prefetch = t.prefetch});
 }
 
-// Scores in log2 units, as rules change them and masks add to them.
-template <class E, bool Capped, bool Sloped>
-MULTIHEAD_INLINE void apply_rules(const Block<E>& t) {
+// All lanes of a pass: f<number of vectors>(lane) in chunks the registers hold.
+template <class T, class F>
+MULTIHEAD_INLINE void for_lanes(int64_t lanes, F f) {
+  constexpr int64_t W = kWidth<T>;
+  int64_t lane = 0;
+  for (; lane + 4 * W <= lanes; lane += 4 * W) f.template operator()<4>(lane);
+  for (; lane + 2 * W <= lanes; lane += 2 * W) f.template operator()<2>(lane);
+  for (; lane < lanes; lane += W) f.template operator()<1>(lane);
+}
+
+// Scores in log2 units, as rules change them and masks add to them, N vectors of lanes at a time.
+// What is read of the block is read once: stores to scores might change it, as far as is known.
+template <class E, bool Capped, bool Sloped, int N>
+MULTIHEAD_INLINE void apply_rules(const Block<E>& t, int64_t lane) {
   using A = Acc<E>;
   constexpr int W = kWidth<A>;
   const Vec<A> lowest = splat(-kLargest<A>);
-  for (int64_t r = 0; r < t.keys; ++r) {
-    const bool sloped = Sloped && r < t.given_keys;
-    for (int64_t lane = 0; lane < t.lanes; lane += W) {
-      const int64_t i = r * t.lanes + lane;
-      Vec<A> x = load(t.s + i);
-      if (kRounds<E>) x *= t.score_factor;
+  const A factor = t.score_factor, slope = t.slope;
+  const Cap<A> cap(t.softcap);
+  const int64_t keys = t.keys, lanes = t.lanes, given = Sloped ? t.given_keys : 0;
+  A *const s = t.s + lane, *const derivatives = t.cap_slope ? t.cap_slope + lane : nullptr;
+  const A *const bias = t.bias ? t.bias + lane : nullptr, *const key_bias = t.key_bias;
+  const A* const distance = t.distance;
+  Vec<A> from[N];
+  MULTIHEAD_UNROLL(4)
+  for (int j = 0; j < N; ++j) from[j] = load(kLanesFrom0<A>.at + lane + j * W);
+  for (int64_t r = 0; r < keys; ++r) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < N; ++j) {
+      const int64_t i = r * lanes + j * W;
+      Vec<A> x = load(s + i);
+      if (kRounds<E>) x *= factor;
       if constexpr (Capped) {
         Vec<A> derivative;
-        x = capped<A>(x, t.softcap, &derivative);
-        if (t.cap_slope) store(t.cap_slope + i, derivative);
+        x = capped<A>(x, cap, &derivative);
+        if (derivatives) store(derivatives + i, derivative);
       }
-      if (sloped) {
-        const Vec<A> away = splat(t.distance[r]) - load(kLanesFrom0<A>.at + lane);
-        x = less_distance<A>(x, away, t.slope);
-      }
-      if (t.bias && t.key_bias)  // finite masks stay finite: their sum is limited
-        x += maximum(lowest, load(t.bias + i) + t.key_bias[r]);
-      else if (t.bias)
-        x += load(t.bias + i);
-      else if (t.key_bias)
-        x += t.key_bias[r];
-      store(t.s + i, x);
+      if (Sloped && r < given) x = less_distance<A>(x, splat(distance[r]) - from[j], slope);
+      if (bias && key_bias)  // finite masks stay finite: their sum is limited
+        x += maximum(lowest, load(bias + i) + key_bias[r]);
+      else if (bias)
+        x += load(bias + i);
+      else if (key_bias)
+        x += key_bias[r];
+      store(s + i, x);
     }
   }
+}
+template <class E, bool Capped, bool Sloped>
+MULTIHEAD_INLINE void apply_rules(const Block<E>& t) {
+  for_lanes<Acc<E>>(t.lanes,
+                    [&]<int N>(int64_t lane) { apply_rules<E, Capped, Sloped, N>(t, lane); });
 }
 
 // s[key][query] = k . q, with what rules and masks make of it, in log2 units once it is multiplied
@@ -97,16 +119,6 @@ MULTIHEAD_INLINE Vec<Acc<E>> score_above(const Acc<E>* s, Acc<E> factor, Vec<Acc
     return fma(load(s), splat(factor), -base);
   else
     return load(s) - base;
-}
-
-// All lanes of a pass: f<number of vectors>(lane) in chunks the registers hold.
-template <class T, class F>
-MULTIHEAD_INLINE void for_lanes(int64_t lanes, F f) {
-  constexpr int64_t W = kWidth<T>;
-  int64_t lane = 0;
-  for (; lane + 4 * W <= lanes; lane += 4 * W) f.template operator()<4>(lane);
-  for (; lane + 2 * W <= lanes; lane += 2 * W) f.template operator()<2>(lane);
-  for (; lane < lanes; lane += W) f.template operator()<1>(lane);
 }
 
 // Rows of a tile as products over them read it.

@@ -163,9 +163,10 @@ void row_gemm(const RowGemm<T>& g) {
 
 template <class T>
 void row_rules(const RowRules<T>& t) {
+  const Cap<T> cap(t.softcap);
   for (int64_t i = 0; i < t.keys; i += kWidth<T>) {
     Vec<T> x = load(t.s + i), derivative;
-    if (t.softcap != 0) x = capped<T>(x, t.softcap, &derivative);
+    if (t.softcap != 0) x = capped<T>(x, cap, &derivative);
     if (t.distance) x = less_distance<T>(x, load(t.distance + i) - t.query, t.slope);
     store(t.s + i, x);
   }

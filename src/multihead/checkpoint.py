@@ -147,7 +147,16 @@ def load_cache(path: str | os.PathLike[str]) -> KVCache:
 
     Examples
     --------
-    See `save_cache`.
+    >>> import os, tempfile
+    >>> import multihead as mh
+    >>> cache = mh.KVCache(2, 1, 8, 4)
+    >>> cache.lengths = [3, 5]  # after their rows were written by hand
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "cache.safetensors")
+    ...     mh.checkpoint.save_cache(cache, path)
+    ...     again = mh.checkpoint.load_cache(path)
+    >>> again.lengths, again.capacity
+    (array([3, 5]), 8)
     """
     note, tensors = _read(path, _CACHE_KEY, "multihead.checkpoint.save_cache")
     with _refused(path, "multihead.checkpoint.save_cache"):
