@@ -10,6 +10,8 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the engine has threads of its own
 os.environ.setdefault("MULTIHEAD_NUM_THREADS", str(os.cpu_count() or 1))
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # models are made, and none is fetched
+
 import hypothesis
 import numpy as np
 import pytest

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
+import zlib
+from collections.abc import Iterator
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
@@ -14,9 +13,7 @@ import transformers
 from transformers import DataCollatorWithFlattening
 
 from multihead.torch.hugging_face import attend
-from test_torch_transformers import Layer, capped, lively, llama, registered, with_sinks
-
-__all__ = ["registered"]
+from transformers_models import Layer, capped, lively, llama, registration, with_sinks
 
 LENGTHS = (5, 11, 1, 7)
 COLLATORS: dict[str, dict[str, Any]] = {
@@ -24,6 +21,14 @@ COLLATORS: dict[str, dict[str, Any]] = {
     "boundaries": {"return_flash_attn_kwargs": True, "return_position_ids": False},
     "positions": {},
 }
+
+
+@pytest.fixture(autouse=True)
+def registered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Register, from a state of PyTorch's generator that the test's name gives."""
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
+    with registration():
+        yield
 
 
 def mistral() -> Any:
