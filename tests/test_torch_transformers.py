@@ -347,12 +347,3 @@ def test_it_is_compiled_without_breaks() -> None:
         with torch.compiler.set_stance("fail_on_recompile"):
             assert torch.equal(compiled(ids, **inputs).logits, found)
     torch._dynamo.reset()
-
-
-def test_weights_are_not_returned() -> None:
-    model, ids = lively(bert()), words()
-    model.set_attn_implementation("multihead")
-    with pytest.warns(UserWarning, match='returns no weights .* use "eager"'):
-        out = model(ids, output_attentions=True)
-    assert all(x is None for x in out.attentions)
-    assert torch.equal(out[0], model(ids)[0])

@@ -287,17 +287,20 @@ def _weighted(p: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.T
 def composed_statistic(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute scaled dot-product attention, and the logarithms of the rows' sums."""
     if call.tensors.query_offsets is None:
-        return _statistic(call, 0)
-    found = [_statistic(one, n) for n, one in enumerate(sequences(call))]
+        out, _, lse = _with_scores(call, 0)
+        return out, lse
+    found = [_with_scores(one, n) for n, one in enumerate(sequences(call))]
     if not found:
         query, width = call.tensors.query, call.tensors.value.shape[2]
         return query.new_empty((0, query.shape[1], width)), query.new_empty((0, query.shape[1]))
-    outs, lses = zip(*found, strict=True)
+    outs, _, lses = zip(*found, strict=True)
     return tuple(torch.cat([x[0].transpose(0, 1) for x in parts]) for parts in (outs, lses))
 
 
-def _statistic(call: AttentionCall, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute a batch whose sequences are number `first` and on, as dropout counts them."""
+def _with_scores(
+    call: AttentionCall, first: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute out, weights and lse of sequences number `first` and on, as dropout counts them."""
     (q, k, v, mask, *_), options = call
     if mask is not None and mask.dtype == torch.bool and not options.true_hides:
         mask = ~mask
@@ -309,8 +312,14 @@ def _statistic(call: AttentionCall, first: int) -> tuple[torch.Tensor, torch.Ten
         hidden = hidden if beside is None else hidden | beside
         dropout = options.dropout_p, options.seed
         where = range(first, first + q.shape[0]), range(k.shape[2])
-        out, _, lse = attend((q, k, v), hidden, added, options.scale, dropout, where, call)
-        return out, lse
+        return attend((q, k, v), hidden, added, options.scale, dropout, where, call)
+
+
+@in_float32
+def composed_weights(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute scaled dot-product attention of a dense batch, and its weights."""
+    out, weights, _ = _with_scores(call, 0)
+    return out, weights
 
 
 def composed_attention(call: AttentionCall) -> torch.Tensor:

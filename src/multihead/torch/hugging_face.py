@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -12,6 +11,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from multihead.arguments import AttentionOptions
+from multihead.checks import wrong
+from multihead.score_rules import Asked
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.packed_transformers import (
     attend_packed,
@@ -21,12 +23,18 @@ from multihead.torch.packed_transformers import (
     separated,
 )
 from multihead.torch.support import refusal
+from multihead.torch.weights import attention_and_weights
+
+try:
+    from transformers.utils.output_capturing import _active_collector
+except ImportError:  # models pass on what they are asked for
+    _active_collector = None
 
 NAME = "multihead"
 
 # what some models ask of their attention function besides masks, dropout and scale
-_LACKING = ("head_mask", "indices", "block_indices")
-_OURS = ("softcap", "s_aux", "sinks")  # and not of "sdpa"
+_LACKING = ("indices", "block_indices")
+_OURS = ("softcap", "s_aux", "sinks", "head_mask")  # and not of "sdpa"
 
 
 def attend(
@@ -40,7 +48,7 @@ def attend(
     is_causal: bool | None = None,
     position_bias: torch.Tensor | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend as transformers' models ask: heads before tokens, and tokens first in the result."""
     _refuse(query, attention_mask, options)
     if query.device.type != "cpu":
@@ -57,11 +65,6 @@ def attend(
             **options,
         )
         return theirs
-    if options.get("output_attentions"):
-        warnings.warn(
-            f'attention "{NAME}" returns no weights for output_attentions=True: use "eager"',
-            stacklevel=2,
-        )
     length = query.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -70,33 +73,78 @@ def attend(
     mask = attention_mask
     if mask is not None and mask.dim() == 4:
         mask = mask[..., : key.shape[2]]
+    factor = None if options.get("head_mask") is None else _of_heads(options["head_mask"], query)
     ends = boundaries(query, key, attention_mask, bool(is_causal), options)
     if ends is not None and mask is not None:
         sizes = query.shape[0], length, key.shape[2]
         mask = separated(mask, ends, sizes, made_here(attention_mask))
     elif ends is not None:
-        if position_bias is not None:
-            raise ValueError(f'attention "{NAME}" knows no position_bias of packed sequences')
+        _refuse_packed(position_bias, options)
         rest = _rules(query, key, mask, options)
         given = {"dropout_p": dropout, "scale": scaling}
         given |= {name: rest[name] for name in ("softcap", "sinks") if name in rest}
         window = options.get("sliding_window")
         inputs = query, key, value
-        return attend_packed(inputs, ends, bool(is_causal), window, **given), None
+        packed = attend_packed(inputs, ends, bool(is_causal), window, **given)
+        return packed if factor is None else packed * factor.transpose(1, 2), None
     if position_bias is not None:
         mask = _biased(position_bias, mask)
-    out = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        dropout,
-        causal,
-        scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
-        **_rules(query, key, mask, options),
-    )
-    return out.transpose(1, 2).contiguous(), None
+    rules, weights = _rules(query, key, mask, options), None
+    if _weights_asked(options):
+        asked = AttentionOptions("", causal, _scale(query, scaling), float(dropout), None)
+        out, weights = attention_and_weights((query, key, value), mask, asked, Asked(**rules))
+    else:
+        out = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            mask,
+            dropout,
+            causal,
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+            **rules,
+        )
+    if factor is not None:
+        out, weights = out * factor, None if weights is None else weights * factor
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def _refuse_packed(position_bias: torch.Tensor | None, options: dict[str, Any]) -> None:
+    for name in ("position_bias", "output_attentions"):
+        if position_bias is not None if name == "position_bias" else _weights_asked(options):
+            raise ValueError(
+                f'attention "{NAME}" knows no {name} of packed sequences that no mask '
+                'shows: use attn_implementation="eager"'
+            )
+
+
+def _scale(query: torch.Tensor, scaling: float | None) -> float:
+    return 1 / math.sqrt(max(query.shape[3], 1)) if scaling is None else float(scaling)
+
+
+def _weights_asked(options: dict[str, Any]) -> bool:
+    """Whether the caller wants weights: models say so, or hooks of transformers wait for them."""
+    if options.get("output_attentions"):
+        return True
+    waiting = None if _active_collector is None else _active_collector.get()
+    return waiting is not None and any("attentions" in name for name in waiting)
+
+
+def _of_heads(head_mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """View what each head's weights are multiplied by as a factor of its results."""
+    n, heads, length, _ = query.shape
+    factor = head_mask
+    if factor.dim() in (1, 2):
+        factor = factor[..., None, None]
+    factor = factor[(None,) * (4 - factor.dim())]
+    fits = zip(factor.shape, (n, heads, length, 1), strict=False)
+    if factor.dim() != 4 or any(a not in (1, b) for a, b in fits):
+        expected = f"({heads},), ({n}, {heads}) or up to ({n}, {heads}, {length}, 1)"
+        raise wrong(
+            "head_mask", f'{expected} (or attn_implementation="eager")', tuple(head_mask.shape)
+        )
+    return factor.to(query.dtype)
 
 
 def _rules(

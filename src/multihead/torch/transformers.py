@@ -18,8 +18,10 @@ def register_transformers() -> None:
 
     Notes
     -----
-    Tensors that are not in CPU memory go to transformers' own ``"sdpa"``. As with that one,
-    ``output_attentions=True`` warns and gives no weights: they need ``"eager"``.
+    Tensors that are not in CPU memory go to transformers' own ``"sdpa"``.
+
+    ``output_attentions=True`` in a call, or in ``generate``, returns weights as ``"eager"`` does,
+    after dropout, with gradients where these are needed. Every score is in memory then.
 
     Where ``"multihead"`` is set, or a model is made with it, `ValueError` says which of its parts
     would not call it: models that do not support ``"sdpa"``, and those that compute attention by
@@ -28,8 +30,9 @@ def register_transformers() -> None:
 
     Capped scores (``softcap``), attention sinks (``s_aux``, ``sinks``), sliding windows and grouped
     heads are computed. Models that only these keep from ``"sdpa"``, as Gemma 2 and gpt-oss, run.
-    What would change the result and is not computed here raises `ValueError` during the call:
-    ``head_mask``, and sparse attention (``indices``, ``block_indices``).
+    ``head_mask``, which transformers' own models had until version 5, multiplies the weights of its
+    heads. What would change the result and is not computed here raises `ValueError` during the
+    call: sparse attention (``indices``, ``block_indices``).
 
     Packed sequences are told apart as transformers' flash attention does: by ``cu_seq_lens_q`` and
     ``cu_seq_lens_k``, which `transformers.DataCollatorWithFlattening` passes, or, in causal models
