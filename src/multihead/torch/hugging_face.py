@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from multihead.arguments import AttentionOptions
 from multihead.checks import wrong
 from multihead.score_rules import Asked
+from multihead.torch.dispatch import traced, transformed
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.packed_transformers import (
     attend_packed,
@@ -34,6 +35,7 @@ NAME = "multihead"
 
 # what some models ask of their attention function besides masks, dropout and scale
 _LACKING = ("indices", "block_indices")
+_FEW = 64  # queries
 _OURS = ("softcap", "s_aux", "sinks", "head_mask")  # and not of "sdpa"
 
 
@@ -87,12 +89,19 @@ def attend(
         inputs = query, key, value
         packed = attend_packed(inputs, ends, bool(is_causal), window, **given)
         return packed if factor is None else packed * factor.transpose(1, 2), None
+    seen, keys = length if causal else _seen(mask, query, key), key.shape[2]
+    if seen < keys:  # of a static cache
+        key, value = key[:, :, :seen], value[:, :, :seen]
+        position_bias = None if position_bias is None else position_bias[..., :seen]
+        mask = None if mask is None else mask[..., :seen]
     if position_bias is not None:
         mask = _biased(position_bias, mask)
     rules, weights = _rules(query, key, mask, options), None
     if _weights_asked(options):
         asked = AttentionOptions("", causal, _scale(query, scaling), float(dropout), None)
         out, weights = attention_and_weights((query, key, value), mask, asked, Asked(**rules))
+        if seen < keys:
+            weights = torch.nn.functional.pad(weights, (0, keys - seen))
     else:
         out = scaled_dot_product_attention(
             query,
@@ -117,6 +126,20 @@ def _refuse_packed(position_bias: torch.Tensor | None, options: dict[str, Any]) 
                 f'attention "{NAME}" knows no {name} of packed sequences that no mask '
                 'shows: use attn_implementation="eager"'
             )
+
+
+def _seen(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> int:
+    """Count the keys up to the last that a mask shows, where reading all would cost more than that.
+
+    Many queries cost more than the keys that they do not see; of one, the engine reads no others.
+    """
+    keys: int = key.shape[2]
+    if mask is None or mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[3] < keys:
+        return keys
+    if not 1 < query.shape[2] <= _FEW or traced() or transformed() or mask[..., keys - 1].any():
+        return keys
+    shown = mask[..., :keys].flatten(0, 2).any(0).nonzero()
+    return int(shown[-1]) + 1 if len(shown) else keys
 
 
 def _scale(query: torch.Tensor, scaling: float | None) -> float:

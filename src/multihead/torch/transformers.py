@@ -28,6 +28,8 @@ def register_transformers() -> None:
     themselves or choose among classes of their own. Name another implementation for them, as in
     ``{"": "multihead", "vision_config": "sdpa"}``.
 
+    A cache's keys and values, dynamic or static, are read where they lie, and not copied.
+
     Capped scores (``softcap``), attention sinks (``s_aux``, ``sinks``), sliding windows and grouped
     heads are computed. Models that only these keep from ``"sdpa"``, as Gemma 2 and gpt-oss, run.
     ``head_mask``, which transformers' own models had until version 5, multiplies the weights of its
