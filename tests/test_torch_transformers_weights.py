@@ -204,3 +204,13 @@ def test_packed_sequences_have_masks_of_heads_and_no_weights() -> None:
     assert_close(found.numpy(), (plain * head_mask[:, None]).numpy(), 1e-12)
     with pytest.raises(ValueError, match="no output_attentions of packed sequences"):
         attend(Layer(3, True), query, key, value, None, output_attentions=True, **options)
+
+
+def test_weights_under_autocast() -> None:
+    given = problem("bool", 2, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, _ = attend(Layer(2, False), *given)
+        out, weights = attend(Layer(2, False), *given, output_attentions=True)
+    assert weights is not None
+    assert out.dtype == weights.dtype == torch.bfloat16
+    assert torch.equal(out, plain)
