@@ -93,6 +93,7 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 8, "mamba_chunk_size": 8}
 _MIXED = ["mamba", "attention"]
+NOT_SDPA_EITHER = 'not with `"sdpa"`'
 _LATENT = {"num_key_value_heads": 4, "head_dim": 4}  # keys from a latent, a head for each query's
 
 
@@ -111,9 +112,9 @@ FAMILIES: dict[str, Family] = {
         "hy_v3 dots1 bitnet arcee apertus modernbert-decoder nanochat minimax_m2 cwm jais2 "
         "laguna afmoe llama4_text solar_open mimo_v2_flash moshi diffllama jetmoe doge",
     ),
-    "gemma2": Family("decoder", note="capped scores"),
-    "vaultgemma": Family("decoder", note="capped scores"),
-    "gpt_oss": Family("decoder", note="sinks"),
+    "gemma2": Family("decoder", note='capped scores; not with `"sdpa"`'),
+    "vaultgemma": Family("decoder", note='capped scores; not with `"sdpa"`'),
+    "gpt_oss": Family("decoder", note='sinks; not with `"sdpa"`'),
     "granite_swa": Family("decoder", note="sinks; eager's weights are those without them"),
     "stablelm": Family("decoder", {"partial_rotary_factor": 0.5}),
     "deepseek_v2": Family("decoder", _LATENT, note="values narrower than keys"),
@@ -162,6 +163,8 @@ FAMILIES: dict[str, Family] = {
         "albert ernie esm mobilebert modernbert nomic_bert eurobert layoutlm data2vec-text gte "
         "jina_embeddings_v3 bert-generation clip_text_model",
     ),
+    "markuplm": Family("encoder", note=NOT_SDPA_EITHER),
+    "splinter": Family("encoder", note=NOT_SDPA_EITHER),
     "roc_bert": Family(
         "encoder",
         {
@@ -172,6 +175,11 @@ FAMILIES: dict[str, Family] = {
     **_plain(
         "encoder-decoder",
         "bart mbart pegasus marian blenderbot blenderbot-small m2m_100 plbart mt5 umt5",
+    ),
+    "switch_transformers": Family(
+        "encoder-decoder",
+        {"decoder_start_token_id": 0, "expert_capacity": 64, "router_jitter_noise": 0.0},
+        note=NOT_SDPA_EITHER,
     ),
     "t5": Family("encoder-decoder", {"decoder_start_token_id": 0}, note="position biases"),
     **_plain(
@@ -187,6 +195,11 @@ FAMILIES: dict[str, Family] = {
     **_plain("sound", "hubert wav2vec2 unispeech unispeech-sat sew data2vec-audio"),
     "wav2vec2-conformer": Family("sound"),
     "wav2vec2-bert": Family("sound", {"feature_projection_input_dim": 40, "num_mel_bins": 40}),
+    "speech_to_text": Family(
+        "speech",
+        {"input_feat_per_channel": 8, "conv_channels": 16, "max_source_positions": 40},
+        note=NOT_SDPA_EITHER,
+    ),
     "whisper": Family("speech"),
 }
 
@@ -198,9 +211,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     NOT_SDPA: (
         *("align", "big_bird", "bigbird_pegasus", "blip", "bloom", "clap", "convbert", "deberta"),
         *("deberta-v2", "deepseek_v4", "flava", "fsmt", "funnel", "gpt_neo", "informer", "led"),
-        *("longformer", "longt5", "lxmert", "markuplm", "mpnet", "mpt", "nllb-moe", "openai-gpt"),
-        *("pegasus_x", "prophetnet", "reformer", "rembert", "roformer", "speech_to_text"),
-        *("speecht5", "splinter", "swinv2", "switch_transformers", "tapas", "timesformer"),
+        *("longformer", "longt5", "lxmert", "mpnet", "mpt", "nllb-moe", "openai-gpt"),
+        *("pegasus_x", "prophetnet", "reformer", "rembert", "roformer"),
+        *("speecht5", "swinv2", "tapas", "timesformer"),
         *("visual_bert", "wavlm", "xglm", "xlm", "xlnet"),
     ),
     OWN_CLASSES: ("data2vec-vision", "falcon", "sam_hq_vision_model", "sam_vision_model"),

@@ -99,7 +99,8 @@ def given(name: str, where: str) -> tuple[dict[str, Any], torch.Tensor | float]:
         return {main: torch.randn(2, *frames, 3, 15, 15)}, 1.0
     if main == "input_values":
         return {main: torch.randn(2, 180)}, 1.0
-    inputs = {main: torch.randn(2, 8, 40), "decoder_input_ids": torch.randint(3, 37, (2, 7))}
+    features = (40, 8) if name == "speech_to_text" else (8, 40)
+    inputs = {main: torch.randn(2, *features), "decoder_input_ids": torch.randint(3, 37, (2, 7))}
     return inputs, 1.0
 
 

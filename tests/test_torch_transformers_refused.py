@@ -29,7 +29,6 @@ def registered(request: pytest.FixtureRequest) -> Iterator[None]:
 
 SMALL: dict[str, dict[str, Any]] = {
     "LongT5": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
-    "SwitchTransformers": {"d_model": 24, "num_layers": 1, "num_heads": 3, "d_kv": 8},
     "XGLM": {"d_model": 24, "num_layers": 1, "attention_heads": 3, "ffn_dim": 31},
     "DebertaV2": {},
     "XLNet": {"d_model": 24, "n_layer": 1, "n_head": 3},

@@ -23,7 +23,7 @@ from multihead.torch.packed_transformers import (
     note_made,
     separated,
 )
-from multihead.torch.support import refusal
+from multihead.torch.support import masks_decide, refusal
 from multihead.torch.weights import attention_and_weights
 
 try:
@@ -72,6 +72,7 @@ def attend(
         is_causal = getattr(module, "is_causal", True)
     # a mask has its own causality, and one query is the last of its sequence
     causal = bool(length > 1 and attention_mask is None and is_causal)
+    causal = causal and not masks_decide(type(getattr(module, "config", None)))
     mask = attention_mask
     if mask is not None and mask.dim() == 4:
         mask = mask[..., : key.shape[2]]
@@ -222,6 +223,8 @@ def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
         # Layers that share keys may be given a prompt's last queries only: the mask shows which.
         if getattr(config, "num_kv_shared_layers", None):
             kwargs["allow_is_causal_skip"] = False
+        if masks_decide(type(config)):
+            kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     mask: torch.Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
     if mask is not None:
         note_made(mask, kwargs)

@@ -14,6 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+# Models that transformers computes with "eager" alone, though a mask and nothing else decides what
+# they see: without one it is everything, whatever their modules say of causality.
+_MASKED = ("MarkupLMConfig", "Speech2TextConfig", "SplinterConfig", "SwitchTransformersConfig")
 
 
 @functools.cache
@@ -31,7 +34,10 @@ def refusal(config: Any, name: str) -> str | None:
     if not kinds:
         return None
     models = f"transformers' {config.__name__} models"
-    if not any(x._supports_sdpa or _wants_more_than_sdpa(x) for x in kinds):
+    served = masks_decide(config) or any(
+        x._supports_sdpa or _wants_more_than_sdpa(x) for x in kinds
+    )
+    if not served:
         # they would take our masks for some of another kind, or pass over parts of them
         return f'{models} do not support "sdpa", nor "{name}": use attn_implementation="eager"'
     way_out = (
@@ -50,6 +56,11 @@ def refusal(config: Any, name: str) -> str | None:
             f'attention interface, so that "{name}" would not be called: {way_out}'
         )
     return None
+
+
+def masks_decide(config: Any) -> bool:
+    """Whether models of a config are given masks always, and see everything without one."""
+    return config.__name__ in _MASKED and config.__module__.startswith("transformers.models.")
 
 
 def _wants_more_than_sdpa(kind: Any) -> bool:

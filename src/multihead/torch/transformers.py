@@ -24,8 +24,8 @@ def register_transformers() -> None:
     after dropout, with gradients where these are needed. Every score is in memory then.
 
     Where ``"multihead"`` is set, or a model is made with it, `ValueError` says which of its parts
-    would not call it: models that do not support ``"sdpa"``, and those that compute attention by
-    themselves or choose among classes of their own. Name another implementation for them, as in
+    would not call it: most models that do not support ``"sdpa"``, and those that compute attention
+    by themselves or choose among classes of their own. Name another implementation for them, as in
     ``{"": "multihead", "vision_config": "sdpa"}``.
 
     A cache's keys and values, dynamic or static, are read where they lie, and not copied.
