@@ -162,6 +162,22 @@ def test_a_window_lets_texts_grow_beyond_the_capacity(
         cache.truncate(100)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_long_prompt_goes_through_a_small_window(
+    batch_first: bool, rng: np.random.Generator
+) -> None:
+    options = OPTIONS["all"]
+    layer = mh.MultiheadAttention(20, 4, batch_first=batch_first, dtype="float64", **options).eval()
+    x = rng.normal(size=(2, 400, 20) if batch_first else (400, 2, 20))
+    whole, _ = layer(x, x, x, is_causal=True)
+    cache = layer.new_kv_cache(2, 90)
+    out, _ = layer(x, x, x, is_causal=True, need_weights=False, kv_cache=cache)
+    assert_close(out, whole, 1e-12)
+    assert cache.lengths.tolist() == [400, 400]
+    with pytest.raises(ValueError, match="expected no weights or masks with more than 40 tokens"):
+        layer(x, x, x, is_causal=True, kv_cache=cache)
+
+
 def test_beams_are_reordered(rng: np.random.Generator) -> None:
     layer = make("grouped", "float64", rng)
     x = text(layer, 3, 12, rng)

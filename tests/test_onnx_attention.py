@@ -91,7 +91,7 @@ def computed(case: Any) -> dict[str, Any]:
     found = {"present_key": k, "present_value": v}
     weights = np.empty((*q.shape[:3], k.shape[2]), cache.stats.dtype)
     rules = cache.rules
-    tensors = functional._tensors(cache.inputs, cache.mask, rules)
+    tensors = functional._tensors(cache.inputs, cache.mask, rules, None)
     _native.attention_forward(cache.options, tensors, cache.out, None, weights)
     found["qk_matmul_output"] = weights
     found["Y"] = out.swapaxes(1, 2).reshape(*inputs["q"].shape[:2], -1) if flat else out

@@ -12,7 +12,7 @@ from multihead.arrays import Array, Element
 from multihead.checks import wrong, wrong_type
 from multihead.kv_cache import KVCache
 from multihead.layer_rules import LayerRules
-from multihead.layouts import Dense, Sizes, given_once
+from multihead.layouts import Dense, Inputs, Sizes, given_once
 from multihead.masks import attention_mask
 
 
@@ -45,23 +45,44 @@ def step(
     tokens, sizes, compute = batch.queries, batch.sizes, batch.element.compute
     if batch.keys != tokens:
         raise wrong("key", f"as many new tokens as queries, {tokens}", batch.keys)
-    held = cache.room_for(tokens)
-    columns = int(held.rows.max(initial=0)) + tokens
-    scores = (batch.batch, sizes.heads, tokens, columns)
-    mask = None if attn_mask is None else attention_mask(attn_mask, scores, compute)
-    angles: tuple[Array | None, Array | None] = None, None
-    if rules.rope is not None:
-        length = int(held.positions.max(initial=0)) + tokens
-        angles = rules.rope.angles(sizes.head, length, compute)
-    inputs = given_once(*batch.inputs)
-    of_masks = None, mask and mask.array
-    slopes = rules.slopes(sizes.heads, compute)
-    tensors = LayerTensors._make((*inputs, *of_masks, *params, slopes, *angles))
+    wanted = options.average is not None
     out, weights = batch.new_out(), None
-    if options.average is not None:
-        heads = () if options.average else (sizes.heads,)
-        shape = (*((batch.batch,) if batch.batched else ()), *heads, tokens, columns)
-        weights = np.empty(shape, batch.element.stored)
-    _native.cached_forward(options, tensors, held, out, weights)
-    cache.advance(tokens)
+    parts = cache.parts(tokens, wanted or attn_mask is not None)
+    for part in parts:
+        inputs = batch.inputs if len(parts) == 1 else _cut(batch, batch.inputs, part)
+        to = out if len(parts) == 1 else out[_along(batch, part)]
+        fresh = part.stop - part.start
+        held = cache.room_for(fresh)
+        columns = int(held.rows.max(initial=0)) + fresh
+        mask = None
+        if attn_mask is not None:
+            scores = (batch.batch, sizes.heads, fresh, columns)
+            mask = attention_mask(attn_mask, scores, compute)
+        angles: tuple[Array | None, Array | None] = None, None
+        if rules.rope is not None:
+            length = int(held.positions.max(initial=0)) + fresh
+            angles = rules.rope.angles(sizes.head, length, compute)
+        slopes = rules.slopes(sizes.heads, compute)
+        of_masks = None, mask and mask.array
+        given = given_once(*inputs)
+        tensors = LayerTensors._make((*given, *of_masks, *params, slopes, *angles))
+        if wanted:
+            heads = () if options.average else (sizes.heads,)
+            shape = (*((batch.batch,) if batch.batched else ()), *heads, fresh, columns)
+            weights = np.empty(shape, batch.element.stored)
+        _native.cached_forward(options, tensors, held, to, weights)
+        cache.advance(fresh)
     return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
+
+
+def _along(batch: Dense, part: slice) -> Any:
+    """Index some tokens of an input or an output."""
+    return part if batch.tokens_first or not batch.batched else (slice(None), part)
+
+
+def _cut(batch: Dense, inputs: Inputs, part: slice) -> Inputs:
+    """Take some tokens of the inputs; what is one array stays one."""
+    at, (query, key, value) = _along(batch, part), inputs
+    q = query[at]
+    k = q if key is query else key[at]
+    return q, k, k if value is key else value[at]

@@ -35,8 +35,8 @@ class KVCache:
         What is stored: float16 and bfloat16 under a float32 layer halve what a step reads.
     window : int, optional
         How many keys before its own place a query sees. A sequence may then be longer than
-        `capacity`: when it is full, rows that nothing sees any more make room. Twice the window is
-        a good capacity; `window` rows and those of one call are the least.
+        `capacity`: when it is full, rows that nothing sees any more make room, and a call of many
+        tokens is taken in parts. Twice the window is a good capacity, one row more the least.
 
     Attributes
     ----------
@@ -253,6 +253,17 @@ class KVCache:
             raise wrong(name, limits, found.tolist())
         each: Array = found.astype(np.int64)
         return each
+
+    def parts(self, tokens: int, whole: bool) -> list[slice]:
+        """Cut new tokens into parts that each have room; `whole`: into one, or raise."""
+        most = self.capacity if self._window is None else self.capacity - self._window
+        fits = int(self._rows.max(initial=0)) + tokens <= self.capacity
+        if fits or tokens <= most or self._window is None:
+            return [slice(0, tokens)]
+        if whole:
+            expected = f"no weights or masks with more than {most} tokens beside a window"
+            raise wrong("kv_cache", expected, tokens)
+        return [slice(a, min(a + most, tokens)) for a in range(0, tokens, most)]
 
     def room_for(self, tokens: int) -> CachedKeys:
         """Make room for so many rows more, and return what the engine takes, or raise."""

@@ -75,20 +75,34 @@ def step(
     held = check_cache(cache, sizes, batch, element_of(options.dtype))
     if key.shape[length] != tokens:
         raise wrong("key", f"as many new tokens as queries, {tokens}", key.shape[length])
-    rows = held.room_for(tokens)
-    columns = int(rows.rows.max(initial=0)) + tokens
-    scores = (batch, sizes.heads, tokens, columns)
-    mask = tensors.mask
-    if mask is not None and not _fits(mask, scores):
-        raise wrong("attn_mask", f"{scores[2:]} or broadcastable to {scores}", tuple(mask.shape))
+    average, mask = options.average, tensors.mask
     out, weights = engine.new_out(call), None
-    if options.average is not None:
-        shape = batch, 1 if options.average else sizes.heads, tokens, columns
-        weights = torch.empty(shape, dtype=dtype_of(call), device="cpu")
-    to_out, to_weights = engine_reads((out, weights))
-    _native.cached_forward(options, engine_reads(tensors), rows, to_out, to_weights)
-    held.advance(tokens)
+    parts = held.parts(tokens, average is not None or mask is not None)
+    for part in parts:
+        fresh = part.stop - part.start
+        some = tensors if len(parts) == 1 else _cut(tensors, length, part)
+        to = out.narrow(length, part.start, fresh)
+        rows = held.room_for(fresh)
+        columns = int(rows.rows.max(initial=0)) + fresh
+        scores = (batch, sizes.heads, fresh, columns)
+        if mask is not None and not _fits(mask, scores):
+            expected = f"{scores[2:]} or broadcastable to {scores}"
+            raise wrong("attn_mask", expected, tuple(mask.shape))
+        if average is not None:
+            shape = batch, 1 if average else sizes.heads, fresh, columns
+            weights = torch.empty(shape, dtype=dtype_of(call), device="cpu")
+        to_out, to_weights = engine_reads((to, weights))
+        _native.cached_forward(options, engine_reads(some), rows, to_out, to_weights)
+        held.advance(fresh)
     return out, weights
+
+
+def _cut(tensors: LayerTensors, axis: int, part: slice) -> LayerTensors:
+    """Take some tokens of the inputs; one that is absent is another one."""
+    count = part.stop - part.start
+    inputs = (tensors.query, tensors.key, tensors.value)
+    q, k, v = (x if x is None else x.narrow(axis, part.start, count) for x in inputs)
+    return tensors._replace(query=q, key=k, value=v)
 
 
 def _fits(mask: torch.Tensor, scores: tuple[int, int, int, int]) -> bool:
