@@ -13,14 +13,18 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cross sanitize bench accuracy lint format docs clean
+.PHONY: help demo llama test cross sanitize bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | cross | sanitize | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | sanitize | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
+
+# a language model, and its speed with a cache and without
+llama: $(VENV)/.demo
+	$(BIN)/python examples/tiny_llama.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
