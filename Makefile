@@ -8,6 +8,8 @@ BUILD := build
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
+# processes that test, a file at a time; 0: this one
+TESTERS ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
 CPP := $(shell find csrc include examples tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
@@ -28,7 +30,7 @@ llama: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
 
 # other compilers and systems: compiled, and run where qemu or wine can; as root, apt gets what lacks
 cross:

@@ -189,6 +189,7 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "targets": targets,
     "half": lambda results: targets(results, "half"),
     "half-peers": peers,
+    "modern": lambda results: targets(results, "modern"),
     "accuracy": lambda results: page.summary(results["accuracy"]),
     "accuracy-relative": lambda results: page.errors(results["accuracy"], RELATIVE),
     "accuracy-maximum": lambda results: page.errors(results["accuracy"], MAXIMUM),

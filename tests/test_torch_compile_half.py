@@ -86,7 +86,18 @@ def layer_arguments(mode: str, dtype: torch.dtype) -> tuple[Any, ...]:
     module = MultiheadAttention(12, 3, add_bias_kv=True).to(of_parameters)
     x = torch.randn(2, 5, 12).to(of_inputs).requires_grad_()
     mask = torch.randn(5, 5).to(of_inputs).requires_grad_()
-    options = LayerOptions(str(dtype)[6:], 3, False, True, True, False, 0.0, None)
+    options = LayerOptions(
+        dtype=str(dtype)[6:],
+        num_heads=3,
+        key_heads=3,
+        head_dim=module.head_dim,
+        zero_row=False,
+        causal=True,
+        average=True,
+        tokens_first=False,
+        dropout_p=0.0,
+        seed=None,
+    )
     tensors = module._tensors((x, x, x), (None, mask), False)
     call = LayerCall(tensors, options, None)
     return *flat_layer(call), cache_elements(call)

@@ -1,4 +1,5 @@
-// The limits of a machine: FMAs of one instruction set, and reading memory, on vectors as the kernels have them: compiled once per ISA.
+// The limits of a machine: FMAs of one instruction set, and reading memory, on vectors as the
+// kernels have them: compiled once per ISA.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -38,7 +39,7 @@ double fma_loop(int64_t iterations) {
 // Reads floats once, in several streams, as a row of keys after another is read; returns their sum.
 float read_loop(const float* data, int64_t floats) {
   constexpr int kStreams = 4;
-  const int64_t each = floats / kStreams / (4 * kWidth<float>) * (4 * kWidth<float>);
+  const int64_t each = floats / kStreams / (4 * kWidth<float>)*(4 * kWidth<float>);
   F32 acc[kStreams][4] = {};
   for (int64_t i = 0; i < each; i += 4 * kWidth<float>) {
     MULTIHEAD_UNROLL(4)
