@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -20,8 +20,7 @@ from multihead.torch.module import WAYS
 from multihead.torch.tensors import NAMES
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     """What a module would say of itself."""
 
     embed_dim: int
@@ -29,8 +28,12 @@ class _Layer:
     kdim: int
     vdim: int
     dropout: float
-    _qkv_same_embed_dim: bool
+    packed: bool
     batch_first: bool = False
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return self.packed
 
     @property
     def num_kv_heads(self) -> int:
@@ -98,7 +101,7 @@ def multi_head_attention_forward(
         kdim=embed_dim_to_check if k_proj_weight is None else k_proj_weight.shape[-1],
         vdim=embed_dim_to_check if v_proj_weight is None else v_proj_weight.shape[-1],
         dropout=dropout_p,
-        _qkv_same_embed_dim=not separate,
+        packed=not separate,
     )
     inputs = query, key, value
     tensors = LayerTensors(
