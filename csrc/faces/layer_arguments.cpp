@@ -1,86 +1,11 @@
-#include "arguments.h"
-
+// The layer, and its steps over a cache: what the engine takes, from what a face is told.
 #include <cmath>
-#include <string>
 #include <utility>
+
+#include "checks.h"
 
 namespace multihead::faces {
 namespace {
-
-std::string text(const int64_t* size, int rank) {
-  std::string s = "(";
-  for (int i = 0; i < rank; ++i) s += (i ? ", " : "") + std::to_string(size[i]);
-  return s + (rank == 1 ? ",)" : ")");
-}
-
-[[noreturn]] void wrong(const std::string& name, const std::string& expected,
-                        const std::string& got) {
-  throw WrongArgument(name + ": expected " + expected + ", got " + got);
-}
-
-const char* name_of(DType type) {
-  switch (type) {
-    case DType::Bool:
-      return "bool";
-    case DType::Float16:
-      return "float16";
-    case DType::BFloat16:
-      return "bfloat16";
-    case DType::Float32:
-      return "float32";
-    case DType::Float64:
-      return "float64";
-  }
-  return "another";
-}
-
-void check_type(const char* name, const View& v, DType type) {
-  if (v && v.dtype != type) wrong(name, name_of(type), name_of(v.dtype));
-}
-
-void check_size(const char* name, const View& v, std::initializer_list<int64_t> size) {
-  bool fits = v.rank == int(size.size());
-  int i = 0;
-  for (int64_t n : size) fits = fits && v.size[i++] == n;
-  if (!fits) wrong(name, text(size.begin(), int(size.size())), text(v.size, v.rank));
-}
-
-// A floating type that goes together with the one that the call is computed in.
-void check_floats(const char* name, const View& v, DType type) {
-  const bool mixes =
-      v.dtype != DType::Bool && (v.dtype == DType::Float64) == (type == DType::Float64);
-  if (v && !mixes) check_type(name, v, type);
-}
-
-void check_floats_of(const char* name, const View& v, DType type,
-                     std::initializer_list<int64_t> size) {
-  check_size(name, v, size);
-  check_floats(name, v, type);
-}
-
-void check_shape(const char* name, const View& v, DType type, std::initializer_list<int64_t> size) {
-  check_size(name, v, size);
-  check_type(name, v, type);
-}
-
-void check_rank(const char* name, const View& v, int low, int high) {
-  if (v.rank < low || v.rank > high)
-    wrong(name, "from " + std::to_string(low) + " to " + std::to_string(high) + " axes",
-          text(v.size, v.rank));
-}
-
-void swap_axes(View& v, int a, int b) {
-  std::swap(v.size[a], v.size[b]);
-  std::swap(v.stride[a], v.stride[b]);
-}
-
-// One more axis, of size 1.
-void insert_axis(View& v, int at) {
-  for (int i = v.rank; i > at; --i) v.size[i] = v.size[i - 1], v.stride[i] = v.stride[i - 1];
-  v.size[at] = 1;
-  v.stride[at] = 0;
-  ++v.rank;
-}
 
 // (L, N, E), (N, L, E) or (L, E) as (N, L, E); ragged (total, E) stays.
 View batch_first(View v, const LayerArguments& a) {
@@ -182,21 +107,6 @@ Heads heads_of(const LayerOptions& o, int64_t embed) {
   return {.count = H, .key_count = Hk, .dim = dim, .value_dim = dim};
 }
 
-// (H) or (N, H) as (N, H).
-View slopes_of(View v, const AttentionSpec& spec) {
-  if (!v) return v;
-  const int64_t H = spec.heads.count;
-  check_floats("alibi_slopes", v, spec.dtype);
-  if (v.rank == 2) {
-    check_size("alibi_slopes", v, {spec.shape.batch, H});
-  } else {
-    check_size("alibi_slopes", v, {H});
-    insert_axis(v, 0);
-    v.size[0] = spec.shape.batch;
-  }
-  return v;
-}
-
 // Angles for so many positions.
 Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSpec& spec,
                  int64_t furthest) {
@@ -214,26 +124,6 @@ Rotary rotary_of(const LayerTensors& t, const LayerOptions& o, const AttentionSp
     wrong("cosine", "angles of " + std::to_string(furthest) + " positions",
           text(t.cosine.size, t.cosine.rank));
   return {t.cosine, t.sine, o.interleaved};
-}
-
-void check_offsets(const char* name, const int64_t* offsets, int64_t batch, int64_t total) {
-  bool rising = offsets[0] == 0 && offsets[batch] == total;
-  for (int64_t b = 0; b < batch; ++b) rising &= offsets[b] <= offsets[b + 1];
-  if (!rising) wrong(name, "offsets that rise from 0 to " + std::to_string(total), "others");
-}
-
-BatchShape ragged_shape(const RaggedOffsets& offsets, int64_t queries, int64_t keys) {
-  BatchShape s;
-  s.batch = offsets.batch;
-  s.query_offsets = offsets.query;
-  s.key_offsets = offsets.key;
-  check_offsets("query offsets", s.query_offsets, s.batch, queries);
-  check_offsets("key offsets", s.key_offsets, s.batch, keys);
-  for (int64_t b = 0; b < s.batch; ++b) {
-    s.queries = larger(s.queries, s.query_offsets[b + 1] - s.query_offsets[b]);
-    s.keys = larger(s.keys, s.key_offsets[b + 1] - s.key_offsets[b]);
-  }
-  return s;
 }
 
 // Of a dense batch from its tensors, of a ragged one from its offsets.
@@ -258,20 +148,6 @@ View padding_of(View v, const BatchShape& s, DType type) {
   check_size("padding", v, {s.batch, s.keys});
   if (v.dtype != DType::Bool) check_floats("padding", v, type);
   return v;
-}
-
-View mask_of(const View& v, const AttentionSpec& spec) {
-  if (v && v.dtype != DType::Bool) check_floats("mask", v, spec.dtype);
-  return score_axes(v, spec);
-}
-
-// What layers and attention alone are told alike.
-template <class Options>
-void set_rules(ScoreRules& rules, const Options& o) {
-  if (!(o.softcap >= 0)) wrong("softcap", "0 or more", std::to_string(o.softcap));
-  rules.softcap = o.softcap;
-  rules.window_left = o.window_left;
-  rules.window_right = o.window_right;
 }
 
 // Without a value it is the key, without a key both are the query; `like` says which there are.
@@ -440,170 +316,6 @@ LayerGradients layer_gradients(const LayerArguments& a, const LayerCall& call,
   check_type("d_mask", t.mask, computed_in(spec.dtype));
   g.mask = own_axes(t.mask, spec);
   return g;
-}
-
-namespace {
-
-void check_positions(const AttentionPositions& positions, const BatchShape& shape) {
-  constexpr int64_t kFar = int64_t(1) << 40;
-  for (int64_t b = 0; b < shape.batch; ++b) {
-    if (positions.query && (positions.query[b] < -kFar || positions.query[b] > kFar))
-      wrong("query_positions", "from -2**40 to 2**40", std::to_string(positions.query[b]));
-    if (!positions.key_lengths) continue;
-    const int64_t n = positions.key_lengths[b], *const k = shape.key_offsets;
-    const int64_t most = k ? k[b + 1] - k[b] : shape.keys;
-    if (n < 0 || n > most)
-      wrong("key_lengths", "from 0 to " + std::to_string(most), std::to_string(n));
-  }
-}
-
-// Tokens first, (..., total, H) and whatever follows, as (..., N, H, L): the sequences of a ragged
-// batch, which the offsets tell apart, of L tokens each for all that the axes say.
-View by_sequence(View v, int at, const BatchShape& shape, int64_t tokens) {
-  if (!v) return v;
-  swap_axes(v, at, at + 1);
-  insert_axis(v, at);
-  v.size[at] = shape.batch;
-  v.size[at + 2] = tokens;
-  return v;
-}
-
-// (N, H, L, D), or of a ragged batch what lies as (total, H, D).
-View like_queries(const AttentionCall& call, const char* name, const View& v, int64_t width) {
-  const AttentionSpec& spec = call.attention;
-  const BatchShape& s = spec.shape;
-  if (!s.query_offsets) {
-    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.count, s.queries, width});
-    return v;
-  }
-  check_floats_of(name, v, spec.dtype, {s.query_offsets[s.batch], spec.heads.count, width});
-  return by_sequence(v, 0, s, s.queries);
-}
-
-View like_keys(const AttentionCall& call, const char* name, const View& v, int64_t width) {
-  const AttentionSpec& spec = call.attention;
-  const BatchShape& s = spec.shape;
-  if (!s.key_offsets) {
-    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.key_count, s.keys, width});
-    return v;
-  }
-  check_floats_of(name, v, spec.dtype, {s.key_offsets[s.batch], spec.heads.key_count, width});
-  return by_sequence(v, 0, s, s.keys);
-}
-
-}  // namespace
-
-AttentionCall attention_call(const AttentionArguments& a) {
-  const AttentionTensors& t = a.tensors;
-  const bool ragged = a.offsets.query != nullptr;
-  const int rank = ragged ? 3 : 4;
-  check_rank("query", t.query, rank, rank);
-  check_rank("key", t.key, rank, rank);
-  check_rank("value", t.value, rank, rank);
-  AttentionCall call;
-  AttentionSpec& spec = call.attention;
-  spec.dtype = a.options.dtype;
-  const int64_t count = t.query.size[1], heads = t.key.size[1];
-  if (heads == 0 ? count != 0 : count % heads != 0)
-    wrong("key", "a number of heads that divides " + std::to_string(count), std::to_string(heads));
-  spec.heads = {.count = count,
-                .key_count = heads,
-                .dim = t.query.size[rank - 1],
-                .value_dim = t.value.size[rank - 1]};
-  if (ragged) {
-    spec.shape = ragged_shape(a.offsets, t.query.size[0], t.key.size[0]);
-  } else {
-    spec.shape.batch = t.query.size[0];
-    spec.shape.queries = t.query.size[2];
-    spec.shape.keys = t.key.size[2];
-  }
-  call.q = like_queries(call, "query", t.query, spec.heads.dim);
-  call.k = like_keys(call, "key", t.key, spec.heads.dim);
-  call.v = like_keys(call, "value", t.value, spec.heads.value_dim);
-  spec.rules.scale = a.options.scale;
-  spec.rules.causal = a.options.causal;
-  spec.rules.true_hides = a.options.true_hides;
-  spec.rules.dropout = a.options.dropout;
-  spec.rules.offsets = a.options.offsets;
-  set_rules(spec.rules, a.options);
-  spec.rules.mask = mask_of(t.mask, spec);
-  spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);
-  spec.rules.sinks = t.sinks;
-  if (t.sinks) check_floats_of("sinks", t.sinks, spec.dtype, {count});
-  check_positions(a.positions, spec.shape);
-  spec.shape.query_positions = a.positions.query;
-  spec.shape.key_lengths = a.positions.key_lengths;
-  return call;
-}
-
-AttentionResults attention_results(const AttentionCall& call, const AttentionResults& results) {
-  const AttentionSpec& spec = call.attention;
-  const BatchShape& s = spec.shape;
-  const int64_t N = s.batch, H = spec.heads.count, L = s.queries;
-  AttentionResults r = results;
-  r.out = like_queries(call, "out", r.out, spec.heads.value_dim);
-  check_type("stats", r.stats, computed_in(spec.dtype));
-  if (s.query_offsets) {
-    if (r.stats) check_size("stats", r.stats, {2, s.query_offsets[N], H});
-    r.stats = by_sequence(r.stats, 1, s, L);
-    if (r.weights) wrong("weights", "none of a ragged batch", "an array");
-    return r;
-  }
-  if (r.stats) check_size("stats", r.stats, {2, N, H, L});
-  if (r.weights) check_floats_of("weights", r.weights, spec.dtype, {N, H, L, s.keys});
-  return r;
-}
-
-View attention_delta(const AttentionCall& call, const View& delta) {
-  const AttentionSpec& spec = call.attention;
-  const BatchShape& s = spec.shape;
-  check_type("delta", delta, computed_in(spec.dtype));
-  if (!s.query_offsets) {
-    check_size("delta", delta, {s.batch, spec.heads.count, s.queries});
-    return delta;
-  }
-  check_size("delta", delta, {s.query_offsets[s.batch], spec.heads.count});
-  return by_sequence(delta, 0, s, s.queries);
-}
-
-RowDot row_dot(const RowDot& arguments) {
-  RowDot r = arguments;
-  check_rank("d_out", r.a, 3, 4);
-  check_rank("out", r.b, r.a.rank, r.a.rank);
-  if (r.a.rank == 3) {  // one sequence of all tokens
-    BatchShape one;
-    one.batch = 1;
-    const int64_t total = r.a.size[0];
-    check_rank("delta", r.result, 2, 2);
-    r = {by_sequence(r.a, 0, one, total), by_sequence(r.b, 0, one, total),
-         by_sequence(r.result, 0, one, total)};
-    check_size("out", arguments.b, {total, r.a.size[1], r.a.size[3]});
-    check_size("delta", arguments.result, {total, r.a.size[1]});
-  }
-  const DType of_out = r.b.dtype == computed_in(r.a.dtype) ? r.b.dtype : r.a.dtype;
-  check_type("out", r.b, of_out);
-  check_size("out", r.b, {r.a.size[0], r.a.size[1], r.a.size[2], r.a.size[3]});
-  check_type("delta", r.result, computed_in(r.a.dtype));
-  check_size("delta", r.result, {r.a.size[0], r.a.size[1], r.a.size[2]});
-  return r;
-}
-
-AttentionGradients attention_gradients(const AttentionCall& call,
-                                       const AttentionTensors& gradients) {
-  const AttentionSpec& spec = call.attention;
-  const Heads& heads = spec.heads;
-  check_type("d_mask", gradients.mask, computed_in(spec.dtype));
-  if (gradients.sinks) {
-    check_type("d_sinks", gradients.sinks, computed_in(spec.dtype));
-    check_size("d_sinks", gradients.sinks, {heads.count});
-    if (!spec.rules.sinks) wrong("d_sinks", "none, as there are no sinks", "an array");
-  }
-  if (gradients.alibi_slopes) wrong("d_alibi_slopes", "none", "an array");
-  const AttentionTensors& g = gradients;
-  return {g.query ? like_queries(call, "d_query", g.query, heads.dim) : View{},
-          g.key ? like_keys(call, "d_key", g.key, heads.dim) : View{},
-          g.value ? like_keys(call, "d_value", g.value, heads.value_dim) : View{},
-          own_axes(g.mask, spec), g.sinks};
 }
 
 }  // namespace multihead::faces
