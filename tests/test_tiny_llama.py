@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, rms_norm, scaled_dot_product_attention, silu
 
 from differences import central_difference
@@ -19,6 +21,13 @@ from tolerance import CENTRAL_DIFFERENCES, assert_close
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import tiny_llama  # noqa: E402  # beside the tests
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_blas() -> Iterator[None]:
+    """The products are too small for more, as the command says too."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture
