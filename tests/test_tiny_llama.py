@@ -34,9 +34,13 @@ LAYERS = {
 
 
 @pytest.fixture(autouse=True)
-def one_blas_thread() -> Iterator[None]:
+def few_threads() -> Iterator[None]:
+    """On busy cores, those of BLAS and of OpenMP wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with threadpool_limits(1, user_api="blas"):
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -129,6 +133,14 @@ class Twin:
         with torch.no_grad():
             total = [(float(self.loss(batch)), batch[0].size) for batch in batches]
         return sum(loss * size for loss, size in total) / sum(size for _, size in total)
+
+
+def test_scores_are_those_of_pytorchs_operations() -> None:
+    model = llama.TinyLlama(llama.Sizes(window=20), seed=2)
+    text = texts.load_text()[0][:128].reshape(2, 64)
+    with torch.no_grad():
+        expected = Twin(model).scores(torch.from_numpy(text.astype(np.int64)))
+    assert_close(model(text), expected.numpy(), 1e-5)
 
 
 def test_it_learns_what_pytorchs_operations_learn() -> None:

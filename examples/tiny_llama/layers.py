@@ -62,9 +62,8 @@ class RMSNorm(Layer):
         """Take from d_x what would only move the root mean square."""
         self.grads["weight"] += np.einsum("nle,nle->e", d_y, self._normal)
         d_normal = d_y * self.weight
-        d_x: Array = (
-            d_normal - self._normal * mean_product(d_normal, self._normal)
-        ) * self._inverse
+        along = mean_product(d_normal, self._normal)
+        d_x: Array = (d_normal - self._normal * along) * self._inverse
         return d_x
 
 
