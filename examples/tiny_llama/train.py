@@ -1,6 +1,6 @@
 """Train a small language model on bytes, in NumPy, and let it write with and without a cache.
 
-python examples/tiny_llama.py --seed 0 --steps 600 --out llama-out
+python examples/tiny_llama.py --seed 0 --steps 900 --out llama-out
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train a small language model on bytes.")
     parser.add_argument("--seed", type=int, default=0, help="of the model, the batches, the text")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=16, help="pieces of text in a step")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--batch", type=int, default=8, help="pieces of text in a step")
     parser.add_argument("--length", type=int, default=256, help="bytes of a piece")
     parser.add_argument("--write", type=int, default=400, help="how many bytes to write")
     parser.add_argument("--temperature", type=float, default=0.8)
