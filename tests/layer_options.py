@@ -10,6 +10,16 @@ import numpy as np
 import multihead as mh
 from multihead import reference
 
+ALL: dict[str, Any] = {  # at once, of a layer with four heads
+    "num_kv_heads": 2,
+    "head_dim": 10,
+    "window": 50,
+    "softcap": 2.0,
+    "alibi": True,
+    "sinks": True,
+    "rope": mh.Rope(500.0, 6, "interleaved"),
+}
+
 
 @dataclass(frozen=True)
 class Drawn:

@@ -90,6 +90,46 @@ def few_queries_with_rules() -> Case:
     return Case(call, [q, k])
 
 
+def options_backward() -> Case:
+    made = mh.MultiheadAttention(
+        24, 4, num_kv_heads=2, sinks=True, rope=mh.Rope(), batch_first=True, seed=0
+    )
+    x = normal(2, 70, 24)
+
+    def call() -> Any:
+        made.zero_grad()
+        out, weights = made(x, x, x, is_causal=True)
+        return [*made.backward(out, weights), *made.grads.values()]
+
+    return Case(call, [x, *made.parameters().values()])
+
+
+def cached_step() -> Case:
+    made = mh.MultiheadAttention(24, 4, num_kv_heads=2, rope=mh.Rope(), seed=0).eval()
+    x, cache = normal(2, 3, 24), made.new_kv_cache(3, 700, "bfloat16")
+
+    def prepare() -> None:
+        cache.lengths = [5, 600, 0]
+
+    def call() -> Any:
+        return [made(x, x, x, need_weights=False, kv_cache=cache)[0]]
+
+    return Case(call, [x, cache._lengths, cache._rows], prepare)
+
+
+def packed() -> Case:
+    q = mh.Ragged(normal(130, 4, 8), [0, 2, 100, 130])  # of two and of many queries
+    k = mh.Ragged(normal(900, 2, 8), [0, 600, 700, 900])
+    options = {"enable_gqa": True, "is_causal": True, "query_offset": "end"}
+
+    def call() -> Any:
+        out, cache = functional.scaled_dot_product_attention(q, k, k, return_cache=True, **options)
+        grads = functional.scaled_dot_product_attention_backward(out, cache)
+        return [x.values for x in (out, *grads)]
+
+    return Case(call, [q.values, k.values])
+
+
 def ragged() -> Case:
     made = layer()
     x = mh.Ragged.from_list([normal(n, 24) for n in (3, 0, 90, 7)])
@@ -160,6 +200,9 @@ CASES = [
     layer_backward,
     rules_backward,
     few_queries_with_rules,
+    options_backward,
+    cached_step,
+    packed,
     ragged,
     attention,
     few_queries,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import multihead as mh
+from layer_options import ALL
 from multihead import reference
 from tolerance import FORWARD, assert_close, tolerance
 
@@ -19,15 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grouped": {"num_kv_heads": 2, "head_dim": 6, "bias": False},
     "window": {"window": (37, 0), "alibi": True},
     "rotated": {"rope": mh.Rope(), "num_kv_heads": 1, "head_dim": 6},
-    "all": {
-        "num_kv_heads": 2,
-        "head_dim": 10,
-        "window": 50,
-        "softcap": 2.0,
-        "alibi": True,
-        "sinks": True,
-        "rope": mh.Rope(500.0, 6, "interleaved"),
-    },
+    "all": ALL,
 }
 
 
@@ -299,3 +294,28 @@ def test_a_layer_with_rows_after_its_keys_has_none() -> None:
     layer = mh.MultiheadAttention(8, 2, add_zero_attn=True)
     with pytest.raises(ValueError, match="kv_cache: expected a layer without rows after its keys"):
         layer.new_kv_cache(1, 4)
+
+
+@pytest.mark.timeout(60)
+def test_another_thread_that_changes_lengths_in_a_call_reaches_no_other_memory() -> None:
+    layer = mh.MultiheadAttention(64, 4, batch_first=True, seed=0).eval()
+    cache, x = layer.new_kv_cache(8, 300), np.ones((8, 200, 64), np.float32)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            cache._rows[...] = 2**40  # as a step that is counted at the wrong moment, and worse
+            cache._rows[...] = 0
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    try:
+        for _ in range(60):
+            with contextlib.suppress(ValueError, IndexError):
+                layer(x, x, x, need_weights=False, is_causal=True, kv_cache=cache)
+    finally:
+        stop.set()
+        other.join()
+    cache.reset()
+    out, _ = layer(x, x, x, is_causal=True, kv_cache=cache)
+    assert np.isfinite(out).all()

@@ -10,22 +10,13 @@ import pytest
 import torch
 
 import multihead as mh
+from layer_options import ALL
 from multihead.torch import MultiheadAttention
 from tolerance import assert_close
 
-OPTIONS: dict[str, Any] = {
-    "num_kv_heads": 2,
-    "head_dim": 10,
-    "window": 50,
-    "softcap": 2.0,
-    "alibi": True,
-    "sinks": True,
-    "rope": mh.Rope(500.0, 6, "interleaved"),
-}
-
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "all"])
+@pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
 def test_steps_are_the_whole(options: dict[str, Any], batch_first: bool) -> None:
     module = MultiheadAttention(20, 4, batch_first=batch_first, dtype=torch.float64, **options)
     module.eval()

@@ -9,6 +9,8 @@
 
 namespace multihead::faces {
 
+constexpr int64_t kFar = int64_t(1) << 40;  // positions, so that sums of them do not wrap
+
 std::string text(const int64_t* size, int rank);
 // Throws WrongArgument: "name: expected ..., got ...".
 [[noreturn]] void wrong(const std::string& name, const std::string& expected,

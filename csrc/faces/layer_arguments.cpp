@@ -233,7 +233,8 @@ CachedCall cached_call(const LayerArguments& arguments, const CachedKeys& cache,
     if (cache.rows[b] < 0 || cache.rows[b] > room - fresh)
       wrong("kv_cache", "room for " + std::to_string(fresh) + " more rows",
             std::to_string(cache.rows[b]) + " of " + std::to_string(room) + " in use");
-    if (cache.positions[b] < 0) wrong("positions of kv_cache", "0 or more", "less");
+    if (cache.positions[b] < 0 || cache.positions[b] > kFar)
+      wrong("positions of kv_cache", "from 0 to 2**40", std::to_string(cache.positions[b]));
     lengths[size_t(b)] = cache.rows[b] + fresh;
     s.keys = larger(s.keys, lengths[size_t(b)]);
     furthest = larger(furthest, cache.positions[b] + fresh);

@@ -141,9 +141,9 @@ void check_fields(nb::handle module, const char* tuple, const Fields&... fields)
         (std::string("multihead.arguments.") + tuple + " has other fields than _native").c_str());
 }
 
-faces::RaggedOffsets offsets_of(nb::handle pair) {
+faces::RaggedOffsets offsets_of(nb::handle pair, IntegerCopies& copies) {
   if (pair.is_none()) return {};
-  const Integers q = integers_of(pair[0]), k = integers_of(pair[1]);
+  const Integers q = copies.of(pair[0]), k = copies.of(pair[1]);
   if (q.count != k.count || q.count < 1)
     throw nb::value_error("offsets: expected (N + 1,) of queries and of keys");
   return {q.data, k.data, q.count - 1};
@@ -159,18 +159,20 @@ void check_fields(nb::handle module) {
   check_fields(module, "AttentionOptions", kAttentionOptions);
 }
 
-faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb::handle offsets) {
+faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb::handle offsets,
+                                      IntegerCopies& copies) {
   return {read_views(faces::kLayerTensors, tensors, false), read_options(kLayerOptions, options),
-          offsets_of(offsets)};
+          offsets_of(offsets, copies)};
 }
 
-faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arguments) {
+faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arguments,
+                              IntegerCopies& copies) {
   PyObject* const list = entries<std::size(kCachedKeys)>(tuple, "cache");
   const auto object = [&](Py_ssize_t i) { return nb::handle(PyTuple_GET_ITEM(list, i)); };
   const faces::LayerTensors& t = arguments.tensors;
   const int64_t n = t.query.rank < 3 ? 1 : t.query.size[arguments.options.tokens_first ? 1 : 0];
   const auto each = [&](Py_ssize_t i) {
-    const Integers found = integers_of(object(i));
+    const Integers found = copies.of(object(i));
     if (found.count != n)
       throw nb::value_error("kv_cache: expected one of as many sequences as query has");
     return found.data;
@@ -178,7 +180,8 @@ faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arg
   return {writable(object(0), "keys"), writable(object(1), "values"), each(2), each(3)};
 }
 
-faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors) {
+faces::AttentionArguments attention_arguments(nb::handle options, nb::handle tensors,
+                                              IntegerCopies& copies) {
   constexpr size_t kMore = std::size(kAttentionIntegers);
   Arguments a{read_views<kMore>(faces::kAttentionTensors, tensors, false),
               read_options(kAttentionOptions, options),
@@ -190,7 +193,7 @@ faces::AttentionArguments attention_arguments(nb::handle options, nb::handle ten
         PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
     if (object.is_none()) continue;
     const auto& field = kAttentionIntegers[i];
-    const Integers each = integers_of(object);
+    const Integers each = copies.of(object);
     const int64_t n = each.count - field.more;
     if (batch < 0 && field.more) batch = n;
     if (n < 0 || n != batch)

@@ -9,10 +9,13 @@ namespace multihead::binding {
 // Throws an ImportError where the tuples' fields are not those that are read here.
 void check_fields(nanobind::handle arguments_module);
 
+// The arguments refer to the copies.
 faces::LayerArguments layer_arguments(nanobind::handle options, nanobind::handle tensors,
-                                      nanobind::handle offsets);
-faces::CachedKeys cached_keys(nanobind::handle tuple, const faces::LayerArguments& arguments);
-faces::AttentionArguments attention_arguments(nanobind::handle options, nanobind::handle tensors);
+                                      nanobind::handle offsets, IntegerCopies& copies);
+faces::CachedKeys cached_keys(nanobind::handle tuple, const faces::LayerArguments& arguments,
+                              IntegerCopies& copies);
+faces::AttentionArguments attention_arguments(nanobind::handle options, nanobind::handle tensors,
+                                              IntegerCopies& copies);
 
 // Gradients, which the engine writes.
 faces::LayerTensors layer_gradients(nanobind::handle tensors);

@@ -78,7 +78,8 @@ CacheMemory memory_of(nb::handle object, bool written) {
 
 nb::object layer_forward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object out,
                          nb::object weights, nb::object keep) {
-  const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets);
+  IntegerCopies copies;
+  const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets, copies);
   const faces::LayerResults results{writable(out, "out"), writable(weights, "weights")};
   Cache made;
   CacheMemory memory;
@@ -92,7 +93,8 @@ nb::object layer_forward(nb::tuple options, nb::tuple tensors, nb::object offset
 
 void layer_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb::object cache,
                     nb::object d_out, nb::object d_weights, nb::tuple gradients) {
-  const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets);
+  IntegerCopies copies;
+  const faces::LayerArguments arguments = layer_arguments(options, tensors, offsets, copies);
   const faces::LayerResults results{view_of(d_out), view_of(d_weights)};
   const faces::LayerTensors to = layer_gradients(gradients);
   const CacheMemory kept = memory_of(cache, false);
@@ -101,15 +103,17 @@ void layer_backward(nb::tuple options, nb::tuple tensors, nb::object offsets, nb
 
 void cached_forward(nb::tuple options, nb::tuple tensors, nb::tuple cache, nb::object out,
                     nb::object weights) {
-  const faces::LayerArguments arguments = layer_arguments(options, tensors, nb::none());
-  const faces::CachedKeys keys = cached_keys(cache, arguments);
+  IntegerCopies copies;
+  const faces::LayerArguments arguments = layer_arguments(options, tensors, nb::none(), copies);
+  const faces::CachedKeys keys = cached_keys(cache, arguments, copies);
   const faces::LayerResults results{writable(out, "out"), writable(weights, "weights")};
   run_engine([&] { return engine().cached_forward(arguments, keys, results); });
 }
 
 void attention_forward(nb::tuple options, nb::tuple tensors, nb::object out, nb::object stats,
                        nb::object weights) {
-  const faces::AttentionArguments arguments = attention_arguments(options, tensors);
+  IntegerCopies copies;
+  const faces::AttentionArguments arguments = attention_arguments(options, tensors, copies);
   const faces::AttentionResults results{writable(out, "out"), writable(stats, "stats"),
                                         writable(weights, "weights")};
   run_engine([&] { return engine().attention_forward(arguments, results); });
@@ -117,7 +121,8 @@ void attention_forward(nb::tuple options, nb::tuple tensors, nb::object out, nb:
 
 void attention_backward(nb::tuple options, nb::tuple tensors, nb::object stats, nb::object delta,
                         nb::object d_out, nb::tuple gradients) {
-  const faces::AttentionArguments arguments = attention_arguments(options, tensors);
+  IntegerCopies copies;
+  const faces::AttentionArguments arguments = attention_arguments(options, tensors, copies);
   const faces::AttentionResults results{view_of(d_out), view_of(stats), View{}};
   const faces::AttentionTensors to = attention_gradients(gradients);
   const View of_rows = view_of(delta);

@@ -175,6 +175,8 @@ View writable(nb::handle object, const char* name) {
   return view_of(object);
 }
 
+namespace {
+
 Integers integers_of(nb::handle object) {
   if (!is_borrowed(object)) {
     const Steps steps = nb::cast<Steps>(object);
@@ -185,6 +187,14 @@ Integers integers_of(nb::handle object) {
   if (!dense || t.dtype != nb::dtype<int64_t>())
     throw nb::type_error("offsets: expected int64, side by side");
   return {reinterpret_cast<const int64_t*>(static_cast<char*>(t.data) + t.byte_offset), t.shape[0]};
+}
+
+}  // namespace
+
+Integers IntegerCopies::of(nb::handle object) {
+  const Integers given = integers_of(object);
+  const std::vector<int64_t>& copy = held_.emplace_back(given.data, given.data + given.count);
+  return {copy.data(), given.count};
 }
 
 bool exchange_with(nb::handle type, nb::handle capsule) {

@@ -4,6 +4,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <deque>
+#include <vector>
+
 #include "../api.h"
 
 namespace multihead::binding {
@@ -23,7 +26,16 @@ struct Integers {
   const int64_t* data;
   int64_t count;
 };
-Integers integers_of(nanobind::handle object);
+
+// Copies of the integers of a call, made under the GIL: they are checked without it, and lead to
+// memory, so that no other thread may change them between.
+class IntegerCopies {
+ public:
+  Integers of(nanobind::handle object);
+
+ private:
+  std::deque<std::vector<int64_t>> held_;
+};
 
 // From now on objects of this type, and of types derived from it, are read through the C functions
 // that it offers in its capsule "dlpack_exchange_api". False if that is of another major version.

@@ -17,7 +17,8 @@ class KVCache:
     """A cache of keys and values, projected and turned, to which a layer's calls in eval append.
 
     Memory is taken once. A call writes the rows of its new tokens after those of each sequence,
-    which may have different lengths, and reads the others where they are.
+    which may have different lengths, and reads the others where they are. A cache serves one call
+    at a time.
 
     Parameters
     ----------
@@ -219,7 +220,7 @@ class KVCache:
                 raise wrong_type(name, own.dtype.name, x.dtype.name)
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
-        lengths = self._each("lengths", lengths, 0, None)
+        lengths = self._each("lengths", lengths, 0, 2**40)
         if (lengths < rows).any():
             raise wrong("lengths", f"at least {rows.tolist()}", lengths.tolist())
         self._keys[:, :, : keys.shape[2]] = keys.view(self._keys.dtype)
