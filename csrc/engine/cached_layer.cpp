@@ -143,10 +143,8 @@ template <class E>
 void CachedLayer<E>::project_out(const View& heads, const View& out) {
   const HeadWeights& p = call_.layer.parameters.out;
   const int64_t features = p.weight.size[2], width = p.weight.size[0] * p.weight.size[1];
-  View w = p.weight;  // (H, Dv, E) as (E, H * Dv)
-  w.rank = 2;
-  w.size[0] = features, w.stride[0] = p.weight.stride[2];
-  w.size[1] = width, w.stride[1] = p.weight.stride[1];
+  View one = p.weight;  // the heads side by side, (1, H * Dv, E)
+  one.size[0] = 1, one.size[1] = width;
   View x = heads;  // (N, tokens, H * Dv)
   x.rank = 3;
   x.size[1] = grid_.tokens, x.stride[1] = width;
@@ -157,7 +155,7 @@ void CachedLayer<E>::project_out(const View& heads, const View& out) {
   y.size[2] = grid_.tokens, y.stride[2] = out.stride[1];
   y.size[1] = divide_up(features, W::kFeatureGroup);
   y.stride[1] = W::kFeatureGroup * out.stride[2];
-  W weights = W::by_row(w, p.bias, kernels_);
+  W weights = W::by_feature({one, {}}, p.bias, kernels_);
   run({&weights}, rows_.scratch(width, W::kFeatureGroup),
       [&](std::vector<Phase>& phases) { rows_.add(phases, x, {{&weights, y, nullptr, false}}); });
 }

@@ -69,28 +69,6 @@ PackedWeights<E> PackedWeights<E>::by_feature(const HeadWeights& weights, const 
 }
 
 template <class E>
-PackedWeights<E> PackedWeights<E>::by_row(const View& w, const View& bias,
-                                          const Kernels<E>& kernels) {
-  PackedWeights p;
-  p.left_ = kernels.left;
-  p.weight_ = w;
-  p.group_ = kFeatureGroup;
-  p.m_ = w.size[0];
-  p.piece_ = w.size[1];
-  p.k_ = p.padded_piece_ = kernels.layout.rows(w.size[1]);
-  p.in_place_ = p.k_ == p.piece_;
-  p.row_stride_ = w.stride[0];
-  p.group_stride_ = kFeatureGroup * w.stride[0];
-  p.k_stride_ = w.stride[1];
-  if (bias) {
-    p.bias_ = bias;
-    p.bias_stride_ = bias.stride[0];
-    p.bias_group_stride_ = kFeatureGroup * bias.stride[0];
-  }
-  return p;
-}
-
-template <class E>
 void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
   const bool pays = tokens >= (kRounds<E> ? kSome : row_stride_ == 1 ? kMany : 2 * kMany);
   const bool stored = weight_.dtype != kTypeOf<E>;

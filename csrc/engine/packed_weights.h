@@ -26,8 +26,6 @@ class PackedWeights {
   // Rows are features, (h, d) along k; a group is any part of them.
   static PackedWeights by_feature(const HeadWeights& weights, const View& bias,
                                   const Kernels<E>& kernels);
-  // Rows of a matrix (m, k), and their bias (m); a group is any part of them.
-  static PackedWeights by_row(const View& weight, const View& bias, const Kernels<E>& kernels);
 
   int64_t m() const { return m_; }
   int64_t k() const { return k_; }  // as a tile of them has rows

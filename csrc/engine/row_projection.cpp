@@ -57,7 +57,10 @@ void RowProjection<E>::project(const Part& part, const View& x,
   for (int64_t i = 0; i < n; ++i)
     rows[i] = x.address(x.at((first + i) / grid_.tokens, (first + i) % grid_.tokens));
   const SourceRows source{rows, x.stride[2], x.dtype};
-  kernels_.pack(scratch.tile, lanes, source, x.size[2], TileOf::Tokens);
+  bool in_rows = scratch.rows;  // all weights are read so
+  for (const RowTarget<E>& target : targets)
+    in_rows = in_rows && target.weights->rows_in_place(0).found;
+  if (!in_rows) kernels_.pack(scratch.tile, lanes, source, x.size[2], TileOf::Tokens);
   if (scratch.rows)
     kernels_.gather_rows(scratch.rows, round_up(x.size[2], kLane), source, x.size[2], n);
   typename Rotation<E>::Angles angles{};

@@ -5,7 +5,6 @@ namespace multihead::faces {
 namespace {
 
 void check_positions(const AttentionPositions& positions, const BatchShape& shape) {
-  constexpr int64_t kFar = int64_t(1) << 40;
   for (int64_t b = 0; b < shape.batch; ++b) {
     if (positions.query && (positions.query[b] < -kFar || positions.query[b] > kFar))
       wrong("query_positions", "from -2**40 to 2**40", std::to_string(positions.query[b]));
@@ -29,26 +28,20 @@ View by_sequence(View v, int at, const BatchShape& shape, int64_t tokens) {
 }
 
 // (N, H, L, D), or of a ragged batch what lies as (total, H, D).
-View like_queries(const AttentionCall& call, const char* name, const View& v, int64_t width) {
+View like(const AttentionCall& call, Tokens tokens, const char* name, const View& v,
+          int64_t width) {
   const AttentionSpec& spec = call.attention;
   const BatchShape& s = spec.shape;
-  if (!s.query_offsets) {
-    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.count, s.queries, width});
+  const bool queries = tokens == Tokens::Queries;
+  const int64_t heads = queries ? spec.heads.count : spec.heads.key_count;
+  const int64_t longest = queries ? s.queries : s.keys;
+  const int64_t* const offsets = queries ? s.query_offsets : s.key_offsets;
+  if (!offsets) {
+    check_floats_of(name, v, spec.dtype, {s.batch, heads, longest, width});
     return v;
   }
-  check_floats_of(name, v, spec.dtype, {s.query_offsets[s.batch], spec.heads.count, width});
-  return by_sequence(v, 0, s, s.queries);
-}
-
-View like_keys(const AttentionCall& call, const char* name, const View& v, int64_t width) {
-  const AttentionSpec& spec = call.attention;
-  const BatchShape& s = spec.shape;
-  if (!s.key_offsets) {
-    check_floats_of(name, v, spec.dtype, {s.batch, spec.heads.key_count, s.keys, width});
-    return v;
-  }
-  check_floats_of(name, v, spec.dtype, {s.key_offsets[s.batch], spec.heads.key_count, width});
-  return by_sequence(v, 0, s, s.keys);
+  check_floats_of(name, v, spec.dtype, {offsets[s.batch], heads, width});
+  return by_sequence(v, 0, s, longest);
 }
 
 }  // namespace
@@ -77,9 +70,9 @@ AttentionCall attention_call(const AttentionArguments& a) {
     spec.shape.queries = t.query.size[2];
     spec.shape.keys = t.key.size[2];
   }
-  call.q = like_queries(call, "query", t.query, spec.heads.dim);
-  call.k = like_keys(call, "key", t.key, spec.heads.dim);
-  call.v = like_keys(call, "value", t.value, spec.heads.value_dim);
+  call.q = like(call, Tokens::Queries, "query", t.query, spec.heads.dim);
+  call.k = like(call, Tokens::Keys, "key", t.key, spec.heads.dim);
+  call.v = like(call, Tokens::Keys, "value", t.value, spec.heads.value_dim);
   spec.rules.scale = a.options.scale;
   spec.rules.causal = a.options.causal;
   spec.rules.true_hides = a.options.true_hides;
@@ -101,7 +94,7 @@ AttentionResults attention_results(const AttentionCall& call, const AttentionRes
   const BatchShape& s = spec.shape;
   const int64_t N = s.batch, H = spec.heads.count, L = s.queries;
   AttentionResults r = results;
-  r.out = like_queries(call, "out", r.out, spec.heads.value_dim);
+  r.out = like(call, Tokens::Queries, "out", r.out, spec.heads.value_dim);
   check_type("stats", r.stats, computed_in(spec.dtype));
   if (s.query_offsets) {
     if (r.stats) check_size("stats", r.stats, {2, s.query_offsets[N], H});
@@ -160,9 +153,9 @@ AttentionGradients attention_gradients(const AttentionCall& call,
   }
   if (gradients.alibi_slopes) wrong("d_alibi_slopes", "none", "an array");
   const AttentionTensors& g = gradients;
-  return {g.query ? like_queries(call, "d_query", g.query, heads.dim) : View{},
-          g.key ? like_keys(call, "d_key", g.key, heads.dim) : View{},
-          g.value ? like_keys(call, "d_value", g.value, heads.value_dim) : View{},
+  return {g.query ? like(call, Tokens::Queries, "d_query", g.query, heads.dim) : View{},
+          g.key ? like(call, Tokens::Keys, "d_key", g.key, heads.dim) : View{},
+          g.value ? like(call, Tokens::Keys, "d_value", g.value, heads.value_dim) : View{},
           own_axes(g.mask, spec), g.sinks};
 }
 

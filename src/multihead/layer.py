@@ -14,7 +14,7 @@ from multihead.cache import IN_EVAL, USED_UP, LayerCache, MaskArrays, usable
 from multihead.checks import boolean, wrong, wrong_type
 from multihead.decoding import check_cache, step
 from multihead.kv_cache import KVCache
-from multihead.layer_rules import LayerRules, layer_rules
+from multihead.layer_rules import layer_rules
 from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
 from multihead.score_rules import Window
@@ -30,12 +30,12 @@ _NO_DROPOUT = (0.0, 0, 0)
 def _options_without_dropout(
     dtype: str,
     sizes: Sizes,
-    rules: LayerRules,
+    rules: tuple[float, int, int, bool],
     causal: bool,
     average: bool | None,
     tokens_first: bool,
 ) -> LayerOptions:
-    left, right = rules.window
+    softcap, left, right, interleaved = rules
     return LayerOptions(
         dtype=dtype,
         num_heads=sizes.heads,
@@ -47,10 +47,10 @@ def _options_without_dropout(
         tokens_first=tokens_first,
         dropout_p=0.0,
         seed=None,
-        softcap=rules.softcap,
+        softcap=softcap,
         window_left=left,
         window_right=right,
-        interleaved=rules.rope is not None and rules.rope.layout == "interleaved",
+        interleaved=interleaved,
     )
 
 
@@ -525,7 +525,7 @@ class MultiheadAttention(LayerState):
         average: bool | None,
         dropout: tuple[float, int, int],
     ) -> LayerOptions:
-        form = batch.element.name, self._sizes, self._rules, causal, average, batch.tokens_first
+        form = batch.element.name, self._sizes, self._flat, causal, average, batch.tokens_first
         options = _options_without_dropout(*form)
         if dropout is _NO_DROPOUT:
             return options

@@ -33,6 +33,12 @@ class LayerRules(NamedTuple):
     alibi: bool = False
     rope: Rope | None = None
 
+    @property
+    def flat(self) -> tuple[float, int, int, bool]:
+        """What the engine's options say of them: softcap, both sides of the window, pairing."""
+        interleaved = self.rope is not None and self.rope.layout == "interleaved"
+        return (self.softcap, *self.window, interleaved)
+
     def slopes(self, heads: int, dtype: np.dtype[Any]) -> Array | None:
         """Return the slopes of ALiBi, (H,), if the layer has any."""
         return _slopes(heads, dtype) if self.alibi else None

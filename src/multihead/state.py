@@ -109,7 +109,7 @@ class LayerState(AttentionParameters):
         dtype: Any,
         grad_dtype: Any = None,
     ) -> None:
-        self._sizes, self._rules = sizes, rules
+        self._sizes, self._rules, self._flat = sizes, rules, rules.flat
         self.dropout, self.batch_first, self.training = dropout, batch_first, True
         element = element_of(dtype)
         of_grads = gradient_element(element, grad_dtype)

@@ -285,7 +285,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             tensors = self._placed(tensors, dtype, offsets, axis, more)
 
         # 2. The layer.
-        left, right = self._rules.window
+        softcap, left, right, interleaved = self._rules.flat
         options = LayerOptions(
             dtype=NAMES[dtype],
             num_heads=self.num_heads,
@@ -297,10 +297,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             tokens_first=tokens_first,
             dropout_p=self.dropout if self.training else 0.0,
             seed=None,
-            softcap=self._rules.softcap,
+            softcap=softcap,
             window_left=left,
             window_right=right,
-            interleaved=self._rules.rope is not None and self._rules.rope.layout == "interleaved",
+            interleaved=interleaved,
         )
         if kv_cache is not None:
             out, weights = step(sizes_of(self), tensors, options, kv_cache)
