@@ -45,7 +45,7 @@ MODELS = {
     "transformer": "`torch.nn.Transformer`",
     "vit": "ViT-B's layers",
 }
-NOTHING, BUSY = "–", "busy"  # noqa: RUF001
+NOTHING, BUSY = "–", "busy"
 UNTOLD = (NOTHING, BUSY)
 
 Results = Mapping[str, Any]
@@ -287,7 +287,7 @@ def _span(values: Sequence[float], form: str) -> str:
 
 def _model(work: Workload) -> str:
     layers = f"{work.layers} + {work.layers}" if work.model == "transformer" else f"{work.layers}"
-    return f"{MODELS[work.model]}, {layers} × {work.embed_dim}, ({work.batch}, {work.length})"  # noqa: RUF001
+    return f"{MODELS[work.model]}, {layers} × {work.embed_dim}, ({work.batch}, {work.length})"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from benchmarks.accuracy.cases import DTYPES, FUNCTIONS, TENSORS
 from benchmarks.accuracy.verdict import MAXIMUM, METRICS, RELATIVE, Document, Pair, pairs
 from benchmarks.markdown import table, wrapped
 
-NONE = "–"  # noqa: RUF001
+NONE = "–"
 
 
 def summary(found: Document) -> str:

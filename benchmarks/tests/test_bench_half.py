@@ -313,7 +313,7 @@ def test_a_table_says_why_a_row_was_not_measured() -> None:
         "cells": [],
     }
     text = tables.targets({"half": found}, "half")
-    assert "| – | not measured: no amx |" in text  # noqa: RUF001
+    assert "| – | not measured: no amx |" in text
     assert "| ≥ 1.60x | 1.70x | met |" in text
 
 
@@ -339,6 +339,6 @@ def test_peers_are_told_beside_ours() -> None:
     assert heading == "| (N, L, E, H) | torch | openvino |"
     assert [row.split(" | ", 1)[1] for row in rows] == [
         "1.50 | 0.50 |",
-        "1.50 | – |",  # noqa: RUF001
-        "busy | – |",  # noqa: RUF001
+        "1.50 | – |",
+        "busy | – |",
     ]

@@ -141,8 +141,9 @@ def _from_dlpack_of(x: Any) -> Callable[[Any], Any] | None:
         return getattr(x.__array_namespace__(), "from_dlpack", None)
     for cls in type(x).__mro__:
         module = sys.modules.get(cls.__module__.partition(".")[0])
-        if (from_dlpack := getattr(module, "from_dlpack", None)) is not None:
-            return from_dlpack  # type: ignore[no-any-return]  # an attribute of a module
+        found: Callable[[Any], Any] | None = getattr(module, "from_dlpack", None)
+        if found is not None:
+            return found
     return None
 
 

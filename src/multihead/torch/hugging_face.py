@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -231,9 +232,12 @@ def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     return mask
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _refusal(config: Any) -> str | None:
+def _refused(config: Any) -> str | None:
     return refusal(config, NAME)
+
+
+# a graph holds the answer for a model's class, which does not change
+_refusal: Callable[[Any], str | None] = torch.compiler.assume_constant_result(_refused)
 
 
 def check_when_set() -> None:
