@@ -69,6 +69,32 @@ def test_gradients_are_differences(draws: int, rng: np.random.Generator) -> None
         assert_close(grad, numeric, CENTRAL_DIFFERENCES, note, scale=1e-3 * largest)
 
 
+def test_gradients_of_sinks_add_up(rng: np.random.Generator) -> None:
+    layer = mh.MultiheadAttention(8, 4, sinks=True, dtype="float64", seed=0)
+    x, d_out = rng.normal(size=(2, 3, 5, 8))
+    found = []
+    for _ in range(2):
+        layer(x, x, x, need_weights=False)
+        layer.backward(d_out)
+        found.append(layer.grads["sinks"].copy())
+    assert found[0].any()
+    assert np.array_equal(found[1], 2 * found[0])
+
+
+def test_rows_after_the_keys_have_no_position_whatever_scales_the_angles(
+    rng: np.random.Generator,
+) -> None:
+    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+    made: dict[str, Any] = {"embed_dim": 12, "num_heads": 3, "add_bias_kv": True}
+    made |= {"rope": mh.Rope(scaling=scaling), "add_zero_attn": True, "window": None}
+    made |= {"softcap": None, "alibi": False, "dropout": 0.0}
+    layer = mh.MultiheadAttention(**made, batch_first=True, dtype="float64", seed=0)
+    x = rng.normal(size=(2, 7, 12))
+    found, wanted, _ = step(Drawn(layer, made, (x, x, x), {"is_causal": True}), rng)
+    for name, array in found.items():
+        assert_close(array, wanted[name], tolerance(GRADIENT, "float64"), name)
+
+
 @pytest.mark.parametrize("draws", range(6))
 def test_threads_change_no_bits(draws: int, rng: np.random.Generator) -> None:
     drawn = draw(rng, "float32", 300, dropout=0.0)

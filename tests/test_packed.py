@@ -142,6 +142,19 @@ def test_agrees_with_the_oracle(isa: str, draw: int, rng: np.random.Generator) -
         assert_close(d_mask, sum_of_masks, bounds[1], "mask", scale=1.0)
 
 
+def test_dropout_is_that_of_the_place_in_the_batch_whichever_way_a_sequence_goes(
+    isa: str, rng: np.random.Generator
+) -> None:
+    lengths = [(70, 30), (2, 400), (3, 300), (90, 270)]  # the middle ones split their keys
+    q, k, v, _ = drawn(rng, lengths)
+    options = {"dropout_p": 0.4, "seed": 5}
+    inputs = [mh.Ragged.from_list(x) for x in (q, k, v)]
+    out = scaled_dot_product_attention(*inputs, enable_gqa=True, **options)
+    for n, three in enumerate(zip(q, k, v, strict=True)):
+        expected = oracle(*map(heads_first, three), options | {"offsets": (n, 0, 0, 0)})
+        assert_close(heads_first(out[n]), expected.out, tolerance(FORWARD, "float64"), f"{n}")
+
+
 def test_central_differences(rng: np.random.Generator) -> None:
     lengths = [(3, 4), (0, 2), (5, 3)]
     q, k, v, g = drawn(rng, lengths)

@@ -78,6 +78,16 @@ def test_in_pytorchs_operations(draws: int, rng: np.random.Generator) -> None:
         check(twin(drawn), drawn)
 
 
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_turned_in_pytorchs_operations(layout: Any) -> None:
+    rope = mh.Rope(50.0, 4, layout)
+    module = MultiheadAttention(12, 2, rope=rope, batch_first=True, dtype=torch.float64)
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    expected, _ = module(x, x, x)
+    with torch.autograd.forward_ad.dual_level():
+        torch.testing.assert_close(module(x, x, x)[0], expected)
+
+
 @pytest.mark.parametrize("draws", range(4))
 def test_compiled(draws: int, rng: np.random.Generator) -> None:
     drawn = draw(rng, "float64", 30, dropout=0.0)
