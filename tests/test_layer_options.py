@@ -159,6 +159,11 @@ def test_the_state_dict_says_what_is_grouped() -> None:
     assert "in_proj_weight" in same.state_dict()  # all three are (E, E)
 
 
+SHORT_ALONE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0],
+    "original_max_position_embeddings": 64,
+}
 OPTIONS: dict[str, Any] = {
     "num_kv_heads": 2,
     "head_dim": 6,
@@ -203,6 +208,11 @@ def test_the_repr_shows_what_is_not_the_default() -> None:
         ({"head_dim": 3, "rope": mh.Rope()}, r"rope: expected an even head_dim, or dims="),
         ({"rope": mh.Rope(dims=6)}, r"rope: expected at most head_dim = 2 features to turn"),
         ({"alibi": "yes"}, r"alibi: expected"),
+        ({"rope": mh.Rope(scaling={"rope_type": "llama3"})}, r"scaling: expected 'factor'"),
+        (
+            {"rope": mh.Rope(scaling=SHORT_ALONE)},
+            r"scaling: expected 'long_factor' in a scaling of rope_type 'longrope'",
+        ),
         ({"rope": 10000.0}, r"rope: expected a Rope, a table \(cos, sin\) or None"),
     ],
 )

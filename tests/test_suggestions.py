@@ -52,6 +52,8 @@ def test_of_a_layer() -> None:
         ("nhead", "num_heads"),
         ("add_bias_k", "add_bias_kv"),
         ("random_state", "seed"),
+        ("num_key_value_heads", "num_kv_heads"),
+        ("rope_scaling", "rope"),
     ],
 )
 def test_of_the_constructor(given: str, meant: str) -> None:

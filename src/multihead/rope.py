@@ -91,7 +91,7 @@ class Rope:
         self._given: Angles | None = None
         self._tables: dict[tuple[int, str, int], Angles] = {}
         if self._dims is not None:
-            turns(self._base, self._dims, 1, self._scaling)  # says now what is missing
+            self._check(self._dims)
 
     @classmethod
     def from_table(
@@ -182,6 +182,27 @@ class Rope:
             raise wrong("rope", f"at most head_dim = {head_dim} features to turn", 2 * pairs)
         return pairs
 
+    def _check(self, dims: int) -> None:
+        """Say now what a scaling lacks, for short texts and for long ones."""
+        for length in (1, 2**40):
+            turns(self._base, dims, length, self._scaling)
+
+    def fit(self, head_dim: int) -> None:
+        """Raise unless a head's features can be turned, at any position that there are angles of.
+
+        Parameters
+        ----------
+        head_dim : int
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `pairs`, and if `scaling` lacks a number.
+        """
+        pairs = self.pairs(head_dim)
+        if self._given is None:
+            self._check(2 * pairs)
+
     def angles(self, head_dim: int, length: int, dtype: Any) -> Angles:
         """Return cosines and sines of positions 0 to `length` - 1 and perhaps more.
 
@@ -270,5 +291,5 @@ def rope_of(value: Any, head_dim: int) -> Rope | None:
         value = Rope.from_table(*value)
     if not isinstance(value, Rope):
         raise wrong_type("rope", "a Rope, a table (cos, sin) or None", type(value).__name__)
-    value.pairs(head_dim)
+    value.fit(head_dim)
     return value
