@@ -60,6 +60,19 @@ print(status("VmHWM") - before)
 assert weights.shape == d_weights.shape and d_mask.shape == mask.shape
 """
 
+FUNCTION = """
+import numpy as np
+from multihead.functional import scaled_dot_product_attention as attend
+
+rng = np.random.default_rng(0)
+k = rng.standard_normal((1, 4, 65536, 64), dtype=np.float32)
+q = k[:, :, :128].copy()
+attend(q, k[:, :, :512], k[:, :, :512])
+before = start()
+attend(q, k, k)
+print(status("VmHWM") - before)
+"""
+
 
 def peak(code: str) -> int:
     """Run code that prints how far the peak rose above what was held."""
@@ -90,3 +103,8 @@ def test_averaged_weights_and_a_mask_gradient_cost_one_matrix_each() -> None:
     matrix, activations = length * length * 4, 12 * length * 64 * 4
     found = peak(WEIGHTS.format(length=length, heads=heads))
     assert 2 * matrix < found < 3 * matrix + activations
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_keys_that_lie_in_rows_are_not_copied() -> None:
+    assert peak(FUNCTION) < 2**22  # they take 2^26 bytes

@@ -93,8 +93,8 @@ void Attention<E>::load_queries(Block<E>& block, const AttentionTiles<E>& tiles,
 template <class E>
 void Attention<E>::load_keys(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at,
                              const TileMask<E>& mask) const {
-  block.k = tiles.k + plan_.key_tile_by_head(at, plan_.heads.dim);
-  block.v = tiles.v + plan_.key_tile_by_head(at, plan_.heads.value_dim);
+  block.k = tiles.keys(plan_, at);
+  block.v = tiles.values(plan_, at);
   block.key_lanes = at.key_lanes();
   block.keys = at.keys();
   block.visible = mask.visible;

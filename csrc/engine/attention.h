@@ -7,6 +7,7 @@
 // from a larger problem of which this one is a part.
 #pragma once
 
+#include "keys.h"
 #include "masks.h"
 #include "prefetch.h"
 #include "rotation.h"
@@ -14,16 +15,18 @@
 
 namespace multihead {
 
-// Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h).
+// Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h), or where
+// the caller has them.
 template <class E>
 struct AttentionTiles {
   E *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
+  View k_in_place, v_in_place;                    // (N, Hk, S, features), in place of k and v
   Stat<E>*row_max = nullptr, *row_inv = nullptr;  // Plan::query_row; +inf and 0: nothing to see
 
   void layout_inputs(Arena& arena, const Plan& plan) {
     q = arena.take<E>(plan.query_elements(plan.heads.dim));
-    k = arena.take<E>(plan.key_elements(plan.heads.dim));
-    v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
+    if (!k_in_place) k = arena.take<E>(plan.key_elements(plan.heads.dim));
+    if (!v_in_place) v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
   }
   void layout_results(Arena& arena, const Plan& plan) {
     out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
@@ -32,6 +35,21 @@ struct AttentionTiles {
   void layout_statistics(Arena& arena, const Plan& plan) {
     row_max = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
     row_inv = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
+  }
+  KeyTile<E> keys(const Plan& plan, const TileAt& at) const {
+    if (k_in_place) return rows_of(k_in_place, plan, at);
+    return {k + plan.key_tile_by_head(at, plan.heads.dim)};
+  }
+  KeyTile<E> values(const Plan& plan, const TileAt& at) const {
+    if (v_in_place) return rows_of(v_in_place, plan, at);
+    return {v + plan.key_tile_by_head(at, plan.heads.value_dim)};
+  }
+
+ private:
+  static KeyTile<E> rows_of(const View& view, const Plan& plan, const TileAt& at) {
+    const StoredRows rows = head_rows(view, at.sequence, Tokens::Keys, at.batch, plan.key_head(at))
+                                .stored(at.first_key());
+    return {static_cast<const E*>(rows.data), rows.row};
   }
 };
 
@@ -197,11 +215,11 @@ template <int N>
 void Attention<E>::prefetch_keys(PrefetchList<N>& list, const AttentionTiles<E>& tiles,
                                  const TileAt& at) const {
   if (at.key_tile >= at.sequence.key_tiles()) return;
-  const auto add = [&](const E* base, int64_t dim) {
-    list.add(base + plan_.key_tile_by_head(at, dim), plan_.layout.size(dim, at.key_lanes()));
+  const auto add = [&](KeyTile<E> tile, int64_t dim) {
+    list.add(tile.data, tile.row ? tile.row * at.keys() : plan_.layout.size(dim, at.key_lanes()));
   };
-  add(tiles.k, plan_.heads.dim);
-  add(tiles.v, plan_.heads.value_dim);
+  add(tiles.keys(plan_, at), plan_.heads.dim);
+  add(tiles.values(plan_, at), plan_.heads.value_dim);
 }
 
 }  // namespace multihead

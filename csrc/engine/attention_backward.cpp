@@ -213,10 +213,9 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
       any = true;
     }
     own.meet(*this, tiles, here, mask);
-    own.block.k_columns =
-        kRounds<E> ? sums.k_columns + (t - sums.tiles.begin) * key_size() : own.block.k;
-    own.block.v_tokens =
-        kRounds<E> ? sums.v_tokens + (t - sums.tiles.begin) * value_size() : own.block.v;
+    const int64_t i = t - sums.tiles.begin;
+    own.block.k_columns = kRounds<E> ? KeyTile<E>{sums.k_columns + i * key_size()} : own.block.k;
+    own.block.v_tokens = kRounds<E> ? KeyTile<E>{sums.v_tokens + i * value_size()} : own.block.v;
     own.block.d_k = sums.d_k + sums.keys_before(t) * head_pitch_;
     own.block.d_v = sums.d_v + sums.keys_before(t) * value_pitch_;
     PrefetchList<8> list;

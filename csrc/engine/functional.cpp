@@ -25,6 +25,10 @@ class Functional {
   template <class F>
   void each_tile(Tokens tokens, F f);
   void read(const View& from, Tokens tokens, E* to, TileOf what);
+  // Whether attention reads keys or values where they lie.
+  bool lies_right(const View& of) const;
+  void find_keys();
+  void read_keys();
   void write(const E* from, Tokens tokens, const View& to);
   void clear_keys(const View& to);
   // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q),
@@ -76,6 +80,31 @@ void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
   });
 }
 
+// Rows that lie far apart fall into the same places of a cache, and are copied if they are read
+// often.
+template <class E>
+bool Functional<E>::lies_right(const View& of) const {
+  constexpr int64_t kOften = 5;
+  const BatchShape& shape = call_.attention.shape;
+  const int64_t row = of.stride[2], features = of.size[3];
+  const int64_t times = run_.plan.heads.group() * tiles_of(shape.queries);
+  return run_.kernels.reads_rows && of.dtype == kTypeOf<E> && !shape.key_padding && features > 0 &&
+         (of.stride[3] == 1 || features == 1) && row >= features &&
+         (row <= 2 * features || times < kOften);
+}
+
+template <class E>
+void Functional<E>::find_keys() {
+  if (lies_right(call_.k)) tiles_.k_in_place = call_.k;
+  if (lies_right(call_.v)) tiles_.v_in_place = call_.v;
+}
+
+template <class E>
+void Functional<E>::read_keys() {
+  if (!tiles_.k_in_place) read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
+  if (!tiles_.v_in_place) read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
+}
+
 template <class E>
 void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
   if (!to) return;
@@ -118,6 +147,7 @@ void Functional<E>::each_row(Stat<E>* base, F f) {
 
 template <class E>
 void Functional<E>::forward(const View& out, const View& stats, const WeightsView& weights) {
+  find_keys();
   const auto layout = [&](Arena& arena) {
     tiles_.layout_inputs(arena, run_.plan);
     tiles_.layout_results(arena, run_.plan);
@@ -130,8 +160,7 @@ void Functional<E>::forward(const View& out, const View& stats, const WeightsVie
       [&] {
         run_.masks.add_reading(phases_);
         read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
-        read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
-        read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
+        read_keys();
         join_phases(phases_, 0);
         run_.attention.add_forward(phases_, tiles_);
         const size_t last = phases_.size();
@@ -153,6 +182,7 @@ void Functional<E>::forward(const View& out, const View& stats, const WeightsVie
 template <class E>
 void Functional<E>::backward(const View& stats, const View& delta, const View& d_out,
                              const AttentionGradients& d) {
+  find_keys();
   const auto layout = [&](Arena& arena) {
     tiles_.layout_inputs(arena, run_.plan);
     tiles_.layout_statistics(arena, run_.plan);
@@ -164,8 +194,7 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
   run_.run(layout, layout_workers, run_.attention.backward_scratch(), [&] {
     run_.masks.add_reading(phases_);
     read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
-    read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
-    read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
+    read_keys();
     read(d_out, Tokens::Queries, gradients_.d_out, TileOf::Tokens);
     const auto given = [&stats](int64_t which, Stat<E> nothing) {
       return [&stats, which, nothing](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {

@@ -80,8 +80,10 @@ void Attention<E>::mask_gradient(int64_t task, const GradientTiles<E>& tiles, co
           TileMask<E> mask;
           if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;
           own.meet(*this, tiles, here, mask);
-          own.block.v_tokens = kernels_.tokens_of_values(
-              own.v_tokens, own.block.v, own.block.key_lanes, plan_.heads.value_dim);
+          own.block.v_tokens = own.block.v;
+          if constexpr (kRounds<E>)
+            own.block.v_tokens = {kernels_.tokens_of_values(
+                own.v_tokens, own.block.v.data, own.block.key_lanes, plan_.heads.value_dim)};
           kernels_.score_gradients(own.block);
           for (int64_t j = 0; j < here.given_keys(); ++j)
             rows.add(tile, s.position(here.first_key() + j), own.d_p + j * own.block.lanes,

@@ -117,14 +117,14 @@ void backward_block(const BackwardBlock<E>& t) {
                 d_q{.m = t.head_dim,
                     .lanes = t.lanes,
                     .k = groups<E>(t.keys),
-                    .a = {.data = t.k_columns, .row = t.key_lanes, .k = 1},
+                    .a = by_feature<E>(t.k_columns, t.key_lanes),
                     .b = t.ds_columns,
                     .b_row = t.lanes,
                     .c = t.d_q,
                     .c_row = t.lanes,
                     .init = Init::Load,
                     .prefetch = t.prefetch};
-  if (t.visible && !(t.finite && finite_rows<E>(t.k_columns, t.key_lanes, t.head_dim, t.keys))) {
+  if (t.visible && !(t.finite && finite_keys<E>(t.k_columns, t.key_lanes, t.head_dim, t.keys))) {
     visible_rows<E>(d_v, t.queries, t.visible);
     visible_rows<E>(d_k, t.queries, t.visible);
     visible_lanes<E>(d_q, t.keys, t.visible);

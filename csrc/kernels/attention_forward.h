@@ -83,11 +83,11 @@ void forward_block(const ForwardBlock<E>& t) {
                  [&]<int N>(int64_t lane) { softmax_step<E, N, false>(t, lane, factor, alpha); });
     if (t.keys) *t.seen = ~uint64_t(0);
   }
-  const bool guard = t.visible && !finite_rows<E>(t.v, t.key_lanes, t.value_dim, t.keys);
+  const bool guard = t.visible && !finite_keys<E>(t.v, t.key_lanes, t.value_dim, t.keys);
   Gemm<E> values{.m = t.value_dim,
                  .lanes = t.lanes,
                  .k = guard ? 0 : groups<E>(t.keys),
-                 .a = {.data = t.v, .row = t.key_lanes, .k = 1},
+                 .a = by_feature<E>(t.v, t.key_lanes),
                  .b = t.p,
                  .b_row = t.lanes,
                  .c = t.out,

@@ -28,6 +28,7 @@ Kernels<BFloat16> table(const Kernels<float>& sums) {
       .value_layout = kPairValues,
       .left = kLeft,
       .sums_are_tiles = false,
+      .reads_rows = false,
       .token_step = kLane,
       .token_tiles = 4,
       .tile_gemm = tile_gemm<BFloat16>,

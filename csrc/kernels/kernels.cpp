@@ -19,6 +19,7 @@ constexpr Kernels<T> kTable = {
     .value_layout = {},
     .left = {},
     .sums_are_tiles = true,
+    .reads_rows = true,
     .token_step = 1,
     .token_tiles = 1,
     .tile_gemm = tile_gemm<T>,

@@ -11,11 +11,19 @@ namespace {
 
 // How products read keys as their left factor: token by token where pairs are multiplied.
 template <class E>
-MULTIHEAD_INLINE Left<E> by_token(const E* tile, int64_t lanes, int64_t features) {
+MULTIHEAD_INLINE Left<E> by_token(KeyTile<E> tile, int64_t lanes, int64_t features) {
   if constexpr (kGroup<E> > 1)
-    return {.data = tile, .row = kPairs.rows(features), .k = 1};
+    return {.data = tile.data, .row = kPairs.rows(features), .k = 1};
+  else if (tile.row)
+    return {.data = tile.data, .row = tile.row, .k = 1};
   else
-    return {.data = tile, .row = 1, .k = lanes};
+    return {.data = tile.data, .row = 1, .k = lanes};
+}
+// And values: feature by feature.
+template <class E>
+MULTIHEAD_INLINE Left<E> by_feature(KeyTile<E> tile, int64_t lanes) {
+  if (kGroup<E> == 1 && tile.row) return {.data = tile.data, .row = 1, .k = tile.row};
+  return {.data = tile.data, .row = lanes, .k = 1};
 }
 
 // c[key][query] = the sum over features of a key's and a query's.
@@ -178,11 +186,14 @@ void visible_rows(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
     }
 }
 
-// Is every row of a tile finite in its first `columns` columns?
+// Is every feature finite of a tile's first `keys` keys?
 template <class E>
-bool finite_rows(const E* x, int64_t pitch, int64_t rows, int64_t columns) {
+bool finite_keys(KeyTile<E> x, int64_t lanes, int64_t features, int64_t keys) {
+  const bool in_rows = kGroup<E> == 1 && x.row;
+  const int64_t rows = in_rows ? keys : features, columns = in_rows ? features : keys;
+  const int64_t pitch = in_rows ? x.row : lanes;
   for (int64_t r = 0; r < rows; ++r)
-    if (!finite<E>(x + r * pitch, columns)) return false;
+    if (!finite<E>(x.data + r * pitch, columns)) return false;
   return true;
 }
 

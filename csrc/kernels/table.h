@@ -118,14 +118,21 @@ struct Rotate {
   bool back;
 };
 
+// A tile of keys or values; or, on a set that reads them so, rows where they lie.
+template <class E>
+struct KeyTile {
+  const E* data = nullptr;
+  int64_t row = 0;  // from a row to the next, in elements; 0: a tile
+};
+
 // One block of queries against one tile of keys.
 template <class E>
 struct Block {
   int64_t head_dim, value_dim;
   int64_t lanes;  // queries, rounded up
   const E* q;     // tile of head_dim, scaled by scale * log2(e) unless E rounds
-  const E* k;     // keys of head_dim, key_lanes; lanes from `keys` on hold anything
-  const E* v;     // values of value_dim, key_lanes, likewise
+  KeyTile<E> k;   // keys of head_dim, key_lanes; lanes from `keys` on hold anything
+  KeyTile<E> v;   // values of value_dim, key_lanes, likewise
   int64_t key_lanes, keys;
   const uint64_t* visible;           // a word per key, a bit per query; null: all
   const Acc<E>* bias;                // [keys][lanes], log2 units; null: none
@@ -154,11 +161,11 @@ struct ForwardBlock : Block<E> {
 template <class E>
 struct BackwardBlock : Block<E> {
   const Stat<E>*row_max, *row_inv, *delta;  // [lanes]
-  const E* d_out;                 // tile of value_dim, scaled by 1 / (1 - dropout) unless E rounds
-  Acc<E> gradient_factor = 1;     // where E rounds: 1 / (1 - dropout), of the products with d_out
-  const E *k_columns, *v_tokens;  // of columns_of_keys, tokens_of_values
-  const Acc<E>* d_weights;        // [keys][lanes], scaled likewise; null: none
-  const E *q_rows, *d_out_rows;   // of tile_to_rows: head_pitch, value_pitch apart
+  const E* d_out;                  // tile of value_dim, scaled by 1 / (1 - dropout) unless E rounds
+  Acc<E> gradient_factor = 1;      // where E rounds: 1 / (1 - dropout), of the products with d_out
+  KeyTile<E> k_columns, v_tokens;  // of columns_of_keys, tokens_of_values
+  const Acc<E>* d_weights;         // [keys][lanes], scaled likewise; null: none
+  const E *q_rows, *d_out_rows;    // of tile_to_rows: head_pitch, value_pitch apart
   int64_t head_pitch, value_pitch, queries;
   bool finite;  // no NaN or infinity in q and d_out
   Acc<E>* d_p;  // [keys][lanes]: gradient of the probabilities
@@ -186,6 +193,7 @@ struct Kernels {
   TileLayout layout, key_layout, value_layout;  // all of the same size
   LeftLayout left;                              // of packed weights, where E rounds
   bool sums_are_tiles;  // tile_gemm's c is a tile: nothing need turn it into one
+  bool reads_rows;      // attention takes keys and values as rows too: see KeyTile
   // Products over tokens take the tokens of a tile in steps, and so many tiles at a time.
   int64_t token_step, token_tiles;
 

@@ -166,12 +166,12 @@ struct PlainBlock {
 
   explicit PlainBlock(const B& t)
       : q(t.q, t.head_dim, t.lanes),
-        k(t.k, t.head_dim, t.key_lanes, t.keys),
-        v(t.v, t.value_dim, t.key_lanes, t.keys),
+        k(t.k.data, t.head_dim, t.key_lanes, t.keys),
+        v(t.v.data, t.value_dim, t.key_lanes, t.keys),
         block(t) {
     block.q = q;
-    block.k = k;
-    block.v = v;
+    block.k = {k};
+    block.v = {v};
   }
   // Scores and probabilities are the set's own, unless it says otherwise.
   void spoil(Acc<E>* x) const {
@@ -199,7 +199,7 @@ void score_gradients(const BackwardBlock<E>& t) {
   PlainBlock<E, BackwardBlock<E>> inner(t);
   Plain<E> d_out(t.d_out, t.value_dim, t.lanes);
   inner.block.d_out = d_out;
-  inner.block.v_tokens = inner.v;
+  inner.block.v_tokens = inner.block.v;
   plain<E>().score_gradients(inner.block);
   inner.spoil(t.p);
 }
@@ -212,8 +212,8 @@ void backward_block(const BackwardBlock<E>& t) {
   inner.block.d_out = d_out;
   inner.block.q_rows = q_rows;
   inner.block.d_out_rows = d_out_rows;
-  inner.block.k_columns = inner.k;
-  inner.block.v_tokens = inner.v;
+  inner.block.k_columns = inner.block.k;
+  inner.block.v_tokens = inner.block.v;
   plain<E>().backward_block(inner.block);
   inner.spoil(t.p);
   inner.spoil(t.ds);
@@ -231,6 +231,7 @@ template <class E>
 Kernels<E> table() {
   Kernels<E> kernels = plain<E>();  // what knows no tile stays
   kernels.layout = kernels.key_layout = kernels.value_layout = kLayout;
+  kernels.reads_rows = false;
   kernels.sums_are_tiles = false;
   kernels.tile_gemm = tile_gemm<E>;
   kernels.token_gemm = token_gemm<E>;
