@@ -65,6 +65,13 @@ bool Attention<E>::sink(int64_t head, Stat<E>* score) const {
   return bool(sinks);
 }
 
+// The rows of a tile's queries in an array of the caller's.
+static TokenRows query_rows(const View& of, const TileAt& at, void** rows) {
+  const TokenRows all = head_rows(of, at.sequence, Tokens::Queries, at.batch, at.head);
+  all.tile(at.query_tile, at.sequence.queries, rows);
+  return all;
+}
+
 // What the rules say of the scores of a head.
 template <class E>
 void Attention<E>::load_rules(Block<E>& block, const TileAt& at) const {
@@ -74,19 +81,27 @@ void Attention<E>::load_rules(Block<E>& block, const TileAt& at) const {
 }
 
 template <class E>
-void Attention<E>::load_queries(Block<E>& block, const AttentionTiles<E>& tiles,
-                                const TileAt& at) const {
+const E* Attention<E>::query_tile(const View& in_place, const E* tiles, const TileAt& at,
+                                  int64_t features, E* to) const {
+  if (!in_place) return tiles + plan_.query_tile(at, features);
+  void* rows[kTile];
+  const TokenRows from = query_rows(in_place, at, rows);
+  kernels_.pack(to, at.query_lanes(), from.source(rows), features, TileOf::Tokens);
+  return to;
+}
+
+template <class E>
+void Attention<E>::load_queries(Block<E>& block, const TileAt& at, const E* tile, E* to) const {
   block.head_dim = plan_.heads.dim;
   block.value_dim = plan_.heads.value_dim;
   block.lanes = at.query_lanes();
   load_rules(block, at);
-  const E* const q = tiles.q + plan_.query_tile(at, plan_.heads.dim);
   if constexpr (kRounds<E>) {
-    block.q = q;
+    block.q = tile;
     block.score_factor = log2_scale_;
   } else {
-    kernels_.scale(const_cast<E*>(block.q), q, plan_.layout.size(plan_.heads.dim, block.lanes),
-                   log2_scale_);
+    kernels_.scale(to, tile, plan_.layout.size(plan_.heads.dim, block.lanes), log2_scale_);
+    block.q = to;
   }
 }
 
@@ -113,8 +128,9 @@ struct Attention<E>::ForwardScratch {
   Acc<E>*s, *out;
   TileScratch<E>* mask;
 
+  // The tile of queries has become useless when that of outputs is made.
   ForwardScratch(Arena& arena, const Plan& plan)
-      : q(arena.take<E>(plan.layout.size(plan.heads.dim, kTile))),
+      : q(arena.take<E>(plan.layout.size(larger(plan.heads.dim, plan.heads.value_dim), kTile))),
         s(take_scores<E>(arena, p)),
         out(arena.take<Acc<E>>(plan.layout.rows(plan.heads.value_dim) * kTile)),
         mask(arena.take<TileScratch<E>>(1)) {}
@@ -139,19 +155,19 @@ void Attention<E>::add_forward(std::vector<Phase>& phases, const AttentionTiles<
 template <class E>
 void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Arena arena) const {
   const ForwardScratch scratch(arena, plan_);
-  E* const out = tiles.out + plan_.query_tile(at, plan_.heads.value_dim);
+  const View& caller = tiles.in_place.out;
+  E* const out = caller ? scratch.q : tiles.out + plan_.query_tile(at, plan_.heads.value_dim);
   uint64_t seen = 0;
   DropoutRows rows;
   masks_.dropout_rows(at, rows);
   ForwardBlock<E> block;
-  block.q = scratch.q;
   block.s = scratch.s;
   block.p = scratch.p;
   block.out = scratch.out;
   block.row_max = tiles.row_max + plan_.query_row(at);
   block.row_sum = tiles.row_inv + plan_.query_row(at);
   block.seen = &seen;
-  load_queries(block, tiles, at);
+  load_queries(block, at, query_tile(tiles, at, scratch.q), scratch.q);
   Stat<E> sink_score;
   block.first = !sink(at.head, &sink_score);
   if (!block.first) {  // as if it had been the first key
@@ -166,13 +182,18 @@ void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Are
     if (!masks_.tile(here, rows, *scratch.mask, mask)) continue;
     load_keys(block, tiles, here, mask);
     PrefetchList<3> list;
-    if (block.first) list.add(out, plan_.layout.size(plan_.heads.value_dim, block.lanes));
+    if (block.first && !caller)
+      list.add(out, plan_.layout.size(plan_.heads.value_dim, block.lanes));
     if (t + 1 < range.end) prefetch_keys(list, tiles, at.with_keys(t + 1));
     block.prefetch = list.get();
     kernels_.forward_block(block);
     block.first = false;
   }
   kernels_.forward_end(block, Acc<E>(masks_.keep_scale()), out);
+  if (!caller) return;
+  void* to[kTile];
+  const TokenRows all = query_rows(caller, at, to);
+  kernels_.unpack(all.target(to), out, block.lanes, block.value_dim, false);
 }
 
 template class Attention<BFloat16>;

@@ -15,21 +15,26 @@
 
 namespace multihead {
 
-// Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h), or where
+// Arrays of the caller's, (N, heads, tokens, features), where there is one.
+struct CallerArrays {
+  View q, k, v, out, d_out;
+};
+
+// Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h); or where
 // the caller has them.
 template <class E>
 struct AttentionTiles {
   E *q = nullptr, *k = nullptr, *v = nullptr, *out = nullptr;
-  View k_in_place, v_in_place;                    // (N, Hk, S, features), in place of k and v
+  CallerArrays in_place;
   Stat<E>*row_max = nullptr, *row_inv = nullptr;  // Plan::query_row; +inf and 0: nothing to see
 
   void layout_inputs(Arena& arena, const Plan& plan) {
-    q = arena.take<E>(plan.query_elements(plan.heads.dim));
-    if (!k_in_place) k = arena.take<E>(plan.key_elements(plan.heads.dim));
-    if (!v_in_place) v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
+    if (!in_place.q) q = arena.take<E>(plan.query_elements(plan.heads.dim));
+    if (!in_place.k) k = arena.take<E>(plan.key_elements(plan.heads.dim));
+    if (!in_place.v) v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
   }
   void layout_results(Arena& arena, const Plan& plan) {
-    out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
+    if (!in_place.out) out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
     layout_statistics(arena, plan);
   }
   void layout_statistics(Arena& arena, const Plan& plan) {
@@ -37,11 +42,11 @@ struct AttentionTiles {
     row_inv = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
   }
   KeyTile<E> keys(const Plan& plan, const TileAt& at) const {
-    if (k_in_place) return rows_of(k_in_place, plan, at);
+    if (in_place.k) return rows_of(in_place.k, plan, at);
     return {k + plan.key_tile_by_head(at, plan.heads.dim)};
   }
   KeyTile<E> values(const Plan& plan, const TileAt& at) const {
-    if (v_in_place) return rows_of(v_in_place, plan, at);
+    if (in_place.v) return rows_of(in_place.v, plan, at);
     return {v + plan.key_tile_by_head(at, plan.heads.value_dim)};
   }
 
@@ -73,7 +78,7 @@ struct GradientTiles {
   E *d_q = nullptr, *d_k = nullptr, *d_v = nullptr;  // all by tile
 
   void layout(Arena& arena, const Plan& plan) {
-    d_out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
+    if (!forward.in_place.d_out) d_out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
     delta = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
     d_q = arena.take<E>(plan.query_elements(plan.heads.dim));
     d_k = arena.take<E>(plan.key_elements(plan.heads.dim));
@@ -145,7 +150,13 @@ class Attention {
   // A head's sink in log2 units; false: there are none.
   bool sink(int64_t head, Stat<E>* score) const;
   void load_rules(Block<E>& block, const TileAt& at) const;
-  void load_queries(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at) const;
+  // A tile of queries, in `to` unless products read it where it lies.
+  const E* query_tile(const View& in_place, const E* tiles, const TileAt& at, int64_t features,
+                      E* to) const;
+  const E* query_tile(const AttentionTiles<E>& tiles, const TileAt& at, E* to) const {
+    return query_tile(tiles.in_place.q, tiles.q, at, plan_.heads.dim, to);
+  }
+  void load_queries(Block<E>& block, const TileAt& at, const E* tile, E* to) const;
   void load_keys(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at,
                  const TileMask<E>& mask) const;
   template <int N>

@@ -277,9 +277,19 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
     const int64_t parts = range.end - range.begin, i = t - range.begin;
     list.add(from + count * i / parts, count * (i + 1) / parts - count * i / parts);
   };
+  const auto rows = [&](const View& of, const E* tiles_of, const TileAt& where, int64_t dim) {
+    if (!of)
+      return part(tiles_of + plan_.query_tile(where, dim),
+                  plan_.layout.size(dim, where.query_lanes()));
+    const StoredRows lie = head_rows(of, where.sequence, Tokens::Queries, where.batch, where.head)
+                               .stored(where.query_tile * kTile);
+    if (of.dtype == kTypeOf<E> && lie.row == dim)
+      part(static_cast<const E*>(lie.data), dim * where.queries());
+  };
   const auto queries = [&](const TileAt& of) {
-    part(tiles.forward.q + plan_.query_tile(of, D), plan_.layout.size(D, of.query_lanes()));
-    part(tiles.d_out + plan_.query_tile(of, Dv), plan_.layout.size(Dv, of.query_lanes()));
+    const CallerArrays& caller = tiles.forward.in_place;
+    rows(caller.q, tiles.forward.q, of, D);
+    rows(caller.d_out, tiles.d_out, of, Dv);
   };
   const bool last_tile = t + 1 == range.end;
   if (at.query_tile == 0 && !last_tile) prefetch_keys(list, tiles.forward, at.with_keys(t + 1));

@@ -81,8 +81,8 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
   block.p = scratch.p;
   const int64_t q_size = plan_.layout.size(plan_.heads.dim, kTile);
   for (int64_t h = 0; h < heads; ++h) {
-    block.q = scratch.q + h * q_size;
-    load_queries(block, tiles, of_head(h));
+    E* const q = scratch.q + h * q_size;
+    load_queries(block, of_head(h), query_tile(tiles, of_head(h), q), q);
     masks_.dropout_rows(of_head(h), scratch.rows[h]);
   }
   const Acc<E> factor = Acc<E>(masks_.keep_scale() / double(heads));
@@ -92,8 +92,8 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
       TileMask<E> mask;
       const TileAt here = of_head(h).with_keys(t);
       if (!masks_.tile(here, scratch.rows[h], *scratch.mask, mask)) continue;
-      block.q =
-          kRounds<E> ? tiles.q + plan_.query_tile(here, plan_.heads.dim) : scratch.q + h * q_size;
+      block.q = kRounds<E> && !tiles.in_place.q ? tiles.q + plan_.query_tile(here, plan_.heads.dim)
+                                                : scratch.q + h * q_size;
       load_keys(block, tiles, here, mask);
       kernels_.weights_block(block, tiles.row_max + plan_.query_row(here),
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);
@@ -169,7 +169,7 @@ void Attention<E>::weights_backward(const TileAt& at, const GradientTiles<E>& ti
                                     Arena arena) const {
   QueryBlock own(arena, *this);
   masks_.dropout_rows(at, *own.rows);
-  load_queries(own.block, tiles.forward, at);
+  load_queries(own.block, at, query_tile(tiles.forward, at, own.q), own.q);
   const int64_t lanes = own.block.lanes, row = plan_.query_row(at);
   const Acc<E> share = Acc<E>(tiles.d_weights.share(plan_));
   for (int64_t t = 0; t < at.sequence.key_tiles(); ++t) {

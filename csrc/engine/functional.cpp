@@ -24,7 +24,7 @@ class Functional {
   // f(place, head of the array) for each tile of one head's queries or keys; a phase.
   template <class F>
   void each_tile(Tokens tokens, F f);
-  void read(const View& from, Tokens tokens, E* to, TileOf what);
+  void read(const View& from, E* to, TileOf what);
   // Whether attention reads keys or values where they lie.
   bool lies_right(const View& of) const;
   void find_keys();
@@ -66,17 +66,14 @@ void Functional<E>::each_tile(Tokens tokens, F f) {
   phases_.push_back({int64_t(tiles.size()) * heads, std::move(task_of)});
 }
 
-// Queries go by tile, keys by head.
 template <class E>
-void Functional<E>::read(const View& from, Tokens tokens, E* to, TileOf what) {
-  each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
-    const Plan& plan = run_.plan;
-    const TokenRows source = head_rows(from, at.sequence, tokens, at.batch, head);
+void Functional<E>::read(const View& from, E* to, TileOf what) {
+  each_tile(Tokens::Keys, [=, this](const TileAt& at, int64_t head) {
+    const TokenRows source = head_rows(from, at.sequence, Tokens::Keys, at.batch, head);
     void* rows[kTile];
-    source.tile(at.key_tile, at.sequence.tokens(tokens), rows);
-    E* const tile = to + (tokens == Tokens::Queries ? plan.query_tile(at, from.size[3])
-                                                    : plan.key_tile_by_head(at, from.size[3]));
-    run_.kernels.pack(tile, lanes(at, tokens), source.source(rows), from.size[3], what);
+    source.tile(at.key_tile, at.sequence.keys, rows);
+    run_.kernels.pack(to + run_.plan.key_tile_by_head(at, from.size[3]), at.key_lanes(),
+                      source.source(rows), from.size[3], what);
   });
 }
 
@@ -95,14 +92,14 @@ bool Functional<E>::lies_right(const View& of) const {
 
 template <class E>
 void Functional<E>::find_keys() {
-  if (lies_right(call_.k)) tiles_.k_in_place = call_.k;
-  if (lies_right(call_.v)) tiles_.v_in_place = call_.v;
+  if (lies_right(call_.k)) tiles_.in_place.k = call_.k;
+  if (lies_right(call_.v)) tiles_.in_place.v = call_.v;
 }
 
 template <class E>
 void Functional<E>::read_keys() {
-  if (!tiles_.k_in_place) read(call_.k, Tokens::Keys, tiles_.k, TileOf::Keys);
-  if (!tiles_.v_in_place) read(call_.v, Tokens::Keys, tiles_.v, TileOf::Values);
+  if (!tiles_.in_place.k) read(call_.k, tiles_.k, TileOf::Keys);
+  if (!tiles_.in_place.v) read(call_.v, tiles_.v, TileOf::Values);
 }
 
 template <class E>
@@ -147,6 +144,8 @@ void Functional<E>::each_row(Stat<E>* base, F f) {
 
 template <class E>
 void Functional<E>::forward(const View& out, const View& stats, const WeightsView& weights) {
+  tiles_.in_place.q = call_.q;
+  tiles_.in_place.out = out;
   find_keys();
   const auto layout = [&](Arena& arena) {
     tiles_.layout_inputs(arena, run_.plan);
@@ -159,12 +158,10 @@ void Functional<E>::forward(const View& out, const View& stats, const WeightsVie
       layout, [](Arena&) {}, scratch,
       [&] {
         run_.masks.add_reading(phases_);
-        read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
         read_keys();
         join_phases(phases_, 0);
         run_.attention.add_forward(phases_, tiles_);
         const size_t last = phases_.size();
-        write(tiles_.out, Tokens::Queries, out);
         run_.attention.add_weights(phases_, tiles_, weights);
         if (stats) {
           const auto keep = [&stats](int64_t which) {
@@ -182,20 +179,20 @@ void Functional<E>::forward(const View& out, const View& stats, const WeightsVie
 template <class E>
 void Functional<E>::backward(const View& stats, const View& delta, const View& d_out,
                              const AttentionGradients& d) {
+  tiles_.in_place.q = call_.q;
+  tiles_.in_place.d_out = d_out;
   find_keys();
   const auto layout = [&](Arena& arena) {
     tiles_.layout_inputs(arena, run_.plan);
     tiles_.layout_statistics(arena, run_.plan);
-    gradients_.layout(arena, run_.plan);
     gradients_.forward = tiles_;
+    gradients_.layout(arena, run_.plan);
     run_.masks.layout(arena);
   };
   const auto layout_workers = [&](Arena& arena) { run_.attention.layout_backward(arena); };
   run_.run(layout, layout_workers, run_.attention.backward_scratch(), [&] {
     run_.masks.add_reading(phases_);
-    read(call_.q, Tokens::Queries, tiles_.q, TileOf::Tokens);
     read_keys();
-    read(d_out, Tokens::Queries, gradients_.d_out, TileOf::Tokens);
     const auto given = [&stats](int64_t which, Stat<E> nothing) {
       return [&stats, which, nothing](Stat<E>& x, bool real, int64_t n, int64_t h, int64_t q) {
         x = real ? statistic(stats, which, n, h, q) : nothing;

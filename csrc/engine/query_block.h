@@ -25,7 +25,6 @@ struct Attention<E>::QueryBlock {
         d_weights(arena.take<Acc<E>>(kTile * kTile)),
         rows(arena.take<DropoutRows>(1)),
         mask(arena.take<TileScratch<E>>(1)) {
-    block.q = q;
     block.s = s;
     block.p = p;
     block.d_p = d_p;
@@ -39,16 +38,16 @@ struct Attention<E>::QueryBlock {
     const int64_t D = a.plan_.heads.dim, Dv = a.plan_.heads.value_dim;
     const Acc<E> keep = Acc<E>(a.masks_.keep_scale());
     const int64_t row = a.plan_.query_row(at);
-    a.load_queries(block, tiles.forward, at);
-    const E* query = tiles.forward.q + a.plan_.query_tile(at, D);
-    const E* gradient = tiles.d_out + a.plan_.query_tile(at, Dv);
+    const E* query = a.query_tile(tiles.forward, at, q);
+    const E* gradient = a.query_tile(tiles.forward.in_place.d_out, tiles.d_out, at, Dv, d_out);
     block.queries = at.queries();
     block.row_max = tiles.forward.row_max + row;
     block.row_inv = tiles.forward.row_inv + row;
     block.delta = tiles.delta + row;
-    a.kernels_.tile_to_rows(q_rows, a.head_pitch_, query, block.lanes, D, Acc<E>(1));
-    a.kernels_.tile_to_rows(d_out_rows, a.value_pitch_, gradient, block.lanes, Dv,
-                            a.factor_of_rows());
+    const int64_t lanes = at.query_lanes();
+    a.kernels_.tile_to_rows(q_rows, a.head_pitch_, query, lanes, D, Acc<E>(1));
+    a.kernels_.tile_to_rows(d_out_rows, a.value_pitch_, gradient, lanes, Dv, a.factor_of_rows());
+    a.load_queries(block, at, query, q);
     block.d_out = gradient;
     if constexpr (kRounds<E>) {
       block.gradient_factor = keep;
