@@ -86,7 +86,7 @@ def _packed() -> dict[str, Contest]:
     offsets = np.cumsum([0, *PACKED])
     rows = normal(total, HEADS, HEAD_DIM)
     ragged = Ragged(rows, offsets)
-    parts = [np.ascontiguousarray(rows[a:b].swapaxes(0, 1)[None]) for a, b in pairwise(offsets)]
+    parts = [rows[a:b].swapaxes(0, 1)[None] for a, b in pairwise(offsets)]  # of the same memory
 
     def alone(training: bool) -> Callable[[], None]:
         steps = [Attention(training, x, x, x, is_causal=True) for x in parts]
