@@ -2,6 +2,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace multihead {
 
@@ -65,11 +66,24 @@ bool Attention<E>::sink(int64_t head, Stat<E>* score) const {
   return bool(sinks);
 }
 
-// The rows of a tile's queries in an array of the caller's.
-static TokenRows query_rows(const View& of, const TileAt& at, void** rows) {
-  const TokenRows all = head_rows(of, at.sequence, Tokens::Queries, at.batch, at.head);
-  all.tile(at.query_tile, at.sequence.queries, rows);
+template <class E>
+TokenRows Attention<E>::rows_of(const View& array, Tokens tokens, const TileAt& at,
+                                void** rows) const {
+  const bool queries = tokens == Tokens::Queries;
+  const int64_t head = queries ? at.head : plan_.key_head(at);
+  const TokenRows all = head_rows(array, at.sequence, tokens, at.batch, head);
+  all.tile(queries ? at.query_tile : at.key_tile, at.sequence.tokens(tokens), rows);
   return all;
+}
+
+template <class E>
+void Attention<E>::write_rows(const View& array, Tokens tokens, const TileAt& at,
+                              const E* tile) const {
+  if (!array) return;
+  void* rows[kTile];
+  const TokenRows to = rows_of(array, tokens, at, rows);
+  const int64_t lanes = tokens == Tokens::Queries ? at.query_lanes() : at.key_lanes();
+  kernels_.unpack(to.target(rows), tile, lanes, array.size[3], false);
 }
 
 // What the rules say of the scores of a head.
@@ -85,7 +99,7 @@ const E* Attention<E>::query_tile(const View& in_place, const E* tiles, const Ti
                                   int64_t features, E* to) const {
   if (!in_place) return tiles + plan_.query_tile(at, features);
   void* rows[kTile];
-  const TokenRows from = query_rows(in_place, at, rows);
+  const TokenRows from = rows_of(in_place, Tokens::Queries, at, rows);
   kernels_.pack(to, at.query_lanes(), from.source(rows), features, TileOf::Tokens);
   return to;
 }
@@ -120,6 +134,34 @@ void Attention<E>::load_keys(Block<E>& block, const AttentionTiles<E>& tiles, co
   block.keep = mask.keep;
 }
 
+template <class E>
+void Attention<E>::prefetch_keys(PrefetchList& list, const AttentionTiles<E>& tiles,
+                                 const TileAt& at) const {
+  if (at.key_tile >= at.sequence.key_tiles()) return;
+  const auto add = [&](KeyTile<E> tile, int64_t dim) {
+    list.add(tile.data, tile.row ? tile.row * at.keys() : plan_.layout.size(dim, at.key_lanes()));
+  };
+  add(tiles.keys(plan_, at), plan_.heads.dim);
+  add(tiles.values(plan_, at), plan_.heads.value_dim);
+}
+
+template <class E>
+void Attention<E>::prefetch_queries(PrefetchList& list, const View& in_place, const E* tiles,
+                                    const TileAt& at, int64_t features, Share share) const {
+  const auto range = [&](int64_t n) {
+    const int64_t begin = n * share.part / share.of;
+    return std::pair(begin, n * (share.part + 1) / share.of - begin);
+  };
+  if (!in_place) {
+    const auto [begin, count] = range(plan_.layout.size(features, at.query_lanes()));
+    return list.add(tiles + plan_.query_tile(at, features) + begin, count);
+  }
+  void* rows[kTile];
+  const TokenRows all = rows_of(in_place, Tokens::Queries, at, rows);
+  const auto [begin, count] = range(at.queries());
+  list.add_rows(all, rows + begin, count, features);
+}
+
 // Forward
 
 template <class E>
@@ -146,15 +188,18 @@ void Attention<E>::add_forward(std::vector<Phase>& phases, const AttentionTiles<
   std::vector<Item> items = query_tiles();
   const int64_t tasks = int64_t(items.size());
   auto run = [this, tiles, items = std::move(items)](int64_t task, int worker) {
-    const Item& item = items[size_t(task)];
-    forward(place(item, item.part), tiles, memory_.of(worker));
+    const size_t after = size_t(task + memory_.workers());  // probably this worker's next
+    forward(items[size_t(task)], after < items.size() ? &items[after] : nullptr, tiles,
+            memory_.of(worker));
   };
   phases.push_back({tasks, std::move(run), begins(plan_.heads.count, true)});
 }
 
 template <class E>
-void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Arena arena) const {
+void Attention<E>::forward(const Item& item, const Item* next, const AttentionTiles<E>& tiles,
+                           Arena arena) const {
   const ForwardScratch scratch(arena, plan_);
+  const TileAt at = place(item, item.part);
   const View& caller = tiles.in_place.out;
   E* const out = caller ? scratch.q : tiles.out + plan_.query_tile(at, plan_.heads.value_dim);
   uint64_t seen = 0;
@@ -181,19 +226,20 @@ void Attention<E>::forward(const TileAt& at, const AttentionTiles<E>& tiles, Are
     TileMask<E> mask;
     if (!masks_.tile(here, rows, *scratch.mask, mask)) continue;
     load_keys(block, tiles, here, mask);
-    PrefetchList<3> list;
-    if (block.first && !caller)
-      list.add(out, plan_.layout.size(plan_.heads.value_dim, block.lanes));
-    if (t + 1 < range.end) prefetch_keys(list, tiles, at.with_keys(t + 1));
+    PrefetchList list;
+    if (t + 1 < range.end) {
+      prefetch_keys(list, tiles, at.with_keys(t + 1));
+    } else {
+      prefetch_queries(list, caller, tiles.out, at, block.value_dim);
+      if (next)
+        prefetch_queries(list, tiles.in_place.q, tiles.q, place(*next, next->part), block.head_dim);
+    }
     block.prefetch = list.get();
     kernels_.forward_block(block);
     block.first = false;
   }
   kernels_.forward_end(block, Acc<E>(masks_.keep_scale()), out);
-  if (!caller) return;
-  void* to[kTile];
-  const TokenRows all = query_rows(caller, at, to);
-  kernels_.unpack(all.target(to), out, block.lanes, block.value_dim, false);
+  write_rows(caller, Tokens::Queries, at, out);
 }
 
 template class Attention<BFloat16>;

@@ -15,9 +15,11 @@
 
 namespace multihead {
 
-// Arrays of the caller's, (N, heads, tokens, features), where there is one.
+// Arrays of the caller's, (N, heads, tokens, features), where they take the place of tiles.
 struct CallerArrays {
   View q, k, v, out, d_out;
+  bool gradients = false;  // go to these, if they are wanted
+  View d_q, d_k, d_v;
 };
 
 // Queries, outputs and their gradients lie by tile, keys and values by head (see plan.h); or where
@@ -80,6 +82,7 @@ struct GradientTiles {
   void layout(Arena& arena, const Plan& plan) {
     if (!forward.in_place.d_out) d_out = arena.take<E>(plan.query_elements(plan.heads.value_dim));
     delta = arena.take<Stat<E>>(plan.query_lanes * plan.heads.count);
+    if (forward.in_place.gradients) return;
     d_q = arena.take<E>(plan.query_elements(plan.heads.dim));
     d_k = arena.take<E>(plan.key_elements(plan.heads.dim));
     d_v = arena.take<E>(plan.key_elements(plan.heads.value_dim));
@@ -121,7 +124,8 @@ class Attention {
   void add_mask_gradient(std::vector<Phase>& phases, const GradientTiles<E>& tiles,
                          const View& d_mask) const;
   void layout_backward(Arena& arena);  // memory that depends on the number of workers
-  size_t backward_scratch() const;     // bytes of a worker, for all three
+  // Bytes of a worker, for all three.
+  size_t backward_scratch(const CallerArrays& caller = {}) const;
 
  private:
   // A head of a sequence, and a part of it: a tile of queries or a group of keys.
@@ -130,9 +134,9 @@ class Attention {
   };
   struct ForwardScratch;
   struct WeightsScratch;
-  struct QueryBlock;    // what the tasks of backward share about one block of queries
-  struct GroupScratch;  // and a group of keys
-  struct TurnScratch;   // and with what a finished gradient is turned back
+  struct QueryBlock;     // what the tasks of backward share about one block of queries
+  struct GroupScratch;   // and a group of keys
+  struct FinishScratch;  // and with what a gradient is finished
 
   TileAt place(const Item& item, int64_t query_tile) const {
     return {plan_.sequences[size_t(item.sequence)], item.sequence, item.head, query_tile};
@@ -150,7 +154,10 @@ class Attention {
   // A head's sink in log2 units; false: there are none.
   bool sink(int64_t head, Stat<E>* score) const;
   void load_rules(Block<E>& block, const TileAt& at) const;
-  // A tile of queries, in `to` unless products read it where it lies.
+  // The rows of a tile in an array of the caller's.
+  TokenRows rows_of(const View& array, Tokens tokens, const TileAt& at, void** rows) const;
+  void write_rows(const View& array, Tokens tokens, const TileAt& at, const E* tile) const;
+  // A tile of queries, in `to` unless it lies as one.
   const E* query_tile(const View& in_place, const E* tiles, const TileAt& at, int64_t features,
                       E* to) const;
   const E* query_tile(const AttentionTiles<E>& tiles, const TileAt& at, E* to) const {
@@ -159,10 +166,16 @@ class Attention {
   void load_queries(Block<E>& block, const TileAt& at, const E* tile, E* to) const;
   void load_keys(Block<E>& block, const AttentionTiles<E>& tiles, const TileAt& at,
                  const TileMask<E>& mask) const;
-  template <int N>
-  void prefetch_keys(PrefetchList<N>& list, const AttentionTiles<E>& tiles, const TileAt& at) const;
+  void prefetch_keys(PrefetchList& list, const AttentionTiles<E>& tiles, const TileAt& at) const;
+  // One of so many parts of a tile of queries: of `tiles`, or of the caller's array in their place.
+  struct Share {
+    int64_t part, of;
+  };
+  void prefetch_queries(PrefetchList& list, const View& in_place, const E* tiles, const TileAt& at,
+                        int64_t features, Share share = {0, 1}) const;
 
-  void forward(const TileAt& at, const AttentionTiles<E>& tiles, Arena arena) const;
+  void forward(const Item& item, const Item* next, const AttentionTiles<E>& tiles,
+               Arena arena) const;
   void weights(const TileAt& at, const AttentionTiles<E>& tiles, const WeightsView& weights,
                Arena arena) const;
   void write_weights(const WeightsView& weights, const TileAt& at, const Acc<E>* tile) const;
@@ -179,13 +192,15 @@ class Attention {
     const GroupScratch& sums;
     const Item* next;
   };
-  void prefetch_backward(PrefetchList<8>& list, const TileAt& at, KeyRange range,
-                         const After& after, const GradientTiles<E>& tiles) const;
+  void prefetch_backward(PrefetchList& list, const TileAt& at, KeyRange range, const After& after,
+                         const GradientTiles<E>& tiles) const;
   void read_keys(const Item& item, const GroupScratch& sums, const GradientTiles<E>& tiles) const;
   KeyRange groups_seen(const TileAt& at) const;
-  void key_gradient(const TileAt& at, Acc<E>* sums, const TurnScratch& turn,
+  void key_gradient(const TileAt& at, Acc<E>* sums, const FinishScratch& scratch,
                     const GradientTiles<E>& tiles) const;
-  void add_group(const TileAt& at, int64_t group, Acc<E>* sums, const TurnScratch& scratch,
+  void value_gradient(const TileAt& at, const Acc<E>* sums, const FinishScratch& scratch,
+                      const GradientTiles<E>& tiles) const;
+  void add_group(const TileAt& at, int64_t group, Acc<E>* sums, const FinishScratch& scratch,
                  const GradientTiles<E>& tiles) const;
   void reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const;
   Acc<E> sink_gradient(int64_t head, const GradientTiles<E>& tiles) const;
@@ -220,17 +235,5 @@ class Attention {
   Acc<E>* partial_ = nullptr;
   std::vector<int64_t> partial_begin_;
 };
-
-template <class E>
-template <int N>
-void Attention<E>::prefetch_keys(PrefetchList<N>& list, const AttentionTiles<E>& tiles,
-                                 const TileAt& at) const {
-  if (at.key_tile >= at.sequence.key_tiles()) return;
-  const auto add = [&](KeyTile<E> tile, int64_t dim) {
-    list.add(tile.data, tile.row ? tile.row * at.keys() : plan_.layout.size(dim, at.key_lanes()));
-  };
-  add(tiles.keys(plan_, at), plan_.heads.dim);
-  add(tiles.values(plan_, at), plan_.heads.value_dim);
-}
 
 }  // namespace multihead

@@ -25,39 +25,58 @@ Acc<E>* Attention<E>::partial_tile(const TileAt& at, int64_t group) const {
              plan_.heads.dim;
 }
 
-// What a finished gradient of a tile is turned back with.
+// Whether the sums of a gradient need memory of their own until they are complete: tiles cannot
+// hold them, or there are no tiles.
 template <class E>
-struct Attention<E>::TurnScratch {
-  Acc<E>*sums, *angles;  // of a tile that cannot hold its sums; of its positions
+static bool sums_apart(const Kernels<E>& kernels, const CallerArrays& caller) {
+  return !kernels.sums_are_tiles || caller.gradients;
+}
 
-  TurnScratch(Acc<E>* s, Acc<E>* a) : sums(s), angles(a) {}
-  TurnScratch(Arena& arena, const Attention& a)
-      : sums(a.kernels_.sums_are_tiles ? nullptr : arena.take<Acc<E>>(a.plan_.heads.dim * kTile)),
-        angles(arena.take<Acc<E>>(a.rotation_.scratch())) {}
+// What the gradient of a tile is finished with.
+template <class E>
+struct Attention<E>::FinishScratch {
+  Acc<E>*sums, *angles;  // of a tile, see sums_apart; of its positions
+  E* tile;               // on its way to the caller's rows
+
+  FinishScratch(Arena& arena, const Attention& a, const CallerArrays& caller)
+      : sums(sums_apart(a.kernels_, caller) ? arena.take<Acc<E>>(a.plan_.heads.dim * kTile)
+                                            : nullptr),
+        angles(arena.take<Acc<E>>(a.rotation_.scratch())),
+        tile(caller.gradients ? arena.take<E>(larger(a.key_size(), a.value_size())) : nullptr) {}
+
+  // The same for sums that lie elsewhere.
+  FinishScratch with(Acc<E>* others) const {
+    FinishScratch copy = *this;
+    copy.sums = others;
+    return copy;
+  }
 };
 
 // Sums of one group of keys, and of the tile of queries at hand.
 template <class E>
 struct Attention<E>::GroupScratch {
   Acc<E>*d_k, *d_v, *d_q;
-  Acc<E>* d_q_sums;  // of the groups so far, where tiles cannot hold them: [head][queries][D]
+  Acc<E>* d_q_sums;         // of the groups so far, see sums_apart: [head][queries][D]
   E *k_columns, *v_tokens;  // of the group's keys, where other products than forward's read them
-  TurnScratch turn;
+  FinishScratch finish;
   int64_t group = 0;
   KeyRange tiles{0, 0};
 
   // For groups of at most so many tiles, several of them with so many queries.
-  GroupScratch(Arena& arena, const Attention& a, int64_t most, int64_t queries)
-      : d_k(arena.take<Acc<E>>(most * kTile * a.head_pitch_)),
-        d_v(arena.take<Acc<E>>(most * kTile * a.value_pitch_)),
+  struct Most {
+    int64_t tiles, queries;
+  };
+  GroupScratch(Arena& arena, const Attention& a, Most most, const CallerArrays& caller)
+      : d_k(arena.take<Acc<E>>(most.tiles * kTile * a.head_pitch_)),
+        d_v(arena.take<Acc<E>>(most.tiles * kTile * a.value_pitch_)),
         d_q(arena.take<Acc<E>>(a.plan_.heads.dim * kTile)),
-        d_q_sums(a.kernels_.sums_are_tiles
-                     ? nullptr
-                     : arena.take<Acc<E>>(a.plan_.heads.group() * a.plan_.heads.dim *
-                                          round_up(queries, kTile))),
-        k_columns(kRounds<E> ? arena.take<E>(most * a.key_size()) : nullptr),
-        v_tokens(kRounds<E> ? arena.take<E>(most * a.value_size()) : nullptr),
-        turn(arena, a) {}
+        d_q_sums(sums_apart(a.kernels_, caller)
+                     ? arena.take<Acc<E>>(a.plan_.heads.group() * a.plan_.heads.dim *
+                                          round_up(most.queries, kTile))
+                     : nullptr),
+        k_columns(kRounds<E> ? arena.take<E>(most.tiles * a.key_size()) : nullptr),
+        v_tokens(kRounds<E> ? arena.take<E>(most.tiles * a.value_size()) : nullptr),
+        finish(arena, a, caller) {}
 
   int64_t keys_before(int64_t tile) const { return (tile - tiles.begin) * kTile; }
 };
@@ -77,10 +96,10 @@ int64_t Attention<E>::most_queries() const {
 }
 
 template <class E>
-size_t Attention<E>::backward_scratch() const {
+size_t Attention<E>::backward_scratch(const CallerArrays& caller) const {
   Arena none;
   QueryBlock(none, *this);
-  GroupScratch(none, *this, longest_group(), most_queries());
+  GroupScratch(none, *this, {longest_group(), most_queries()}, caller);
   return none.used();
 }
 
@@ -130,9 +149,9 @@ template <class E>
 void Attention<E>::backward(const Item& item, const Item* next, const GradientTiles<E>& tiles,
                             Arena arena) const {
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
-  const int64_t size = group_tiles(s), Dv = plan_.heads.value_dim;
+  const int64_t size = group_tiles(s);
   QueryBlock own(arena, *this);
-  GroupScratch sums(arena, *this, size, s.queries);
+  GroupScratch sums(arena, *this, {size, s.queries}, tiles.forward.in_place);
   const int64_t first = split_ ? item.part : 0, last = split_ ? item.part + 1 : groups_of(s);
   for (sums.group = first; sums.group < last; ++sums.group) {
     sums.tiles = {sums.group * size, smaller((sums.group + 1) * size, s.key_tiles())};
@@ -145,34 +164,46 @@ void Attention<E>::backward(const Item& item, const Item* next, const GradientTi
         backward_queries(place(served(item, i), tile), own, sums, next, tiles);
     for (int64_t t = sums.tiles.begin; t < sums.tiles.end; ++t) {
       const TileAt at = place(item, 0).with_keys(t);
-      const int64_t lanes = at.key_lanes(), n = at.keys(), before = sums.keys_before(t);
-      key_gradient(at, sums.d_k + before * head_pitch_, sums.turn, tiles);
-      kernels_.rows_to_tile(tiles.d_v + plan_.key_tile(at, Dv), lanes,
-                            sums.d_v + before * value_pitch_, value_pitch_, n, Dv,
-                            factor_of_values());
+      const int64_t before = sums.keys_before(t);
+      key_gradient(at, sums.d_k + before * head_pitch_, sums.finish, tiles);
+      value_gradient(at, sums.d_v + before * value_pitch_, sums.finish, tiles);
     }
   }
 }
 
 // The gradient of a tile of keys from its rows of sums, turned back where keys were turned.
 template <class E>
-void Attention<E>::key_gradient(const TileAt& at, Acc<E>* sums, const TurnScratch& turn,
+void Attention<E>::key_gradient(const TileAt& at, Acc<E>* sums, const FinishScratch& scratch,
                                 const GradientTiles<E>& tiles) const {
   const int64_t D = plan_.heads.dim, lanes = at.key_lanes();
-  E* const tile = tiles.d_k + plan_.key_tile(at, D);
+  const CallerArrays& caller = tiles.forward.in_place;
+  E* const tile = caller.gradients ? scratch.tile : tiles.d_k + plan_.key_tile(at, D);
   if (!rotation_.on() || kernels_.sums_are_tiles)
     kernels_.rows_to_tile(tile, lanes, sums, head_pitch_, at.keys(), D, scale_);
-  if (!rotation_.on()) return;
+  if (!rotation_.on()) return write_rows(caller.d_k, Tokens::Keys, at, tile);
   Acc<E>* total = as_sums<E>(tile);
   if (!kernels_.sums_are_tiles) {
-    total = turn.sums;
+    total = scratch.sums;
     void* rows[kTile];
     for (int64_t i = 0; i < kTile; ++i) rows[i] = i < at.keys() ? sums + i * head_pitch_ : nullptr;
     kernels_.pack_scores(total, lanes, {rows, 1, DType::Float32}, D);
     kernels_.scale_sums(total, total, D * lanes, scale_);
   }
-  rotation_.turn(total, lanes, rotation_.angles(at, Tokens::Keys, turn.angles), true);
+  rotation_.turn(total, lanes, rotation_.angles(at, Tokens::Keys, scratch.angles), true);
   if (!kernels_.sums_are_tiles) kernels_.tile_of_sums(tile, total, lanes, D, TileOf::Tokens);
+  write_rows(caller.d_k, Tokens::Keys, at, tile);
+}
+
+template <class E>
+void Attention<E>::value_gradient(const TileAt& at, const Acc<E>* sums,
+                                  const FinishScratch& scratch,
+                                  const GradientTiles<E>& tiles) const {
+  const int64_t Dv = plan_.heads.value_dim;
+  const CallerArrays& caller = tiles.forward.in_place;
+  E* const tile = caller.gradients ? scratch.tile : tiles.d_v + plan_.key_tile(at, Dv);
+  kernels_.rows_to_tile(tile, at.key_lanes(), sums, value_pitch_, at.keys(), Dv,
+                        factor_of_values());
+  write_rows(caller.d_v, Tokens::Keys, at, tile);
 }
 
 // The keys of a group as backward's other products want them.
@@ -218,7 +249,7 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
     own.block.v_tokens = kRounds<E> ? KeyTile<E>{sums.v_tokens + i * value_size()} : own.block.v;
     own.block.d_k = sums.d_k + sums.keys_before(t) * head_pitch_;
     own.block.d_v = sums.d_v + sums.keys_before(t) * value_pitch_;
-    PrefetchList<8> list;
+    PrefetchList list;
     prefetch_backward(list, here, range, {sums, next}, tiles);
     own.block.prefetch = list.get();
     kernels_.backward_block(own.block);
@@ -227,7 +258,7 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   if (split_) return;
   const int64_t before = at.head % plan_.heads.group() * at.sequence.query_tiles() + at.query_tile;
   Acc<E>* const so_far = sums.d_q_sums ? sums.d_q_sums + before * kTile * D : nullptr;
-  add_group(at, sums.group, d_q, {so_far, sums.turn.angles}, tiles);
+  add_group(at, sums.group, d_q, sums.finish.with(so_far), tiles);
 }
 
 // The groups of keys that queries see some of; one at least.
@@ -243,11 +274,12 @@ KeyRange Attention<E>::groups_seen(const TileAt& at) const {
 // where a tile cannot. A zero for all others turns a -0.
 template <class E>
 void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums,
-                             const TurnScratch& scratch, const GradientTiles<E>& tiles) const {
+                             const FinishScratch& scratch, const GradientTiles<E>& tiles) const {
   const int64_t D = plan_.heads.dim, n = D * at.query_lanes();
   const KeyRange seen = groups_seen(at);
-  E* const tile = tiles.d_q + plan_.query_tile(at, D);
-  Acc<E>* const total = kernels_.sums_are_tiles ? as_sums<E>(tile) : scratch.sums;
+  const CallerArrays& caller = tiles.forward.in_place;
+  E* tile = caller.gradients ? scratch.tile : tiles.d_q + plan_.query_tile(at, D);
+  Acc<E>* const total = sums_apart(kernels_, caller) ? scratch.sums : as_sums<E>(tile);
   if (group == seen.begin)
     kernels_.scale_sums(total, sums, n, scale_);
   else
@@ -262,43 +294,45 @@ void Attention<E>::add_group(const TileAt& at, int64_t group, Acc<E>* sums,
                    true);
   if (!kernels_.sums_are_tiles)
     kernels_.tile_of_sums(tile, total, at.query_lanes(), D, TileOf::Tokens);
+  else if (caller.gradients)
+    tile = as_tile<E>(total);
+  write_rows(caller.d_q, Tokens::Queries, at, tile);
 }
 
 // What comes after one tile of queries and one of keys: the rest of the first tile of queries wants
 // the next keys; each tile of queries the one after it, a part with each tile of keys, and the
 // place of its own d_q; the last one the places of d_k and d_v, and what the next task begins with.
 template <class E>
-void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, KeyRange range,
+void Attention<E>::prefetch_backward(PrefetchList& list, const TileAt& at, KeyRange range,
                                      const After& after, const GradientTiles<E>& tiles) const {
   const Sequence& s = at.sequence;
   const int64_t D = plan_.heads.dim, Dv = plan_.heads.value_dim, t = at.key_tile;
   const GroupScratch& sums = after.sums;
-  const auto part = [&](const E* from, int64_t count) {
-    const int64_t parts = range.end - range.begin, i = t - range.begin;
-    list.add(from + count * i / parts, count * (i + 1) / parts - count * i / parts);
-  };
-  const auto rows = [&](const View& of, const E* tiles_of, const TileAt& where, int64_t dim) {
-    if (!of)
-      return part(tiles_of + plan_.query_tile(where, dim),
-                  plan_.layout.size(dim, where.query_lanes()));
-    const StoredRows lie = head_rows(of, where.sequence, Tokens::Queries, where.batch, where.head)
-                               .stored(where.query_tile * kTile);
-    if (of.dtype == kTypeOf<E> && lie.row == dim)
-      part(static_cast<const E*>(lie.data), dim * where.queries());
-  };
+  const CallerArrays& caller = tiles.forward.in_place;
+  const Share share{t - range.begin, range.end - range.begin};
   const auto queries = [&](const TileAt& of) {
-    const CallerArrays& caller = tiles.forward.in_place;
-    rows(caller.q, tiles.forward.q, of, D);
-    rows(caller.d_out, tiles.d_out, of, Dv);
+    prefetch_queries(list, caller.q, tiles.forward.q, of, D, share);
+    prefetch_queries(list, caller.d_out, tiles.d_out, of, Dv, share);
   };
   const bool last_tile = t + 1 == range.end;
   if (at.query_tile == 0 && !last_tile) prefetch_keys(list, tiles.forward, at.with_keys(t + 1));
-  if (!split_) part(tiles.d_q + plan_.query_tile(at, D), plan_.layout.size(D, at.query_lanes()));
+  const bool last_group = sums.group + 1 == groups_seen(at).end;
+  if (!split_ && (tiles.d_q || (caller.d_q && last_group)))
+    prefetch_queries(list, caller.d_q, tiles.d_q, at, D, share);
   if (at.query_tile + 1 < s.query_tiles())
     return queries({s, at.batch, at.head, at.query_tile + 1});
   if ((at.head + 1) % plan_.heads.group() != 0) return queries({s, at.batch, at.head + 1, 0});
-  list.add(tiles.d_k + plan_.key_tile(at, D), plan_.layout.size(D, at.key_lanes()));
-  list.add(tiles.d_v + plan_.key_tile(at, Dv), plan_.layout.size(Dv, at.key_lanes()));
+  const auto keys = [&](const View& in_place, const E* tiles_of, int64_t features) {
+    if (tiles_of)
+      list.add(tiles_of + plan_.key_tile(at, features),
+               plan_.layout.size(features, at.key_lanes()));
+    if (!in_place) return;
+    void* rows[kTile];
+    const TokenRows all = rows_of(in_place, Tokens::Keys, at, rows);
+    list.add_rows(all, rows, at.keys(), features);
+  };
+  keys(caller.d_k, tiles.d_k, D);
+  keys(caller.d_v, tiles.d_v, Dv);
   if (sums.group + 1 < groups_of(s)) {
     queries({s, at.batch, at.head + 1 - plan_.heads.group(), 0});
     if (last_tile) prefetch_keys(list, tiles.forward, at.with_keys(sums.tiles.end));
@@ -312,7 +346,7 @@ void Attention<E>::prefetch_backward(PrefetchList<8>& list, const TileAt& at, Ke
 template <class E>
 void Attention<E>::reduce(const Item& item, const GradientTiles<E>& tiles, Arena arena) const {
   const Sequence& s = plan_.sequences[size_t(item.sequence)];
-  const TurnScratch scratch(arena, *this);
+  const FinishScratch scratch(arena, *this, tiles.forward.in_place);
   for (int64_t i = 0; i < plan_.heads.group(); ++i)
     for (int64_t tile = 0; tile < s.query_tiles(); ++tile) {
       const TileAt at = place(served(item, i), tile);

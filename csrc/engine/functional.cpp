@@ -29,7 +29,6 @@ class Functional {
   bool lies_right(const View& of) const;
   void find_keys();
   void read_keys();
-  void write(const E* from, Tokens tokens, const View& to);
   void clear_keys(const View& to);
   // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q),
   // where q counts from the array's first token.
@@ -102,20 +101,6 @@ void Functional<E>::read_keys() {
   if (!tiles_.in_place.v) read(call_.v, tiles_.v, TileOf::Values);
 }
 
-template <class E>
-void Functional<E>::write(const E* from, Tokens tokens, const View& to) {
-  if (!to) return;
-  each_tile(tokens, [=, this](const TileAt& at, int64_t head) {
-    const Plan& plan = run_.plan;
-    const TokenRows target = head_rows(to, at.sequence, tokens, at.batch, head);
-    void* rows[kTile];
-    target.tile(at.key_tile, at.sequence.tokens(tokens), rows);
-    const E* const tile = from + (tokens == Tokens::Queries ? plan.query_tile(at, to.size[3])
-                                                            : plan.key_tile(at, to.size[3]));
-    run_.kernels.unpack(target.target(rows), tile, lanes(at, tokens), to.size[3], false);
-  });
-}
-
 // Keys that do not exist have no gradient.
 template <class E>
 void Functional<E>::clear_keys(const View& to) {
@@ -181,6 +166,10 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
                              const AttentionGradients& d) {
   tiles_.in_place.q = call_.q;
   tiles_.in_place.d_out = d_out;
+  tiles_.in_place.gradients = true;
+  tiles_.in_place.d_q = d.q;
+  tiles_.in_place.d_k = d.k;
+  tiles_.in_place.d_v = d.v;
   find_keys();
   const auto layout = [&](Arena& arena) {
     tiles_.layout_inputs(arena, run_.plan);
@@ -190,7 +179,7 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
     run_.masks.layout(arena);
   };
   const auto layout_workers = [&](Arena& arena) { run_.attention.layout_backward(arena); };
-  run_.run(layout, layout_workers, run_.attention.backward_scratch(), [&] {
+  run_.run(layout, layout_workers, run_.attention.backward_scratch(tiles_.in_place), [&] {
     run_.masks.add_reading(phases_);
     read_keys();
     const auto given = [&stats](int64_t which, Stat<E> nothing) {
@@ -206,9 +195,6 @@ void Functional<E>::backward(const View& stats, const View& delta, const View& d
     join_phases(phases_, 0);
     run_.attention.add_backward(phases_, gradients_);
     const size_t last = phases_.size();
-    write(gradients_.d_q, Tokens::Queries, d.q);
-    write(gradients_.d_k, Tokens::Keys, d.k);
-    write(gradients_.d_v, Tokens::Keys, d.v);
     clear_keys(d.k);
     clear_keys(d.v);
     run_.attention.add_mask_gradient(phases_, gradients_, d.mask);

@@ -126,7 +126,7 @@ void Projection<E>::into_heads(const Part& part, Tokens tokens, const Projection
       for (int64_t i = 0; i < part.count; ++i) {
         const TileRef at = part.tiles[i];
         const int64_t width = lanes(tokens, at);
-        PrefetchList<1> list;  // where the next head goes
+        PrefetchList list;  // where the next head goes
         if (depth.first == 0 && h + 1 < part.end)
           list.add(tile_of(at, h + 1), layout.size(weights.rows(h + 1), width));
         E* const to = tile_of(at, h);
@@ -210,7 +210,7 @@ void Projection<E>::out(const Part& part, const std::vector<ProjectionSource<E>>
       const TokenRows target = rows(y, tokens, at);
       void* to[kTile];
       target.tile(at.tile, plan_.sequence(at).tokens(tokens), to);
-      PrefetchList<kTile> list;  // where the rows go
+      PrefetchList list;  // where the rows go
       for (void*& row : to) {
         if (!row) continue;
         row = static_cast<char*>(row) + first * target.stride * target.item();
@@ -237,7 +237,7 @@ void Projection<E>::combine(const Part& part, const std::vector<ProjectionSource
     const E* const tile = source.tiles + tile_begin(tokens, at, w.k());
     for_depth(w, kernels_.sums_are_tiles, [&](Depth depth) {
       const int64_t after = depth.first + depth.count;
-      PrefetchList<1> list;  // the tile's next rows
+      PrefetchList list;  // the tile's next rows
       list.add(tile + layout.size(after, width),
                layout.size(smaller(w.k() - after, kDepth), width));
       Prefetch* const prefetch = after < w.k() ? list.get() : last;
@@ -296,7 +296,7 @@ void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weigh
       for (int64_t i = 0; i < part.count; ++i) {
         const TileRef at = part.tiles[i];
         const int64_t width = lanes(Tokens::Queries, at), size = layout.size(dim, width);
-        PrefetchList<2> list;  // where the next head goes, and what delta reads
+        PrefetchList list;  // where the next head goes, and what delta reads
         if (depth.first == 0 && h + 1 < part.end) list.add(tiles.d_out + offset(at, h + 1), size);
         if (depth.first + depth.count == weights.k())
           list.add(tiles.forward.out + offset(at, h), size);

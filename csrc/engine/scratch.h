@@ -26,6 +26,15 @@ Acc<E>* as_sums(E* tile) {
     return nullptr;
 }
 
+// And back.
+template <class E>
+E* as_tile(Acc<E>* sums) {
+  if constexpr (std::is_same_v<E, Acc<E>>)
+    return sums;
+  else
+    return nullptr;
+}
+
 // A tile of scores, and where its probabilities go: the same memory where the types are the same.
 template <class E>
 Acc<E>* take_scores(Arena& arena, E*& other) {

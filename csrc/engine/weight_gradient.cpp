@@ -148,7 +148,7 @@ void Projection<E>::sum_tokens(const SomeTiles& some, bool adds, const TileRange
   const auto column_of = [&](void* row, int64_t column) {
     return static_cast<char*>(row) + column * stride * item;
   };
-  PrefetchList<kTile + 1> list;
+  PrefetchList list;
   if (some.end < tiles.size() && g.d_weight) {
     void* next[kTile];
     const int64_t m = rows_at(tiles[some.end], next);
