@@ -53,6 +53,8 @@ class Masks {
   void dropout_rows(const TileAt& at, DropoutRows& rows) const;
   double keep_scale() const { return drops_ ? rules_.dropout.keep_scale() : 1.0; }
   bool drops() const { return drops_; }
+  // Whether a tile is another one for each head.
+  bool by_head() const { return drops_ || (rules_.mask && slice_heads_ > 1); }
 
  private:
   enum Kind : uint8_t { kHidden = 0, kSome = 1, kAll = 2, kAdds = 4 };

@@ -25,7 +25,8 @@ class SplitKeys {
         rows_(run_.plan.heads.group() * queries_),
         chunks_(divide_up(call.attention.shape.keys, kChunk)),
         q_pitch_(round_up(run_.plan.heads.dim, kLane)),
-        v_pitch_(round_up(run_.plan.heads.value_dim, kLane)) {}
+        v_pitch_(round_up(run_.plan.heads.value_dim, kLane)),
+        has_rules_(call.attention.rules.softcap != 0 || call.attention.rules.alibi_slopes) {}
 
   void forward(const View& out, const View& stats);
 
@@ -74,6 +75,18 @@ class SplitKeys {
             smaller(kChunkTiles, left),
             task};
   }
+  // The first row of a chunk, and of the chunk that is probably this worker's next.
+  const void* first_row(const View& keys, const Chunk& chunk) const {
+    return head_rows(keys, chunk.at.sequence, Tokens::Keys, chunk.at.batch, chunk.key_head)
+        .row(chunk.at.first_key());
+  }
+  const void* keys_of_next(const Chunk& chunk) const {
+    const int64_t task = chunk.task + run_.memory.workers();
+    const int64_t tasks = call_.attention.shape.batch * run_.plan.heads.key_count * chunks_;
+    if (task >= tasks) return nullptr;
+    const Chunk next = chunk_of(task);
+    return next.tiles > 0 ? first_row(call_.k, next) : nullptr;
+  }
   // What a chunk leaves for the merge, for each of its rows.
   Partial<E> partial(int64_t task, int64_t row) const {
     const int64_t at = task * rows_ + row;
@@ -94,6 +107,7 @@ class SplitKeys {
   const AttentionCall& call_;
   PreparedCall<E> run_;
   const int64_t queries_, rows_, chunks_, q_pitch_, v_pitch_;
+  const bool has_rules_;
   Stat<E>*max_ = nullptr, *sum_ = nullptr;
   Acc<E>* out_ = nullptr;
   bool* seen_ = nullptr;
@@ -153,36 +167,47 @@ void SplitKeys<E>::attend(const Chunk& chunk, Arena arena) const {
 template <class E>
 void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
   const int64_t D = run_.plan.heads.dim;
-  const Acc<E> scale = log2_scale<Acc<E>>(call_.attention.rules);
-  for (int64_t row = 0; row < rows_; ++row) {
-    const TokenRows from = head_rows(call_.q, chunk.at.sequence, Tokens::Queries, chunk.at.batch,
-                                     chunk.at.head + row / queries_);
-    for (int64_t d = 0; d < D; ++d)
-      scratch.q[row * q_pitch_ + d] =
-          E(element<Acc<E>>(from.row(row % queries_), d * from.stride, from.type) * scale);
+  const void* rows[kMost];
+  for (int64_t g = 0; g < run_.plan.heads.group(); ++g) {
+    const TokenRows from =
+        head_rows(call_.q, chunk.at.sequence, Tokens::Queries, chunk.at.batch, chunk.at.head + g);
+    for (int64_t i = 0; i < queries_; ++i) rows[i] = from.row(i);
+    run_.kernels.gather_rows(scratch.q + g * queries_ * q_pitch_, q_pitch_,
+                             {rows, from.stride, from.type}, D, queries_);
   }
+  run_.kernels.scale(scratch.q, scratch.q, rows_ * q_pitch_,
+                     log2_scale<Acc<E>>(call_.attention.rules));
 }
 
-// Of one tile of keys, and what masks say of them.
+// Of one tile of keys, and what masks say of them: of each head, or of the first for all of them.
 template <class E>
 void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, Scratch& scratch) const {
-  for (int64_t g = 0; g < run_.plan.heads.group(); ++g) {
+  const int64_t heads = run_.plan.heads.group(), looks = run_.masks.by_head() ? heads : 1;
+  const int64_t rows = rows_ / looks;
+  for (int64_t g = 0; g < looks; ++g) {
     const TileAt at = chunk.tile(tile, g);
+    const int64_t first = g * rows;
     TileMask<E> mask;
-    if (run_.masks.tile(at, scratch.random[g], *scratch.mask, mask)) {
-      if (!scratch.seen[tile]) multiply_keys(chunk, tile, scratch);
-      scratch.seen[tile] = true;
-      note_mask(at, mask, tile, g * queries_, scratch);
-      for (int64_t i = 0; i < queries_; ++i)
-        apply_rules(at, mask, i, scratch.s + (g * queries_ + i) * kChunk + tile * kTile);
-    } else {
+    if (!run_.masks.tile(at, scratch.random[g], *scratch.mask, mask)) {
       scratch.hides = true;
-      for (int64_t row = g * queries_; row < (g + 1) * queries_; ++row) {
+      for (int64_t row = first; row < first + rows; ++row) {
         scratch.visible_to(row, tile) = scratch.kept_for(row, tile) = 0;
         if (!scratch.seen[tile])
           std::fill_n(scratch.s + row * kChunk + tile * kTile, kTile, Acc<E>(0));
       }
+      continue;
     }
+    if (!scratch.seen[tile]) multiply_keys(chunk, tile, scratch);
+    scratch.seen[tile] = true;
+    note_mask(at, mask, tile, first, scratch);
+    for (int64_t row = first + queries_; row < first + rows; ++row) {
+      scratch.visible_to(row, tile) = scratch.visible_to(row - queries_, tile);
+      scratch.kept_for(row, tile) = scratch.kept_for(row - queries_, tile);
+    }
+    if (!has_rules_ && !mask.bias) continue;
+    for (int64_t row = first; row < first + rows; ++row)
+      apply_rules(chunk.tile(tile, row / queries_), mask, row % queries_,
+                  scratch.s + row * kChunk + tile * kTile);
   }
 }
 
@@ -207,7 +232,8 @@ void SplitKeys<E>::multiply_keys(const Chunk& chunk, int64_t tile, Scratch& scra
                              .q_row = q_pitch_,
                              .k = stored,
                              .s = scratch.s + row * kChunk + tile * kTile,
-                             .s_row = kChunk});
+                             .s_row = kChunk,
+                             .next = tile + 1 < chunk.tiles ? nullptr : first_row(call_.v, chunk)});
 }
 
 // What rules and masks make of a query's scores with a tile.
@@ -252,6 +278,7 @@ void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
   const bool in_place = rows.stride == 1 && Dv == v_pitch_;
   Acc<E>* const out = out_ + chunk.task * rows_ * v_pitch_;
   std::fill(out, out + rows_ * v_pitch_, Acc<E>(0));
+  const void* const next = keys_of_next(chunk);
   for (int64_t t = 0; t < chunk.tiles; ++t) {
     if (!scratch.seen[t]) continue;
     const TileAt at = chunk.tile(t, 0);
@@ -271,7 +298,8 @@ void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
                              .p = p,
                              .p_row = kChunk,
                              .v = values,
-                             .c = out});
+                             .c = out,
+                             .next = t + 1 < chunk.tiles ? nullptr : next});
       continue;
     }
     for (int64_t row = 0; row < rows_; ++row)

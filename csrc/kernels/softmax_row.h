@@ -1,6 +1,8 @@
 // Scores and softmax of up to four queries against many keys, which lie in rows and are read once.
 #pragma once
 
+#include <type_traits>
+
 #include "exp2.h"
 #include "gemm.h"
 #include "rules.h"
@@ -9,64 +11,135 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-// How far ahead of a row to ask for memory, in elements: some rows, or some of a long one.
-template <class S, class T>
-MULTIHEAD_INLINE int64_t far_ahead(const RowScores<T>& t) {
-  constexpr int64_t kRows = 24, kLong = 2048, kBytes = 64;
-  return t.head_dim * int64_t(sizeof(S)) > kLong ? kBytes / int64_t(sizeof(S)) : kRows * t.k.row;
+// A square of keys, one to a lane, and features is turned around in registers: as many of both, or
+// twice as many features of bfloat16, in pairs.
+template <class S>
+constexpr bool kInPairs = kTypeOf<S> == DType::BFloat16;
+template <class T, class S>
+constexpr int kFeatures = kWidth<T> * (kInPairs<S> ? 2 : 1);
+
+// f(x, i) for each feature, or pair of features, of a square of keys, in order.
+template <class T, class S, class F>
+MULTIHEAD_INLINE void each_feature(const S* k, int64_t row, F f) {
+  constexpr int W = kWidth<T>;
+  if constexpr (sizeof(S) == sizeof(T) || kInPairs<S>) {  // whole pieces come from memory in place
+    using U = std::conditional_t<kInPairs<S>, uint32_t, T>;
+    constexpr int E = kPiece<U>;
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < W; i += E) {
+      Vec<U> x[E];
+      MULTIHEAD_UNROLL(4)
+      for (int r = 0; r < E; ++r)
+        x[r] = load_pieces<U>(k + r * row + i * int(sizeof(U) / sizeof(S)),
+                              E * row * int64_t(sizeof(S)));
+      transpose_pieces<U>(x);
+      MULTIHEAD_UNROLL(4)
+      for (int r = 0; r < E; ++r) f(x[r], i + r);
+    }
+  } else {
+    Vec<T> x[W];
+    MULTIHEAD_UNROLL(16)
+    for (int r = 0; r < W; ++r) x[r] = load(k + r * row);
+    transpose_square<T>(x);
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < W; ++i) f(x[i], i);
+  }
 }
 
-// A group of keys, one to a lane: up to kWidth of them, the last one again where there are fewer.
+// sum[n] += q[n] . k over the features of a square, in their order.
 template <class T, class S, int N>
-MULTIHEAD_INLINE void key_scores(const RowScores<T>& t, int64_t j, int64_t d, int64_t count,
-                                 Vec<T>* sum) {
+MULTIHEAD_INLINE void add_square(const RowScores<T>& t, const S* k, int64_t d, Vec<T>* sum) {
+  const int64_t q_row = t.q_row;
+  const T* const q = t.q + d;
+  each_feature<T>(k + d, t.k.row, [&](auto x, int i) MULTIHEAD_ALWAYS_INLINE {
+    MULTIHEAD_UNROLL(4)
+    for (int n = 0; n < N; ++n) {
+      if constexpr (kInPairs<S>) {
+        sum[n] = fma(first_of(x), splat(q[n * q_row + 2 * i]), sum[n]);
+        sum[n] = fma(second_of(x), splat(q[n * q_row + 2 * i + 1]), sum[n]);
+      } else {
+        sum[n] = fma(x, splat(q[n * q_row + i]), sum[n]);
+      }
+    }
+  });
+}
+
+// Some way ahead of a place in rows, in elements from their first: there, or as far into what is
+// wanted after them.
+template <class S>
+MULTIHEAD_INLINE const S* ahead(const StoredRows& rows, int64_t count, const void* next,
+                                int64_t place) {
+  const int64_t beyond = place - count * rows.row;
+  return beyond < 0 || !next ? static_cast<const S*>(rows.data) + place
+                             : static_cast<const S*>(next) + beyond;
+}
+
+// Asks for what a square of later keys takes: line after line, where rows lie without gaps.
+template <class T, class S>
+MULTIHEAD_INLINE void ask_ahead(const RowScores<T>& t, int64_t key, int64_t d) {
+  constexpr int W = kWidth<T>, kLine = 64 / int(sizeof(S));
+  constexpr int kLines = W * kFeatures<T, S> > kLine ? W * kFeatures<T, S> / kLine : 1;
+  constexpr int64_t kAhead = 8192 / int64_t(sizeof(S)), kRowsAhead = 24;
+  if (t.k.row == t.head_dim) {
+    const S* const at = ahead<S>(t.k, t.keys, t.next, key * t.k.row + kAhead + d * W);
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L1(at + i * kLine);
+  } else if (d % kLine == 0) {
+    const S* const at = ahead<S>(t.k, t.keys, t.next, (key + kRowsAhead) * t.k.row);
+    MULTIHEAD_UNROLL(16)
+    for (int r = 0; r < W; ++r) MULTIHEAD_PREFETCH_L1(at + r * t.k.row + d);
+  }
+}
+
+// What is left of the features from `d` on, for up to kWidth keys: their sums so far are in s.
+template <class T, class S, int N>
+void add_rest(const RowScores<T>& t, int64_t key, int64_t d) {
   constexpr int W = kWidth<T>;
-  const int64_t far = far_ahead<S>(t);
-  Vec<T> x[W];
-  alignas(64) T part[W] = {};
-  MULTIHEAD_UNROLL(16)
-  for (int r = 0; r < W; ++r) {
-    const int64_t key = j + r < t.keys ? j + r : t.keys - 1;
-    const S* row = static_cast<const S*>(t.k.data) + key * t.k.row + d;
-    if (count == W) {
-      x[r] = load(row);
-    } else {
+  Vec<T> sum[N];
+  for (int n = 0; n < N; ++n) sum[n] = load(t.s + n * t.s_row + key);
+  for (; d < t.head_dim; d += W) {
+    const int64_t count = t.head_dim - d < W ? t.head_dim - d : W;
+    Vec<T> x[W];
+    for (int r = 0; r < W; ++r) {  // the last key again where there are fewer
+      const int64_t at = key + r < t.keys ? key + r : t.keys - 1;
+      const S* const row = static_cast<const S*>(t.k.data) + at * t.k.row + d;
+      alignas(64) T part[W] = {};
       for (int64_t i = 0; i < count; ++i) part[i] = widen(row[i]);
       x[r] = load(part);
     }
-    if (d * int64_t(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(row + far);
+    transpose_square<T>(x);
+    for (int i = 0; i < count; ++i)
+      for (int n = 0; n < N; ++n) sum[n] = fma(x[i], splat(t.q[n * t.q_row + d + i]), sum[n]);
   }
-  transpose_square<T>(x);
-  MULTIHEAD_UNROLL(16)
-  for (int i = 0; i < W; ++i) {
-    if (i >= count) break;
-    MULTIHEAD_UNROLL(4)
-    for (int n = 0; n < N; ++n) sum[n] = fma(x[i], splat(t.q[n * t.q_row + d + i]), sum[n]);
-  }
+  for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + key, sum[n]);
 }
 
-// The same for 2 kWidth features of bfloat16, which are turned around in pairs.
-template <int N>
-MULTIHEAD_INLINE void pair_scores(const RowScores<float>& t, int64_t j, int64_t d, F32* sum) {
-  constexpr int W = kWidth<float>;
-  const int64_t far = far_ahead<BFloat16>(t);
-  U32 x[W];
-  MULTIHEAD_UNROLL(16)
-  for (int r = 0; r < W; ++r) {
-    const int64_t key = j + r < t.keys ? j + r : t.keys - 1;
-    const BFloat16* row = static_cast<const BFloat16*>(t.k.data) + key * t.k.row + d;
-    x[r] = load_groups(row);
-    MULTIHEAD_PREFETCH_L1(row + far);
-  }
-  transpose_square<uint32_t>(x);
-  MULTIHEAD_UNROLL(16)
-  for (int i = 0; i < W; ++i) {
-    MULTIHEAD_UNROLL(4)
-    for (int n = 0; n < N; ++n) {
-      const float* const q = t.q + n * t.q_row + d + 2 * i;
-      sum[n] = fma(first_of(x[i]), splat(q[0]), sum[n]);
-      sum[n] = fma(second_of(x[i]), splat(q[1]), sum[n]);
+// G times kWidth keys side by side: so many chains.
+template <class T, class S, int N, int G>
+MULTIHEAD_INLINE void score_groups(const RowScores<T>& t, int64_t key) {
+  constexpr int W = kWidth<T>;
+  const S* const k = static_cast<const S*>(t.k.data) + key * t.k.row;
+  Vec<T> sum[G][N] = {};
+  if (t.start) {
+    MULTIHEAD_UNROLL(2)
+    for (int g = 0; g < G; ++g) {
+      MULTIHEAD_UNROLL(4)
+      for (int n = 0; n < N; ++n) sum[g][n] = load(t.start + key + g * W);
     }
+  }
+  int64_t d = 0;
+  for (; d + kFeatures<T, S> <= t.head_dim; d += kFeatures<T, S>) {
+    MULTIHEAD_UNROLL(2)
+    for (int g = 0; g < G; ++g) {
+      ask_ahead<T, S>(t, key + g * W, d);
+      add_square<T, S, N>(t, k + g * W * t.k.row, d, sum[g]);
+    }
+  }
+  MULTIHEAD_UNROLL(2)
+  for (int g = 0; g < G; ++g) {
+    MULTIHEAD_UNROLL(4)
+    for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + key + g * W, sum[g][n]);
+    if (d < t.head_dim) add_rest<T, S, N>(t, key + g * W, d);
   }
 }
 
@@ -74,25 +147,15 @@ MULTIHEAD_INLINE void pair_scores(const RowScores<float>& t, int64_t j, int64_t 
 // there, and both must see the same bits.
 template <class T, class S, int N>
 void scores_of_rows(const RowScores<T>& t) {
-  constexpr int W = kWidth<T>, kGroups = 2;  // chains side by side
-  for (int64_t j = 0; j < t.keys; j += kGroups * W) {
-    Vec<T> sum[kGroups][N] = {};
-    for (int g = 0; g < kGroups && t.start && j + g * W < t.keys; ++g) {
-      alignas(64) T part[W] = {};
-      for (int64_t i = 0; i < W && j + g * W + i < t.keys; ++i) part[i] = t.start[j + g * W + i];
-      for (int n = 0; n < N; ++n) sum[g][n] = load(part);
-    }
-    int64_t d = 0;
-    if constexpr (kTypeOf<S> == DType::BFloat16)
-      for (; d + 2 * W <= t.head_dim; d += 2 * W)
-        for (int g = 0; g < kGroups; ++g) pair_scores<N>(t, j + g * W, d, sum[g]);
-    for (; d + W <= t.head_dim; d += W)
-      for (int g = 0; g < kGroups; ++g) key_scores<T, S, N>(t, j + g * W, d, W, sum[g]);
-    for (int g = 0; g < kGroups && d < t.head_dim; ++g)
-      key_scores<T, S, N>(t, j + g * W, d, t.head_dim - d, sum[g]);
-    for (int g = 0; g < kGroups && j + g * W < t.keys; ++g)
-      for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + j + g * W, sum[g][n]);
-  }
+  constexpr int W = kWidth<T>;
+  int64_t key = 0;
+  for (; key + 2 * W <= t.keys; key += 2 * W) score_groups<T, S, N, 2>(t, key);
+  for (; key + W <= t.keys; key += W) score_groups<T, S, N, 1>(t, key);
+  if (key >= t.keys) return;
+  for (int n = 0; n < N; ++n)
+    for (int i = 0; i < W; ++i)
+      t.s[n * t.s_row + key + i] = t.start && key + i < t.keys ? t.start[key + i] : T(0);
+  add_rest<T, S, N>(t, key, 0);
 }
 
 template <class T>
@@ -116,8 +179,8 @@ void row_scores(const RowScores<T>& t) {
 template <class T, class S, int Q, int N>
 MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t c) {
   constexpr int W = kWidth<T>;
-  constexpr int64_t kFar = 4096;  // bytes to ask for before they are used, in the order of memory
-  const int64_t far = (kFar / (g.columns * int64_t(sizeof(S))) + 1) * g.v.row;
+  constexpr int64_t kAhead = 4096;  // bytes, in the order of memory
+  const int64_t rows_ahead = kAhead / (g.columns * int64_t(sizeof(S))) + 1;
   const S* v = static_cast<const S*>(g.v.data) + c;
   const T* const p = g.p + query * g.p_row;
   T* const to = g.c + query * g.columns + c;
@@ -128,9 +191,10 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
     for (int j = 0; j < N; ++j) sum[i][j] = load(to + i * g.columns + j * W);
   }
   for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
+    const S* const later = ahead<S>(g.v, g.keys, g.next, (key + rows_ahead) * g.v.row) + c;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      if (j * W * int(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(v + far + j * W);
+      if (j * W * int(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(later + j * W);
       const Vec<T> x = load(v + j * W);
       MULTIHEAD_UNROLL(4)
       for (int i = 0; i < Q; ++i) sum[i][j] = fma(splat(p[i * g.p_row + key]), x, sum[i][j]);
@@ -172,19 +236,26 @@ void row_rules(const RowRules<T>& t) {
   }
 }
 
-// s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs
-// over 16 interleaved parts that are then added in order, whatever the width of a vector.
-template <class T>
-void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
-                 T* sum) {
-  constexpr int W = kWidth<T>, N = int(kLane) / W;
+// Over `keys` scores, a multiple of kTile; Masked: some of them are hidden, or dropped.
+template <class T, bool Masked>
+MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep,
+                                 T* top, T* sum) {
+  constexpr int W = kWidth<T>, N = int(kLane) / W, kChains = 4;
+  static_assert(kTile % (kChains * W) == 0);
   const Vec<T> lowest = splat(-kInfinity<T>);
-  Vec<T> best = lowest;
-  for (int64_t i = 0; i < keys; i += W)
-    best = maximum(select(mask_of_bits<T>(visible[i / kTile], int(i % kTile)), load(s + i), lowest),
-                   best);
-  T largest = best[0];
-  for (int j = 1; j < W; ++j) largest = best[j] > largest ? best[j] : largest;
+  Vec<T> best[kChains];
+  for (Vec<T>& x : best) x = lowest;
+  for (int64_t i = 0; i < keys; i += kChains * W) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < kChains; ++j) {
+      Vec<T> x = load(s + i + j * W);
+      if (Masked) x = select(mask_of_bits<T>(visible[i / kTile], int(i % kTile) + j * W), x, lowest);
+      best[j] = maximum(x, best[j]);
+    }
+  }
+  const Vec<T> most = maximum(maximum(best[0], best[1]), maximum(best[2], best[3]));
+  T largest = most[0];
+  for (int j = 1; j < W; ++j) largest = most[j] > largest ? most[j] : largest;
   const Vec<T> base = splat(largest == lowest[0] ? T(0) : largest);
   Vec<T> parts[N] = {};
   for (int64_t i = 0; i < keys; i += kLane) {
@@ -193,9 +264,9 @@ void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* ke
       const int lane = int(i % kTile) + j * W;
       T* at = s + i + j * W;
       Vec<T> p = exp2<T>(load(at) - base);
-      p = select(mask_of_bits<T>(visible[i / kTile], lane), p, Vec<T>{});
+      if (Masked) p = select(mask_of_bits<T>(visible[i / kTile], lane), p, Vec<T>{});
       parts[j] += p;
-      if (keep) p = select(mask_of_bits<T>(keep[i / kTile], lane), p, Vec<T>{});
+      if (Masked && keep) p = select(mask_of_bits<T>(keep[i / kTile], lane), p, Vec<T>{});
       store(at, p);
     }
   }
@@ -204,6 +275,19 @@ void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* ke
     for (int lane = 0; lane < W; ++lane) total += parts[j][lane];
   *top = largest;
   *sum = total;
+}
+
+// s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs
+// over 16 interleaved parts that are then added in order, whatever the width of a vector.
+template <class T>
+void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
+                 T* sum) {
+  bool all = !keep;
+  for (int64_t i = 0; i < keys; i += kTile) all &= visible[i / kTile] == ~uint64_t(0);
+  if (all)
+    softmax_of<T, false>(s, keys, visible, keep, top, sum);
+  else
+    softmax_of<T, true>(s, keys, visible, keep, top, sum);
 }
 
 // x = 2^x, each x <= 0.

@@ -16,24 +16,74 @@ struct MakeIndices<0, I...> {
   using type = Indices<I...>;
 };
 
-// Exchanges the off-diagonal blocks of size D of the pair of rows (a, b).
-template <class T, int D, int... I>
-MULTIHEAD_INLINE void exchange(Vec<T>& a, Vec<T>& b, Indices<I...>) {
-  constexpr int W = kWidth<T>;
-  const Vec<T> low = __builtin_shufflevector(a, b, ((I & D) ? W + I - D : I)...);
-  const Vec<T> high = __builtin_shufflevector(a, b, ((I & D) ? W + I : I + D)...);
-  a = low;
-  b = high;
+// A vector consists of pieces of 16 bytes, and shuffles of two vectors that cost one instruction
+// keep to them: they take turns within pieces, or move whole ones.
+template <class T>
+constexpr int kPiece = 16 / int(sizeof(T));
+
+// Units of U elements from a and b in turn, of the lower or upper half of each piece.
+template <class T, int U, bool Upper, int... I>
+MULTIHEAD_INLINE Vec<T> take_turns(Vec<T> a, Vec<T> b, Indices<I...>) {
+  constexpr int W = kWidth<T>, E = kPiece<T>;
+  return __builtin_shufflevector(
+      a, b, (I / U % 2 * W + I / E * E + (Upper ? E / 2 : 0) + I % E / (2 * U) * U + I % U)...);
 }
 
-template <class T, int D = 1>
+// Pieces First and Second of a, then those of b: First alone where a vector has two pieces.
+template <class T, int First, int Second, int... I>
+MULTIHEAD_INLINE Vec<T> join_pieces(Vec<T> a, Vec<T> b, Indices<I...>) {
+  constexpr int W = kWidth<T>, E = kPiece<T>, kEach = W / E / 2;
+  return __builtin_shufflevector(
+      a, b, (I / E / kEach * W + (I / E % kEach ? Second : First) * E + I % E)...);
+}
+
+// Turns the squares within the pieces of as many vectors as a piece has elements.
+template <class T>
+MULTIHEAD_INLINE void transpose_pieces(Vec<T>* x) {
+  constexpr int E = kPiece<T>;
+  static_assert(E == 2 || E == 4);
+  constexpr typename MakeIndices<kWidth<T>>::type all{};
+  const Vec<T> a = take_turns<T, 1, false>(x[0], x[1], all);
+  const Vec<T> b = take_turns<T, 1, true>(x[0], x[1], all);
+  if constexpr (E == 2) {
+    x[0] = a;
+    x[1] = b;
+  } else {
+    const Vec<T> c = take_turns<T, 1, false>(x[2], x[3], all);
+    const Vec<T> d = take_turns<T, 1, true>(x[2], x[3], all);
+    x[0] = take_turns<T, 2, false>(a, c, all);
+    x[1] = take_turns<T, 2, true>(a, c, all);
+    x[2] = take_turns<T, 2, false>(b, d, all);
+    x[3] = take_turns<T, 2, true>(b, d, all);
+  }
+}
+
+template <class T>
 MULTIHEAD_INLINE void transpose_square(Vec<T>* x) {
-  constexpr int W = kWidth<T>;
-  if constexpr (D < W) {
+  constexpr int W = kWidth<T>, E = kPiece<T>, kPieces = W / E;
+  static_assert(kPieces == 1 || kPieces == 2 || kPieces == 4);
+  constexpr typename MakeIndices<W>::type all{};
+  MULTIHEAD_UNROLL(16)
+  for (int i = 0; i < W; i += E) transpose_pieces<T>(x + i);
+  if constexpr (kPieces == 2) {
     MULTIHEAD_UNROLL(16)
-    for (int i = 0; i < W; ++i)
-      if (!(i & D)) exchange<T, D>(x[i], x[i + D], typename MakeIndices<W>::type{});
-    transpose_square<T, 2 * D>(x);
+    for (int i = 0; i < E; ++i) {
+      const Vec<T> a = x[i], b = x[i + E];
+      x[i] = join_pieces<T, 0, 0>(a, b, all);
+      x[i + E] = join_pieces<T, 1, 1>(a, b, all);
+    }
+  } else if constexpr (kPieces == 4) {
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < E; ++i) {
+      const Vec<T> a = join_pieces<T, 0, 1>(x[i], x[i + E], all);
+      const Vec<T> b = join_pieces<T, 2, 3>(x[i], x[i + E], all);
+      const Vec<T> c = join_pieces<T, 0, 1>(x[i + 2 * E], x[i + 3 * E], all);
+      const Vec<T> d = join_pieces<T, 2, 3>(x[i + 2 * E], x[i + 3 * E], all);
+      x[i] = join_pieces<T, 0, 2>(a, c, all);
+      x[i + E] = join_pieces<T, 1, 3>(a, c, all);
+      x[i + 2 * E] = join_pieces<T, 0, 2>(b, d, all);
+      x[i + 3 * E] = join_pieces<T, 1, 3>(b, d, all);
+    }
   }
 }
 

@@ -65,7 +65,7 @@ MULTIHEAD_INLINE Vec<T> splat(T x) {
 
 // fma(a, b, c) = a * b + c; maximum(a, b) = a > b ? a : b (b where either is NaN);
 // Mask, mask_of_bits<T>(word, lane), select(mask, a, b); bits_at_least(a, b), bits_of(a < b): a bit
-// per lane.
+// per lane; load_pieces<T>(p, bytes): a vector of pieces of 16 bytes, so far apart in memory.
 #if defined(MULTIHEAD_VEC_HEADER)  // tests bring one
 #include MULTIHEAD_VEC_HEADER
 #elif defined(__AVX512F__)

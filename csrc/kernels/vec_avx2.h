@@ -46,5 +46,13 @@ MULTIHEAD_INLINE uint64_t bits_of(Bits<double> m) {
   return uint32_t(_mm256_movemask_pd(_mm256_castsi256_pd(__m256i(m))));
 }
 
+template <class T>
+MULTIHEAD_INLINE Vec<T> load_pieces(const void* p, int64_t bytes) {
+  const auto piece = [=](int64_t i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(p) + i * bytes));
+  };
+  return Vec<T>(_mm256_insertf128_ps(_mm256_castps128_ps256(piece(0)), piece(1), 1));
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

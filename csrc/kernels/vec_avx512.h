@@ -41,5 +41,17 @@ MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) {
 MULTIHEAD_INLINE uint64_t bits_of(Bits<float> m) { return _mm512_movepi32_mask(__m512i(m)); }
 MULTIHEAD_INLINE uint64_t bits_of(Bits<double> m) { return _mm512_movepi64_mask(__m512i(m)); }
 
+template <class T>
+MULTIHEAD_INLINE Vec<T> load_pieces(const void* p, int64_t bytes) {
+  const auto piece = [=](int64_t i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(static_cast<const char*>(p) + i * bytes));
+  };
+  __m512 v = _mm512_castps128_ps512(piece(0));
+  v = _mm512_mask_broadcast_f32x4(v, 0x00F0, piece(1));
+  v = _mm512_mask_broadcast_f32x4(v, 0x0F00, piece(2));
+  v = _mm512_mask_broadcast_f32x4(v, 0xF000, piece(3));
+  return Vec<T>(v);
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

@@ -24,5 +24,14 @@ MULTIHEAD_INLINE Bits<double> mask_of_bits<double>(uint64_t word, int lane) {
 MULTIHEAD_INLINE F32 select(Bits<float> m, F32 a, F32 b) { return m ? a : b; }
 MULTIHEAD_INLINE F64 select(Bits<double> m, F64 a, F64 b) { return m ? a : b; }
 
+template <class T>
+MULTIHEAD_INLINE Vec<T> load_pieces(const void* p, int64_t bytes) {
+  Vec<T> v;
+  for (int i = 0; i < kBytes / 16; ++i)
+    __builtin_memcpy(reinterpret_cast<char*>(&v) + 16 * i, static_cast<const char*>(p) + i * bytes,
+                     16);
+  return v;
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA

@@ -67,12 +67,15 @@ class Kind(NamedTuple):
 
 
 _NUMPY_KINDS = {e.compute: Kind(e.compute) for e in _ELEMENTS.values()}
+_BY_DTYPE = {np.dtype(name): e for name, e in _ELEMENTS.items() if name != "bfloat16"}
 
 
 def element_of(dtype: Any, name: str = "dtype") -> Element:
     """Return the element type that `dtype` names: a string, a NumPy or a framework's dtype."""
     if dtype is None:
         return _ELEMENTS["float32"]
+    if isinstance(dtype, np.dtype) and dtype in _BY_DTYPE:
+        return _BY_DTYPE[dtype]
     text = str(dtype).rpartition(".")[2]
     if text not in _ELEMENTS:
         try:

@@ -76,6 +76,15 @@ MULTIHEAD_INLINE uint64_t bits_of(M m) {
 }
 MULTIHEAD_INLINE uint64_t bits_at_least(U32 a, U32 b) { return bits_of(a >= b); }
 
+template <class T>
+MULTIHEAD_INLINE Vec<T> load_pieces(const void* p, int64_t bytes) {
+  Vec<T> v;
+  for (int i = 0; i < kBytes / 16; ++i)
+    __builtin_memcpy(reinterpret_cast<char*>(&v) + 16 * i, static_cast<const char*>(p) + i * bytes,
+                     16);
+  return v;
+}
+
 }  // namespace
 }  // namespace multihead::MULTIHEAD_ISA
 
