@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kChunk = 512;  // keys
 constexpr int64_t kChunkTiles = kChunk / kTile;
-constexpr int64_t kMost = 4;  // rows at once
+constexpr int64_t kMost = 4;    // rows at once
+constexpr int64_t kTasks = 8;  // of a worker
 
 // The queries of all heads that one head of keys serves are rows, head after head: they read its
 // keys together.
@@ -75,18 +76,6 @@ class SplitKeys {
             smaller(kChunkTiles, left),
             task};
   }
-  // The first row of a chunk, and of the chunk that is probably this worker's next.
-  const void* first_row(const View& keys, const Chunk& chunk) const {
-    return head_rows(keys, chunk.at.sequence, Tokens::Keys, chunk.at.batch, chunk.key_head)
-        .row(chunk.at.first_key());
-  }
-  const void* keys_of_next(const Chunk& chunk) const {
-    const int64_t task = chunk.task + run_.memory.workers();
-    const int64_t tasks = call_.attention.shape.batch * run_.plan.heads.key_count * chunks_;
-    if (task >= tasks) return nullptr;
-    const Chunk next = chunk_of(task);
-    return next.tiles > 0 ? first_row(call_.k, next) : nullptr;
-  }
   // What a chunk leaves for the merge, for each of its rows.
   Partial<E> partial(int64_t task, int64_t row) const {
     const int64_t at = task * rows_ + row;
@@ -132,8 +121,12 @@ void SplitKeys<E>::forward(const View& out, const View& stats) {
         join_phases(run_.phases, 0);
         const Heads& heads = run_.plan.heads;
         const int64_t batch = call_.attention.shape.batch;
-        run_.phases.push_back({batch * heads.key_count * chunks_, [this](int64_t task, int worker) {
-                                 attend(chunk_of(task), run_.memory.of(worker));
+        const int64_t all = batch * heads.key_count * chunks_;
+        const int64_t run = larger(1, all / (kTasks * run_.memory.workers()));  // side by side
+        run_.phases.push_back({divide_up(all, run), [this, all, run](int64_t task, int worker) {
+                                 const int64_t end = smaller(all, (task + 1) * run);
+                                 for (int64_t c = task * run; c < end; ++c)
+                                   attend(chunk_of(c), run_.memory.of(worker));
                                }});
         run_.phases.push_back({batch * heads.count, [this, &out, &stats](int64_t head, int) {
                                  merge(head, out, stats);
@@ -232,8 +225,7 @@ void SplitKeys<E>::multiply_keys(const Chunk& chunk, int64_t tile, Scratch& scra
                              .q_row = q_pitch_,
                              .k = stored,
                              .s = scratch.s + row * kChunk + tile * kTile,
-                             .s_row = kChunk,
-                             .next = tile + 1 < chunk.tiles ? nullptr : first_row(call_.v, chunk)});
+                             .s_row = kChunk});
 }
 
 // What rules and masks make of a query's scores with a tile.
@@ -278,7 +270,6 @@ void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
   const bool in_place = rows.stride == 1 && Dv == v_pitch_;
   Acc<E>* const out = out_ + chunk.task * rows_ * v_pitch_;
   std::fill(out, out + rows_ * v_pitch_, Acc<E>(0));
-  const void* const next = keys_of_next(chunk);
   for (int64_t t = 0; t < chunk.tiles; ++t) {
     if (!scratch.seen[t]) continue;
     const TileAt at = chunk.tile(t, 0);
@@ -298,8 +289,7 @@ void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
                              .p = p,
                              .p_row = kChunk,
                              .v = values,
-                             .c = out,
-                             .next = t + 1 < chunk.tiles ? nullptr : next});
+                             .c = out});
       continue;
     }
     for (int64_t row = 0; row < rows_; ++row)

@@ -64,30 +64,19 @@ MULTIHEAD_INLINE void add_square(const RowScores<T>& t, const S* k, int64_t d, V
   });
 }
 
-// Some way ahead of a place in rows, in elements from their first: there, or as far into what is
-// wanted after them.
-template <class S>
-MULTIHEAD_INLINE const S* ahead(const StoredRows& rows, int64_t count, const void* next,
-                                int64_t place) {
-  const int64_t beyond = place - count * rows.row;
-  return beyond < 0 || !next ? static_cast<const S*>(rows.data) + place
-                             : static_cast<const S*>(next) + beyond;
-}
-
 // Asks for what a square of later keys takes: line after line, where rows lie without gaps.
 template <class T, class S>
-MULTIHEAD_INLINE void ask_ahead(const RowScores<T>& t, int64_t key, int64_t d) {
+MULTIHEAD_INLINE void ask_ahead(const RowScores<T>& t, const S* k, int64_t d) {
   constexpr int W = kWidth<T>, kLine = 64 / int(sizeof(S));
   constexpr int kLines = W * kFeatures<T, S> > kLine ? W * kFeatures<T, S> / kLine : 1;
   constexpr int64_t kAhead = 8192 / int64_t(sizeof(S)), kRowsAhead = 24;
   if (t.k.row == t.head_dim) {
-    const S* const at = ahead<S>(t.k, t.keys, t.next, key * t.k.row + kAhead + d * W);
+    const S* const at = k + kAhead + d * W;
     MULTIHEAD_UNROLL(16)
     for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L1(at + i * kLine);
   } else if (d % kLine == 0) {
-    const S* const at = ahead<S>(t.k, t.keys, t.next, (key + kRowsAhead) * t.k.row);
     MULTIHEAD_UNROLL(16)
-    for (int r = 0; r < W; ++r) MULTIHEAD_PREFETCH_L1(at + r * t.k.row + d);
+    for (int r = 0; r < W; ++r) MULTIHEAD_PREFETCH_L1(k + (kRowsAhead + r) * t.k.row + d);
   }
 }
 
@@ -131,8 +120,9 @@ MULTIHEAD_INLINE void score_groups(const RowScores<T>& t, int64_t key) {
   for (; d + kFeatures<T, S> <= t.head_dim; d += kFeatures<T, S>) {
     MULTIHEAD_UNROLL(2)
     for (int g = 0; g < G; ++g) {
-      ask_ahead<T, S>(t, key + g * W, d);
-      add_square<T, S, N>(t, k + g * W * t.k.row, d, sum[g]);
+      const S* const group = k + g * W * t.k.row;
+      ask_ahead<T, S>(t, group, d);
+      add_square<T, S, N>(t, group, d, sum[g]);
     }
   }
   MULTIHEAD_UNROLL(2)
@@ -191,7 +181,7 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
     for (int j = 0; j < N; ++j) sum[i][j] = load(to + i * g.columns + j * W);
   }
   for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
-    const S* const later = ahead<S>(g.v, g.keys, g.next, (key + rows_ahead) * g.v.row) + c;
+    const S* const later = v + rows_ahead * g.v.row;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       if (j * W * int(sizeof(S)) % 64 == 0) MULTIHEAD_PREFETCH_L1(later + j * W);
@@ -249,7 +239,8 @@ MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, co
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < kChains; ++j) {
       Vec<T> x = load(s + i + j * W);
-      if (Masked) x = select(mask_of_bits<T>(visible[i / kTile], int(i % kTile) + j * W), x, lowest);
+      if (Masked)
+        x = select(mask_of_bits<T>(visible[i / kTile], int(i % kTile) + j * W), x, lowest);
       best[j] = maximum(x, best[j]);
     }
   }

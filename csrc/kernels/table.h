@@ -81,8 +81,7 @@ struct RowGemm {
   const Acc<E>* p;
   int64_t p_row;
   StoredRows v;
-  Acc<E>* c;                   // [queries][columns], added to
-  const void* next = nullptr;  // rows that are wanted after these; null: it does not matter
+  Acc<E>* c;  // [queries][columns], added to
 };
 
 // s[queries][keys] = q[queries][head_dim] . k[keys][head_dim]: few queries, and keys where they
@@ -96,7 +95,6 @@ struct RowScores {
   Acc<E>* s;
   int64_t s_row;                  // with room up to a multiple of 16 keys
   const Acc<E>* start = nullptr;  // [keys]: what the sums begin with; null: 0
-  const void* next = nullptr;     // see RowGemm
 };
 
 // One query's scores, in log2 units, as rules change them: see Block.
