@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kChunk = 512;  // keys
 constexpr int64_t kChunkTiles = kChunk / kTile;
-constexpr int64_t kMost = 4;    // rows at once
+constexpr int64_t kMost = 4;   // rows at once
 constexpr int64_t kTasks = 8;  // of a worker
 
 // The queries of all heads that one head of keys serves are rows, head after head: they read its
