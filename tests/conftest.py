@@ -6,6 +6,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the engine has threads of its own
 os.environ.setdefault("MULTIHEAD_NUM_THREADS", str(os.cpu_count() or 1))
@@ -63,3 +64,26 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _native.use_isa(request.param)
     yield request.param
     _native.use_isa(before)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of our functions that computed a call of PyTorch's in a scope, in order."""
+    from multihead.torch import scope
+
+    made: list[str] = []
+
+    def counted(name: str) -> None:
+        inner = getattr(scope, name)
+
+        def call(*args: Any, **how: Any) -> Any:
+            found = inner(*args, **how)
+            if found is not None:
+                made.append(name)
+            return found
+
+        monkeypatch.setattr(scope, name, call)
+
+    counted("scaled_dot_product_attention")
+    counted("multi_head_attention_forward")
+    return made
