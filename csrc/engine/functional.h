@@ -4,6 +4,8 @@
 // It may be a part of a larger problem: offsets say where it lies, statistics and delta may come
 // from the whole. stats is (2, N, H, L): the largest score in log2 units, and 1 / sum.
 //
+// Inputs are read and results written where they lie, tile by tile: no result may overlap an input.
+//
 // A ragged batch has its sequences one after another: L and S are the longest, sequence n begins at
 // token query_offsets[n] or key_offsets[n] of every array, and N has stride 0.
 #pragma once
