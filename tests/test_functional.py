@@ -140,6 +140,22 @@ def test_agrees_with_the_oracle(
         assert_all_close(actual, expected, tolerance(GRADIENT, dtype), note, sizes=sizes)
 
 
+@pytest.mark.usefixtures("threads")  # one of which takes all groups of a head's keys
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_groups_of_keys_agree_with_the_oracle(
+    causal: bool, dtype: str, rng: np.random.Generator
+) -> None:
+    q, k, v, d_out = tensors(rng, dtype, (1, 4), 140, 1100, 8, 5)
+    options: dict[str, Any] = {"is_causal": causal, "query_offset": 1100 - 140}
+    actual = step(q, k[:, :2], v[:, :2], d_out, enable_gqa=True, **options)
+    rules = {"is_causal": causal, "offsets": (0, 0, 1100 - 140, 0)}
+    expected, sizes = oracle_step(q, k[:, :2], v[:, :2], d_out, **rules)
+    out, reference_out = actual.pop("out"), expected.pop("out")  # values of about 1, averaged
+    assert_close(out, reference_out, tolerance(FORWARD, dtype), "out", scale=1.0)
+    assert_all_close(actual, expected, tolerance(GRADIENT, dtype), sizes=sizes)
+
+
 def test_true_means_attend(rng: np.random.Generator) -> None:
     q, k, v, _ = tensors(rng, "float64")
     sees = np.zeros((5, 7), bool)
