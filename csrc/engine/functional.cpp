@@ -24,20 +24,17 @@ class Functional {
   // f(place, head of the array) for each tile of one head's queries or keys; a phase.
   template <class F>
   void each_tile(Tokens tokens, F f);
-  void read(const View& from, E* to, TileOf what);
-  // Whether attention reads keys or values where they lie.
+  // Whether attention reads keys or values where they lie; else they are packed first.
   bool lies_right(const View& of) const;
   void find_keys();
   void read_keys();
+  void pack(const View& from, E* to, TileOf what);
   void clear_keys(const View& to);
   // One value per query, to or from the lanes of its tile: f(value, whether it is real, n, h, q),
   // where q counts from the array's first token.
   template <class F>
   void each_row(Stat<E>* base, F f);
 
-  static int64_t lanes(const TileAt& at, Tokens tokens) {
-    return tokens == Tokens::Queries ? at.query_lanes() : at.key_lanes();
-  }
   static Stat<E>& statistic(const View& stats, int64_t which, int64_t n, int64_t h, int64_t q) {
     return stats.as<Stat<E>>()[stats.at(which, n, h, q)];
   }
@@ -65,17 +62,6 @@ void Functional<E>::each_tile(Tokens tokens, F f) {
   phases_.push_back({int64_t(tiles.size()) * heads, std::move(task_of)});
 }
 
-template <class E>
-void Functional<E>::read(const View& from, E* to, TileOf what) {
-  each_tile(Tokens::Keys, [=, this](const TileAt& at, int64_t head) {
-    const TokenRows source = head_rows(from, at.sequence, Tokens::Keys, at.batch, head);
-    void* rows[kTile];
-    source.tile(at.key_tile, at.sequence.keys, rows);
-    run_.kernels.pack(to + run_.plan.key_tile_by_head(at, from.size[3]), at.key_lanes(),
-                      source.source(rows), from.size[3], what);
-  });
-}
-
 // Rows that lie far apart fall into the same places of a cache, and are copied if they are read
 // often.
 template <class E>
@@ -97,8 +83,19 @@ void Functional<E>::find_keys() {
 
 template <class E>
 void Functional<E>::read_keys() {
-  if (!tiles_.in_place.k) read(call_.k, tiles_.k, TileOf::Keys);
-  if (!tiles_.in_place.v) read(call_.v, tiles_.v, TileOf::Values);
+  if (!tiles_.in_place.k) pack(call_.k, tiles_.k, TileOf::Keys);
+  if (!tiles_.in_place.v) pack(call_.v, tiles_.v, TileOf::Values);
+}
+
+template <class E>
+void Functional<E>::pack(const View& from, E* to, TileOf what) {
+  each_tile(Tokens::Keys, [=, this](const TileAt& at, int64_t head) {
+    const TokenRows source = head_rows(from, at.sequence, Tokens::Keys, at.batch, head);
+    void* rows[kTile];
+    source.tile(at.key_tile, at.sequence.keys, rows);
+    run_.kernels.pack(to + run_.plan.key_tile_by_head(at, from.size[3]), at.key_lanes(),
+                      source.source(rows), from.size[3], what);
+  });
 }
 
 // Keys that do not exist have no gradient.
