@@ -64,19 +64,22 @@ MULTIHEAD_INLINE void add_square(const RowScores<T>& t, const S* k, int64_t d, V
   });
 }
 
-// Asks for what a square of later keys takes: line after line, where rows lie without gaps.
+// Asks for what later squares take: line after line, where rows lie without gaps; of the rows some
+// way on, where they do not; or more of the same rows, where these are long.
 template <class T, class S>
 MULTIHEAD_INLINE void ask_ahead(const RowScores<T>& t, const S* k, int64_t d) {
   constexpr int W = kWidth<T>, kLine = 64 / int(sizeof(S));
   constexpr int kLines = W * kFeatures<T, S> > kLine ? W * kFeatures<T, S> / kLine : 1;
   constexpr int64_t kAhead = 8192 / int64_t(sizeof(S)), kRowsAhead = 24;
-  if (t.k.row == t.head_dim) {
+  const bool is_long = t.head_dim * int64_t(sizeof(S)) > 2048;
+  if (t.k.row == t.head_dim && !is_long) {
     const S* const at = k + kAhead + d * W;
     MULTIHEAD_UNROLL(16)
     for (int i = 0; i < kLines; ++i) MULTIHEAD_PREFETCH_L1(at + i * kLine);
   } else if (d % kLine == 0) {
+    const S* const at = k + d + (is_long ? kLine : kRowsAhead * t.k.row);
     MULTIHEAD_UNROLL(16)
-    for (int r = 0; r < W; ++r) MULTIHEAD_PREFETCH_L1(k + (kRowsAhead + r) * t.k.row + d);
+    for (int r = 0; r < W; ++r) MULTIHEAD_PREFETCH_L1(at + r * t.k.row);
   }
 }
 
