@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.accuracy.cases import DRAWS, DTYPES, QUICK_DRAWS
 from benchmarks.accuracy.measure import measure
-from benchmarks.accuracy.verdict import Pair, pairs
+from benchmarks.accuracy.verdict import MOST, Pair, means, pairs
 
 RESULT = tables.RESULTS / "accuracy.json"
 HALF = ("float16", "bfloat16")
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 1 if ours is larger anywhere in the dtypes that are held to it.
+        The exit status: 1 if ours is larger anywhere in the dtypes that are held to it, more than
+        `verdict.MOST` times as large anywhere, or larger in the mean of a dtype and a function.
     """
     options = _parser().parse_args(arguments)
     draws = QUICK_DRAWS if options.quick else DRAWS
@@ -69,7 +70,17 @@ def _judge(told: Sequence[Pair], held: Sequence[str]) -> int:
     for pair in larger:
         print(f"larger: {pair}" + ("" if pair.dtype in held else " (not held)"))
     print(f"ours is larger in {len(larger)} of {len(told)} figures")
-    return int(any(pair.dtype in held for pair in larger))
+    for pair in told:
+        if pair.too_large:
+            print(f"over {MOST} times: {pair}")
+    above = {of: mean for of, mean in means(told).items() if mean > 1}
+    for of, mean in above.items():
+        print(f"larger in the mean, {mean:.2f} times: {' '.join(of)}")
+    return int(
+        bool(above)
+        or any(pair.too_large for pair in told)
+        or any(pair.dtype in held for pair in larger)
+    )
 
 
 if __name__ == "__main__":

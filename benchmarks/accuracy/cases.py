@@ -31,9 +31,9 @@ TENSORS = {
 DTYPES = ("float32", "float16", "bfloat16")
 
 # short ones more often: their few entries would leave the error to chance
-DRAWS = {16: 64, 128: 16, 1024: 4, 8192: 1}
+DRAWS = {16: 64, 128: 16, 1024: 4, 4096: 1, 16384: 1}
 QUICK_DRAWS = {16: 8, 128: 2}
-LOGITS = (1, 10, 100)
+LOGITS = (1, 10, 100, 1000)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def cases(lengths: Iterable[int]) -> list[Case]:
     --------
     >>> made = cases([16])
     >>> len(made), made[0]
-    (18, Case(function='module', dtype='float32', length=16, logits=1))
+    (24, Case(function='module', dtype='float32', length=16, logits=1))
     """
     return [Case(*each) for each in product(FUNCTIONS, DTYPES, lengths, LOGITS)]

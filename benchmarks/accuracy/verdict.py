@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from benchmarks.contenders import OURS, TORCH
@@ -13,6 +14,8 @@ METRICS = (RELATIVE, MAXIMUM)
 
 NOISE, DEVIATIONS = 0.05, 3.0
 LUCK = 2.0
+# what no relative error of ours may be of PyTorch's, whatever explains it
+MOST = 1.5
 
 Document = Mapping[str, Any]
 
@@ -52,6 +55,11 @@ class Pair(NamedTuple):
         """Whether ours is larger by more than chance explains."""
         return not self.ratio <= allowed(self.metric, self.deviation)
 
+    @property
+    def too_large(self) -> bool:
+        """Whether it is a relative error of more than `MOST` times PyTorch's."""
+        return self.metric == RELATIVE and not self.ratio <= MOST
+
     def __str__(self) -> str:
         return (
             f"{self.function} {self.dtype} L = {self.length} logits {self.logits}, {self.tensor}: "
@@ -72,6 +80,15 @@ def allowed(metric: str, deviation: float) -> float:
     (1.05, 1.3, 2.0)
     """
     return LUCK if metric == MAXIMUM else 1 + max(NOISE, DEVIATIONS * deviation)
+
+
+def means(told: Sequence[Pair]) -> dict[tuple[str, str], float]:
+    """Return the geometric mean of the ratios of relative errors, by dtype and function."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for pair in told:
+        if pair.metric == RELATIVE and 0 < pair.ratio < math.inf:
+            ratios.setdefault((pair.dtype, pair.function), []).append(pair.ratio)
+    return {of: geometric_mean(found) for of, found in ratios.items()}
 
 
 def pairs(found: Document) -> list[Pair]:

@@ -46,9 +46,9 @@ def numbers(region: str) -> list[list[str]]:
 
 def test_the_cases_are_those_that_are_promised() -> None:
     made = cases(DRAWS)
-    assert len(set(made)) == len(made) == 2 * 3 * 4 * 3
-    assert (min(DRAWS), max(DRAWS)) == (16, 8192)
-    assert LOGITS == (1, 10, 100)
+    assert len(set(made)) == len(made) == 2 * 3 * 5 * 4
+    assert (min(DRAWS), max(DRAWS)) == (16, 16384)
+    assert LOGITS == (1, 10, 100, 1000)
     assert DTYPES == ("float32", "float16", "bfloat16")
 
 
@@ -164,7 +164,8 @@ def test_a_larger_error_is_found(found: Document, factor: float, larger: bool) -
 
 def test_the_tables_are_those_of_the_figures(found: Document) -> None:
     told = pairs(found)
-    assert len(told) == sum(len(TENSORS[f]) for f in FUNCTIONS) * 3 * len(TINY) * 3 * 2
+    cells = 3 * len(TINY) * len(LOGITS) * len(METRICS)
+    assert len(told) == sum(len(TENSORS[f]) for f in FUNCTIONS) * cells
     for metric in METRICS:
         rows = numbers(page.errors(found, metric))
         cells = [cell.split(" / ") for row in rows for cell in row[2:]]
@@ -193,7 +194,7 @@ def test_nothing_larger_is_told_too(found: Document) -> None:
             told[OURS] = told[TORCH]
     text = page.summary(document)
     assert "Ours is larger nowhere." in text
-    assert f"| 1.00 | 1.00 | 1.00 | 0 of {8 * 6 * 2} |" in text
+    assert f"| 1.00 | 1.00 | 1.00 | 0 of {8 * 8 * 2} |" in text
 
 
 def test_the_page_says_what_computed(found: Document) -> None:
@@ -220,7 +221,7 @@ def test_the_committed_figures_are_of_the_whole() -> None:
 
 @pytest.mark.parametrize(
     ("factor", "held", "status"),
-    [(1.0, ["float32"], 0), (3.0, ["float32"], 1), (3.0, ["bfloat16"], 0)],
+    [(1.0, ["float32"], 0), (1.4, ["float32"], 1), (1.4, ["bfloat16"], 0), (1.6, ["bfloat16"], 1)],
 )
 def test_a_larger_error_fails_the_target(
     factor: float,
@@ -235,7 +236,7 @@ def test_a_larger_error_fails_the_target(
     document["cases"] = document["cases"][:1]
     for name, told in document["cases"][0]["tensors"].items():
         if name != "key":
-            told[OURS] = told[TORCH]
+            told[OURS] = dict(told[TORCH], relative=0.5 * told[TORCH]["relative"])
         told[OURS]["maximum"] = told[TORCH]["maximum"]
     monkeypatch.setattr(command, "measure", lambda draws, tell: document)
     file = tmp_path / "accuracy.json"
@@ -244,6 +245,19 @@ def test_a_larger_error_fails_the_target(
     text = capsys.readouterr().out
     assert ("larger: module float32 L = 16 logits 1, key" in text) == (factor > 1)
     assert ("(not held)" in text) == (factor > 1 and "float32" not in held)
+    assert ("over 1.5 times" in text) == (factor > 1.5)
+
+
+def test_a_larger_mean_fails_the_target(
+    found: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document: Document = json.loads(json.dumps(found))
+    for factor, status in ((1.02, 1), (0.98, 0)):
+        for case in document["cases"]:
+            for told in case["tensors"].values():
+                told[OURS] = dict(told[TORCH], relative=factor * told[TORCH]["relative"])
+        monkeypatch.setattr(command, "measure", lambda draws, tell: document)
+        assert command.main(["--json", str(tmp_path / "a.json")]) == status
 
 
 def test_the_target_writes_figures_and_page(

@@ -2,6 +2,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace multihead {
@@ -105,18 +106,27 @@ const E* Attention<E>::query_tile(const View& in_place, const E* tiles, const Ti
 }
 
 template <class E>
+static void turn_around(E* to, const E* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (kRounds<E>)
+      to[i] = {uint16_t(from[i].bits ^ 0x8000)};
+    else
+      to[i] = -from[i];
+  }
+}
+
+// Kernels want scores to grow with products: under a negative scale, queries are turned around.
+template <class E>
 void Attention<E>::load_queries(Block<E>& block, const TileAt& at, const E* tile, E* to) const {
   block.head_dim = plan_.heads.dim;
   block.value_dim = plan_.heads.value_dim;
   block.lanes = at.query_lanes();
   load_rules(block, at);
-  if constexpr (kRounds<E>) {
-    block.q = tile;
-    block.score_factor = log2_scale_;
-  } else {
-    kernels_.scale(to, tile, plan_.layout.size(plan_.heads.dim, block.lanes), log2_scale_);
-    block.q = to;
-  }
+  block.q = tile;
+  block.score_factor = std::abs(log2_scale_);
+  if (log2_scale_ >= 0) return;
+  turn_around(to, tile, plan_.layout.size(plan_.heads.dim, block.lanes));
+  block.q = to;
 }
 
 template <class E>
@@ -167,7 +177,8 @@ void Attention<E>::prefetch_queries(PrefetchList& list, const View& in_place, co
 template <class E>
 struct Attention<E>::ForwardScratch {
   E *q, *p;
-  Acc<E>*s, *out;
+  Acc<E>*s, *out, *part_out;
+  Stat<E>*part_max, *part_sum;
   TileScratch<E>* mask;
 
   // The tile of queries has become useless when that of outputs is made.
@@ -175,6 +186,9 @@ struct Attention<E>::ForwardScratch {
       : q(arena.take<E>(plan.layout.size(larger(plan.heads.dim, plan.heads.value_dim), kTile))),
         s(take_scores<E>(arena, p)),
         out(arena.take<Acc<E>>(plan.layout.rows(plan.heads.value_dim) * kTile)),
+        part_out(arena.take<Acc<E>>(plan.layout.rows(plan.heads.value_dim) * kTile)),
+        part_max(arena.take<Stat<E>>(kTile)),
+        part_sum(arena.take<Stat<E>>(kTile)),
         mask(arena.take<TileScratch<E>>(1)) {}
 };
 
@@ -194,6 +208,9 @@ void Attention<E>::add_forward(std::vector<Phase>& phases, const AttentionTiles<
   };
   phases.push_back({tasks, std::move(run), begins(plan_.heads.count, true)});
 }
+
+// Sums over keys are made of the sums of so many tiles, which are kept apart.
+constexpr int64_t kSummedTiles = 16;
 
 template <class E>
 void Attention<E>::forward(const Item& item, const Item* next, const AttentionTiles<E>& tiles,
@@ -220,11 +237,24 @@ void Attention<E>::forward(const Item& item, const Item* next, const AttentionTi
     std::fill(block.row_sum, block.row_sum + block.lanes, Stat<E>(1));
     std::fill(block.out, block.out + plan_.layout.rows(block.value_dim) * block.lanes, Acc<E>(0));
   }
+  ForwardBlock<E> all;  // what the tiles before those of `block` gave
+  int64_t summed = -1;
   const KeyRange range = masks_.range(at);
   for (int64_t t = range.begin; t < range.end; ++t) {
     const TileAt here = at.with_keys(t);
     TileMask<E> mask;
     if (!masks_.tile(here, rows, *scratch.mask, mask)) continue;
+    if (summed >= 0 && t / kSummedTiles != summed) {
+      if (block.out == scratch.part_out)
+        kernels_.forward_merge(all, block);
+      else
+        all = block;
+      block.out = scratch.part_out;
+      block.row_max = scratch.part_max;
+      block.row_sum = scratch.part_sum;
+      block.first = true;
+    }
+    summed = t / kSummedTiles;
     load_keys(block, tiles, here, mask);
     PrefetchList list;
     if (t + 1 < range.end) {
@@ -237,6 +267,12 @@ void Attention<E>::forward(const Item& item, const Item* next, const AttentionTi
     block.prefetch = list.get();
     kernels_.forward_block(block);
     block.first = false;
+  }
+  if (block.out == scratch.part_out) {
+    kernels_.forward_merge(all, block);
+    block.out = all.out;
+    block.row_max = all.row_max;
+    block.row_sum = all.row_sum;
   }
   kernels_.forward_end(block, Acc<E>(masks_.keep_scale()), out);
   write_rows(caller, Tokens::Queries, at, out);

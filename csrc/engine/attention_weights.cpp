@@ -25,12 +25,14 @@ static void weight_rows(const WeightsView& weights, const Plan& plan, const Tile
 template <class E>
 struct Attention<E>::WeightsScratch {
   E *q, *p;
+  const E** queries;  // of each head
   Acc<E>*s, *sum;
   DropoutRows* rows;
   TileScratch<E>* mask;
 
   WeightsScratch(Arena& arena, const Plan& plan, int64_t heads)
       : q(arena.take<E>(heads * plan.layout.size(plan.heads.dim, kTile))),
+        queries(arena.take<const E*>(heads)),
         s(take_scores<E>(arena, p)),
         sum(arena.take<Acc<E>>(kTile * kTile)),
         rows(arena.take<DropoutRows>(heads)),
@@ -83,6 +85,7 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
   for (int64_t h = 0; h < heads; ++h) {
     E* const q = scratch.q + h * q_size;
     load_queries(block, of_head(h), query_tile(tiles, of_head(h), q), q);
+    scratch.queries[h] = block.q;
     masks_.dropout_rows(of_head(h), scratch.rows[h]);
   }
   const Acc<E> factor = Acc<E>(masks_.keep_scale() / double(heads));
@@ -92,8 +95,7 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
       TileMask<E> mask;
       const TileAt here = of_head(h).with_keys(t);
       if (!masks_.tile(here, scratch.rows[h], *scratch.mask, mask)) continue;
-      block.q = kRounds<E> && !tiles.in_place.q ? tiles.q + plan_.query_tile(here, plan_.heads.dim)
-                                                : scratch.q + h * q_size;
+      block.q = scratch.queries[h];
       load_keys(block, tiles, here, mask);
       kernels_.weights_block(block, tiles.row_max + plan_.query_row(here),
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);

@@ -106,7 +106,7 @@ void RowProjection<E>::multiply(const PackedWeights<E>& w, int64_t group, int64_
                        .k = lie.rows,
                        .s = scratch.scores,
                        .s_row = pitch,
-                       .start = lie.bias});
+                       .bias = lie.bias});
   void* rows[kTile] = {};
   for (int64_t i = 0; i < tokens; ++i) rows[i] = scratch.scores + i * pitch;
   kernels_.pack_scores(scratch.sums, lanes, {rows, 1, kTypeOf<Acc<E>>}, n);

@@ -27,7 +27,8 @@ class SplitKeys {
         chunks_(divide_up(call.attention.shape.keys, kChunk)),
         q_pitch_(round_up(run_.plan.heads.dim, kLane)),
         v_pitch_(round_up(run_.plan.heads.value_dim, kLane)),
-        has_rules_(call.attention.rules.softcap != 0 || call.attention.rules.alibi_slopes) {}
+        has_rules_(call.attention.rules.softcap != 0 || call.attention.rules.alibi_slopes),
+        log2_scale_(log2_scale<Acc<E>>(call.attention.rules)) {}
 
   void forward(const View& out, const View& stats);
 
@@ -47,6 +48,7 @@ class SplitKeys {
     E *q, *key_rows, *value_rows;
     Acc<E>* s;                 // [row][kChunk]
     uint64_t *visible, *keep;  // [row][kChunkTiles]
+    Acc<E>* factors;           // likewise: of the scores, until rules have multiplied by it
     TileScratch<E>* mask;
     DropoutRows* random;          // of each head
     bool hides = false;           // something in a tile that is seen
@@ -59,12 +61,14 @@ class SplitKeys {
           s(arena.take<Acc<E>>(of.rows_ * kChunk)),
           visible(arena.take<uint64_t>(of.rows_ * kChunkTiles)),
           keep(arena.take<uint64_t>(of.rows_ * kChunkTiles)),
+          factors(arena.take<Acc<E>>(of.rows_ * kChunkTiles)),
           mask(arena.take<TileScratch<E>>(1)),
           random(arena.take<DropoutRows>(of.run_.plan.heads.group())) {}
 
     // Visible and kept keys of a tile for one row.
     uint64_t& visible_to(int64_t row, int64_t tile) { return visible[row * kChunkTiles + tile]; }
     uint64_t& kept_for(int64_t row, int64_t tile) { return keep[row * kChunkTiles + tile]; }
+    Acc<E>& factor(int64_t row, int64_t tile) { return factors[row * kChunkTiles + tile]; }
   };
 
   Chunk chunk_of(int64_t task) const {
@@ -97,6 +101,7 @@ class SplitKeys {
   PreparedCall<E> run_;
   const int64_t queries_, rows_, chunks_, q_pitch_, v_pitch_;
   const bool has_rules_;
+  const Acc<E> log2_scale_;
   Stat<E>*max_ = nullptr, *sum_ = nullptr;
   Acc<E>* out_ = nullptr;
   bool* seen_ = nullptr;
@@ -150,9 +155,13 @@ void SplitKeys<E>::attend(const Chunk& chunk, Arena arena) const {
     seen_[to] = false;
     if (!any) continue;
     for (int64_t t = 0; t < chunk.tiles; ++t) seen_[to] |= scratch.visible_to(row, t) != 0;
-    run_.kernels.softmax_row(
-        scratch.s + row * kChunk, chunk.tiles * kTile, &scratch.visible_to(row, 0),
-        run_.masks.drops() ? &scratch.kept_for(row, 0) : nullptr, max_ + to, sum_ + to);
+    run_.kernels.softmax_row({.s = scratch.s + row * kChunk,
+                              .keys = chunk.tiles * kTile,
+                              .factors = &scratch.factor(row, 0),
+                              .visible = &scratch.visible_to(row, 0),
+                              .keep = run_.masks.drops() ? &scratch.kept_for(row, 0) : nullptr,
+                              .top = max_ + to,
+                              .sum = sum_ + to});
   }
   values(chunk, scratch);
 }
@@ -168,8 +177,6 @@ void SplitKeys<E>::load_queries(const Chunk& chunk, Scratch& scratch) const {
     run_.kernels.gather_rows(scratch.q + g * queries_ * q_pitch_, q_pitch_,
                              {rows, from.stride, from.type}, D, queries_);
   }
-  run_.kernels.scale(scratch.q, scratch.q, rows_ * q_pitch_,
-                     log2_scale<Acc<E>>(call_.attention.rules));
 }
 
 // Of one tile of keys, and what masks say of them: of each head, or of the first for all of them.
@@ -177,6 +184,7 @@ template <class E>
 void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, Scratch& scratch) const {
   const int64_t heads = run_.plan.heads.group(), looks = run_.masks.by_head() ? heads : 1;
   const int64_t rows = rows_ / looks;
+  for (int64_t row = 0; row < rows_; ++row) scratch.factor(row, tile) = log2_scale_;
   for (int64_t g = 0; g < looks; ++g) {
     const TileAt at = chunk.tile(tile, g);
     const int64_t first = g * rows;
@@ -198,9 +206,11 @@ void SplitKeys<E>::scores(const Chunk& chunk, int64_t tile, Scratch& scratch) co
       scratch.kept_for(row, tile) = scratch.kept_for(row - queries_, tile);
     }
     if (!has_rules_ && !mask.bias) continue;
-    for (int64_t row = first; row < first + rows; ++row)
+    for (int64_t row = first; row < first + rows; ++row) {
       apply_rules(chunk.tile(tile, row / queries_), mask, row % queries_,
                   scratch.s + row * kChunk + tile * kTile);
+      scratch.factor(row, tile) = 1;
+    }
   }
 }
 
@@ -233,14 +243,15 @@ template <class E>
 void SplitKeys<E>::apply_rules(const TileAt& at, const TileMask<E>& mask, int64_t query,
                                Acc<E>* s) const {
   const ScoreRules& rules = call_.attention.rules;
-  RowRules<E> r{.s = s, .keys = at.keys(), .softcap = Acc<E>(rules.softcap * kLog2E)};
+  RowRules<E> r{
+      .s = s, .keys = at.keys(), .factor = log2_scale_, .softcap = Acc<E>(rules.softcap * kLog2E)};
   if (mask.distance) {
     const View& slopes = rules.alibi_slopes;
     r.slope = Acc<E>(slopes.get<Acc<E>>(slopes.at(at.batch, at.head)) * kLog2E);
     r.distance = mask.distance;
     r.query = Acc<E>(query);
   }
-  if (r.softcap != 0 || r.distance) run_.kernels.row_rules(r);
+  run_.kernels.row_rules(r);
   for (int64_t j = 0; mask.bias && j < at.keys(); ++j)
     s[j] += mask.bias[j * at.query_lanes() + query];
 }
@@ -293,11 +304,13 @@ void SplitKeys<E>::values(const Chunk& chunk, Scratch& scratch) const {
       continue;
     }
     for (int64_t row = 0; row < rows_; ++row)
-      for (int64_t j = 0; j < n; ++j)
-        if (scratch.visible_to(row, t) >> j & 1)
-          for (int64_t d = 0; d < Dv; ++d)
-            out[row * v_pitch_ + d] +=
-                p[row * kChunk + j] * element<E>(values.data, j * values.row + d, values.type);
+      for (int64_t d = 0; d < Dv; ++d) {
+        Acc<E> sum = 0;
+        for (int64_t j = 0; j < n; ++j)
+          if (scratch.visible_to(row, t) >> j & 1)
+            sum += p[row * kChunk + j] * element<E>(values.data, j * values.row + d, values.type);
+        out[row * v_pitch_ + d] += sum;
+      }
   }
 }
 

@@ -5,7 +5,7 @@
 
 namespace multihead {
 
-constexpr int64_t kReduceTokens = 4096;  // a sum over tokens goes to the total after this many
+constexpr int64_t kReduceTokens = 1024;  // a sum over tokens goes to the total after this many
 // A task's part of a gradient stays in L2, beside what it reads of the tokens at hand.
 constexpr int64_t kRows = 1024, kColumns = 128;
 

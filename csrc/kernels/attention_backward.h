@@ -34,7 +34,7 @@ MULTIHEAD_INLINE void gradient_step(const BackwardBlock<E>& t, int64_t lane, Acc
     const int64_t at = r * t.lanes + lane;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      Vec<A> p = exp2<A>(score_above<E>(t.s + at + j * W, factor, top[j])) * inverse[j];
+      Vec<A> p = exp2<A>(score_above<A>(t.s + at + j * W, factor, top[j])) * inverse[j];
       Vec<A> d = load(t.d_p + at + j * W), kept = p;
       if (kRounds<E>) d *= t.gradient_factor;
       if (t.d_weights) d += load(t.d_weights + at + j * W);

@@ -16,33 +16,33 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<E>& t, int64_t lane, Acc<E
   const Vec<A> lowest = splat(-kInfinity<A>);
   Vec<A> top[N], base[N], sum[N];
   MULTIHEAD_UNROLL(4)
-  for (int j = 0; j < N; ++j) top[j] = t.first ? lowest : load(t.row_max + lane + j * W);
+  for (int j = 0; j < N; ++j) top[j] = lowest;
   for (int64_t r = 0; r < t.keys; ++r) {
     const A* s = t.s + r * t.lanes + lane;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      Vec<A> x = score<E>(s + j * W, factor);
+      Vec<A> x = load(s + j * W);
       if (Masked) x = select(mask_of_bits<A>(t.visible[r], int(lane) + j * W), x, lowest);
       top[j] = maximum(x, top[j]);
     }
   }
   MULTIHEAD_UNROLL(4)
   for (int j = 0; j < N; ++j) {
+    top[j] = top[j] != lowest ? top[j] * factor : lowest;
+    if (!t.first) top[j] = maximum(load(t.row_max + lane + j * W), top[j]);
     base[j] = top[j] != lowest ? top[j] : Vec<A>{};
-    if (t.first) {
-      sum[j] = Vec<A>{};
-    } else {
+    if (!t.first) {
       const Vec<A> shrink = exp2<A>(load(t.row_max + lane + j * W) - base[j]);
       store(alpha + lane + j * W, shrink);
-      sum[j] = load(t.row_sum + lane + j * W) * shrink;
     }
+    sum[j] = Vec<A>{};
     store(t.row_max + lane + j * W, top[j]);
   }
   const auto weigh = [&](int64_t r, Vec<A>* p) MULTIHEAD_ALWAYS_INLINE {
     const A* s = t.s + r * t.lanes + lane;
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
-      p[j] = exp2<A>(score_above<E>(s + j * W, factor, base[j]));
+      p[j] = exp2<A>(score_above<A>(s + j * W, factor, base[j]));
       if (Masked) p[j] = select(mask_of_bits<A>(t.visible[r], int(lane) + j * W), p[j], Vec<A>{});
       sum[j] += p[j];
     }
@@ -66,7 +66,10 @@ MULTIHEAD_INLINE void softmax_step(const ForwardBlock<E>& t, int64_t lane, Acc<E
     store_groups_of_rows<E, N>(t.p, r, t.lanes, lane, p);
   }
   MULTIHEAD_UNROLL(4)
-  for (int j = 0; j < N; ++j) store(t.row_sum + lane + j * W, sum[j]);
+  for (int j = 0; j < N; ++j) {
+    A* const total = t.row_sum + lane + j * W;
+    store(total, t.first ? sum[j] : fma(load(total), load(alpha + lane + j * W), sum[j]));
+  }
 }
 
 template <class E>
@@ -97,6 +100,26 @@ void forward_block(const ForwardBlock<E>& t) {
                  .prefetch = t.prefetch};
   gemm<E>(values);
   if (guard) visible_lanes<E>(values, t.keys, t.visible);
+}
+
+// Results of other keys join those of `t`, each under the larger of two maxima.
+template <class E>
+void forward_merge(const ForwardBlock<E>& t, const ForwardBlock<E>& part) {
+  using A = Acc<E>;
+  constexpr int W = kWidth<A>;
+  const Vec<A> lowest = splat(-kInfinity<A>);
+  for (int64_t lane = 0; lane < t.lanes; lane += W) {
+    const Vec<A> one = load(t.row_max + lane), other = load(part.row_max + lane);
+    const Vec<A> top = maximum(one, other), base = top != lowest ? top : Vec<A>{};
+    const Vec<A> shrink = exp2<A>(one - base), share = exp2<A>(other - base);
+    const auto join = [&](A* to, const A* from) MULTIHEAD_ALWAYS_INLINE {
+      store(to, fma(load(to), shrink, load(from) * share));
+    };
+    store(t.row_max + lane, top);
+    join(t.row_sum + lane, part.row_sum + lane);
+    for (int64_t r = 0; r < t.value_dim; ++r)
+      join(t.out + r * t.lanes + lane, part.out + r * t.lanes + lane);
+  }
 }
 
 template <class E>

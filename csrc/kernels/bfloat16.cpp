@@ -59,6 +59,7 @@ Kernels<BFloat16> table(const Kernels<float>& sums) {
       .finite = finite<BFloat16>,
       .rows_are_finite = nullptr,
       .forward_block = forward_block<BFloat16>,
+      .forward_merge = forward_merge<BFloat16>,
       .forward_end = forward_end<BFloat16>,
       .score_gradients = score_gradients<BFloat16>,
       .backward_block = backward_block<BFloat16>,

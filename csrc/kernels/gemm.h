@@ -1,5 +1,7 @@
-// Computes: c[m][lanes] = init + a[m][k] * b[k][lanes], each element one chain of FMAs in the
-// order of k, so blocking changes no bits. Where pairs are multiplied, k counts pairs.
+// Computes: c[m][lanes] = init + a[m][k] * b[k][lanes]. Each kDepth of k are one chain of FMAs from
+// zero, in the order of k; such sums are then added, in order, to what was there. So register
+// blocking changes no bits, and errors grow with the root of a long sum's blocks, not of
+// its length. Where pairs are multiplied, k counts pairs.
 #pragma once
 
 #include "pairs.h"
@@ -75,34 +77,10 @@ MULTIHEAD_INLINE void micro(const Gemm<E>& g, Strip<E> strip, Side<E> side, Pref
   Acc<E>* const c = strip.c;
   constexpr int W = kLanes<E>, G = kGroup<E>;
   Vec<Acc<E>> acc[MR][NV];
-  if (init == Init::Zero) {
-    MULTIHEAD_UNROLL(16)
-    for (int i = 0; i < MR; ++i) {
-      MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) acc[i][j] = Vec<Acc<E>>{};
-    }
-  } else if (init == Init::Bias) {
-    MULTIHEAD_UNROLL(16)
-    for (int i = 0; i < MR; ++i) {
-      MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) acc[i][j] = splat(start[i * g.start_stride]);
-    }
-  } else {
-    MULTIHEAD_UNROLL(16)
-    for (int i = 0; i < MR; ++i) {
-      MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) acc[i][j] = load(c + i * g.c_row + j * W);
-    }
-    if (init == Init::LoadScaled) {
-      Vec<Acc<E>> factor[NV];
-      MULTIHEAD_UNROLL(4)
-      for (int j = 0; j < NV; ++j) factor[j] = load(start + j * W);
-      MULTIHEAD_UNROLL(16)
-      for (int i = 0; i < MR; ++i) {
-        MULTIHEAD_UNROLL(4)
-        for (int j = 0; j < NV; ++j) acc[i][j] *= factor[j];
-      }
-    }
+  MULTIHEAD_UNROLL(16)
+  for (int i = 0; i < MR; ++i) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < NV; ++j) acc[i][j] = Vec<Acc<E>>{};
   }
   // Few address registers: every third row's, from which the next two are reached by the stride;
   // one for each panel; one for columns.
@@ -147,6 +125,27 @@ MULTIHEAD_INLINE void micro(const Gemm<E>& g, Strip<E> strip, Side<E> side, Pref
     }
   }
   for (; p < k; ++p) step();
+  if (init == Init::Load) {
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      MULTIHEAD_UNROLL(4)
+      for (int j = 0; j < NV; ++j) acc[i][j] += load(c + i * g.c_row + j * W);
+    }
+  } else if (init == Init::LoadScaled) {
+    MULTIHEAD_UNROLL(4)
+    for (int j = 0; j < NV; ++j) {
+      const Vec<Acc<E>> factor = load(start + j * W);
+      MULTIHEAD_UNROLL(16)
+      for (int i = 0; i < MR; ++i)
+        acc[i][j] = fma(load(c + i * g.c_row + j * W), factor, acc[i][j]);
+    }
+  } else if (init == Init::Bias) {
+    MULTIHEAD_UNROLL(16)
+    for (int i = 0; i < MR; ++i) {
+      MULTIHEAD_UNROLL(4)
+      for (int j = 0; j < NV; ++j) acc[i][j] += splat(start[i * g.start_stride]);
+    }
+  }
   MULTIHEAD_UNROLL(16)
   for (int i = 0; i < MR; ++i) {
     MULTIHEAD_UNROLL(4)

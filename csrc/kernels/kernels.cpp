@@ -50,6 +50,7 @@ constexpr Kernels<T> kTable = {
     .finite = finite<T>,
     .rows_are_finite = rows_are_finite<T>,
     .forward_block = forward_block<T>,
+    .forward_merge = forward_merge<T>,
     .forward_end = forward_end<T>,
     .score_gradients = score_gradients<T>,
     .backward_block = backward_block<T>,

@@ -325,23 +325,30 @@ inline const BFloat16* tokens_of_pair_values(BFloat16* to, const BFloat16* value
 
 inline void sums_of_rows(float* partial, const BFloat16* rows, int64_t pitch, int64_t count,
                          int64_t tokens) {
-  for (int64_t r = 0; r < count; ++r, rows += pitch, partial += kLane)
+  for (int64_t r = 0; r < count; ++r, rows += pitch, partial += kLane) {
+    float sum[kLane] = {};
     for (int64_t t = 0; t < tokens; t += kLane) {
       const int64_t n = tokens - t < kLane ? tokens - t : kLane;
-      for (int64_t i = 0; i < n; ++i) partial[i] += widen(rows[t + i]);
+      for (int64_t i = 0; i < n; ++i) sum[i] += widen(rows[t + i]);
     }
+    for (int64_t i = 0; i < kLane; ++i) partial[i] += sum[i];
+  }
 }
 
 inline void sums_of_columns(float* sums, const BFloat16* panel, int64_t pitch, int64_t tokens,
                             int64_t columns) {
   for (int64_t c = 0; c < columns; c += kW) {
-    F32 sum = load(sums + c);
-    for (int64_t t = 0; t < tokens; t += 2) {
-      const U32 x = load_groups(panel + t * pitch + 2 * c);
-      sum += first_of(x);
-      if (t + 1 < tokens) sum += second_of(x);
+    F32 sum{};
+    for (int64_t r = 0; r < tokens; r += kAdded) {
+      F32 some{};
+      for (int64_t t = r; t < tokens && t < r + kAdded; t += 2) {
+        const U32 x = load_groups(panel + t * pitch + 2 * c);
+        some += first_of(x);
+        if (t + 1 < tokens) some += second_of(x);
+      }
+      sum += some;
     }
-    store(sums + c, sum);
+    store(sums + c, load(sums + c) + sum);
   }
 }
 

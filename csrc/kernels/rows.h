@@ -38,20 +38,29 @@ void add_to_row(const TargetRows& row, const T* sums, int64_t n) {
 
 template <class T>
 void row_sums(T* partial, const T* rows, int64_t pitch, int64_t count, int64_t tokens) {
-  for (int64_t r = 0; r < count; ++r, rows += pitch, partial += kLane)
+  for (int64_t r = 0; r < count; ++r, rows += pitch, partial += kLane) {
+    T sum[kLane] = {};
     for (int64_t t = 0; t < tokens; t += kLane) {
       const int64_t n = tokens - t < kLane ? tokens - t : kLane;
-      for (int64_t i = 0; i < n; ++i) partial[i] += rows[t + i];
+      for (int64_t i = 0; i < n; ++i) sum[i] += rows[t + i];
     }
+    for (int64_t i = 0; i < kLane; ++i) partial[i] += sum[i];
+  }
 }
+
+constexpr int64_t kAdded = 8;  // tokens: a tile's sum is one of such sums
 
 template <class T>
 void column_sums(T* sums, const T* panel, int64_t pitch, int64_t tokens, int64_t columns) {
   constexpr int W = kWidth<T>;
   for (int64_t c = 0; c < columns; c += W) {
-    Vec<T> sum = load(sums + c);
-    for (int64_t r = 0; r < tokens; ++r) sum += load(panel + r * pitch + c);
-    store(sums + c, sum);
+    Vec<T> sum{};
+    for (int64_t r = 0; r < tokens; r += kAdded) {
+      Vec<T> some{};
+      for (int64_t i = r; i < tokens && i < r + kAdded; ++i) some += load(panel + i * pitch + c);
+      sum += some;
+    }
+    store(sums + c, load(sums + c) + sum);
   }
 }
 

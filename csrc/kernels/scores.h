@@ -72,8 +72,7 @@ MULTIHEAD_INLINE void apply_rules(const Block<E>& t, int64_t lane) {
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < N; ++j) {
       const int64_t i = r * lanes + j * W;
-      Vec<A> x = load(s + i);
-      if (kRounds<E>) x *= factor;
+      Vec<A> x = load(s + i) * factor;
       if constexpr (Capped) {
         Vec<A> derivative;
         x = capped<A>(x, cap, &derivative);
@@ -97,7 +96,7 @@ MULTIHEAD_INLINE void apply_rules(const Block<E>& t) {
 }
 
 // s[key][query] = k . q, with what rules and masks make of it, in log2 units once it is multiplied
-// by the result.
+// by the result, which is not negative.
 template <class E>
 MULTIHEAD_INLINE Acc<E> scores(const Block<E>& t) {
   dot_products<E>(t, by_token<E>(t.k, t.key_lanes, t.head_dim), t.q, t.head_dim, t.s);
@@ -113,20 +112,11 @@ MULTIHEAD_INLINE Acc<E> scores(const Block<E>& t) {
   return 1;
 }
 
-// A score in log2 units, and its distance from another.
-template <class E>
-MULTIHEAD_INLINE Vec<Acc<E>> score(const Acc<E>* s, Acc<E> factor) {
-  if constexpr (kRounds<E>)
-    return load(s) * factor;
-  else
-    return load(s);
-}
-template <class E>
-MULTIHEAD_INLINE Vec<Acc<E>> score_above(const Acc<E>* s, Acc<E> factor, Vec<Acc<E>> base) {
-  if constexpr (kRounds<E>)
-    return fma(load(s), splat(factor), -base);
-  else
-    return load(s) - base;
+// How far a score lies above another, in log2 units. Two roundings, so that the largest score is
+// exactly 0 above itself, however large it is.
+template <class T>
+MULTIHEAD_INLINE Vec<T> score_above(const T* s, T factor, Vec<T> base) {
+  return load(s) * factor - base;
 }
 
 // Rows of a tile as products over them read it.
@@ -162,13 +152,17 @@ void visible_lanes(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
   using A = Acc<E>;
   for (int64_t i = 0; i < g.m; ++i)
     for (int64_t lane = 0; lane < g.lanes; lane += kWidth<A>) {
-      Vec<A> sum = load(g.c + i * g.c_row + lane);
+      Vec<A> sum{};
       for (int64_t k = 0; k < count; ++k) {
         const A factor = widen(g.a.data[i * g.a.row + k * g.a.k]);
         const Vec<A> next = fma(splat(factor), row_of<E>(g, k, lane), sum);
         sum = select(mask_of_bits<A>(visible[k], int(lane)), next, sum);
       }
-      store(g.c + i * g.c_row + lane, sum);
+      const Vec<A> before = load(g.c + i * g.c_row + lane);
+      store(g.c + i * g.c_row + lane, g.init == Init::LoadScaled
+                                          ? fma(before, load(g.start + lane), sum)
+                                      : g.init == Init::Load ? before + sum
+                                                             : sum);
     }
 }
 
@@ -177,12 +171,15 @@ template <class E>
 void visible_rows(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
   using A = Acc<E>;
   for (int64_t i = 0; i < g.m; ++i)
-    for (int64_t k = 0; k < count; ++k) {
-      if (!(visible[i] >> k & 1)) continue;
-      const Vec<A> factor = splat(A(widen(g.a.data[i * g.a.row + k * g.a.k])));
-      A* c = g.c + i * g.c_row;
-      for (int64_t lane = 0; lane < g.lanes; lane += kWidth<A>)
-        store(c + lane, fma(factor, row_of<E>(g, k, lane), load(c + lane)));
+    for (int64_t lane = 0; lane < g.lanes; lane += kWidth<A>) {
+      Vec<A> sum{};
+      for (int64_t k = 0; k < count; ++k) {
+        if (!(visible[i] >> k & 1)) continue;
+        const Vec<A> factor = splat(A(widen(g.a.data[i * g.a.row + k * g.a.k])));
+        sum = fma(factor, row_of<E>(g, k, lane), sum);
+      }
+      A* const c = g.c + i * g.c_row + lane;
+      store(c, load(c) + sum);
     }
 }
 

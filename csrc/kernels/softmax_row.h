@@ -83,14 +83,12 @@ MULTIHEAD_INLINE void ask_ahead(const RowScores<T>& t, const S* k, int64_t d) {
   }
 }
 
-// What is left of the features from `d` on, for up to kWidth keys: their sums so far are in s.
+// sum[n] += what features [d, end) add, for up to kWidth keys.
 template <class T, class S, int N>
-void add_rest(const RowScores<T>& t, int64_t key, int64_t d) {
+void add_rest(const RowScores<T>& t, int64_t key, int64_t d, int64_t end, Vec<T>* sum) {
   constexpr int W = kWidth<T>;
-  Vec<T> sum[N];
-  for (int n = 0; n < N; ++n) sum[n] = load(t.s + n * t.s_row + key);
-  for (; d < t.head_dim; d += W) {
-    const int64_t count = t.head_dim - d < W ? t.head_dim - d : W;
+  for (; d < end; d += W) {
+    const int64_t count = end - d < W ? end - d : W;
     Vec<T> x[W];
     for (int r = 0; r < W; ++r) {  // the last key again where there are fewer
       const int64_t at = key + r < t.keys ? key + r : t.keys - 1;
@@ -103,7 +101,24 @@ void add_rest(const RowScores<T>& t, int64_t key, int64_t d) {
     for (int i = 0; i < count; ++i)
       for (int n = 0; n < N; ++n) sum[n] = fma(x[i], splat(t.q[n * t.q_row + d + i]), sum[n]);
   }
-  for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + key, sum[n]);
+}
+
+// The sums of a block of features join those before it, as in a product of tiles; those of the
+// first one the bias.
+template <class T, int N>
+MULTIHEAD_INLINE void put_scores(const RowScores<T>& t, int64_t key, bool first, Vec<T>* sum) {
+  constexpr int W = kWidth<T>;
+  alignas(64) T few[W] = {};
+  const T* bias = t.bias ? t.bias + key : few;
+  if (t.bias && key + W > t.keys) {
+    for (int i = 0; key + i < t.keys; ++i) few[i] = t.bias[key + i];
+    bias = few;
+  }
+  MULTIHEAD_UNROLL(4)
+  for (int n = 0; n < N; ++n) {
+    T* const to = t.s + n * t.s_row + key;
+    store(to, sum[n] + load(first ? bias : to));
+  }
 }
 
 // G times kWidth keys side by side: so many chains.
@@ -111,33 +126,36 @@ template <class T, class S, int N, int G>
 MULTIHEAD_INLINE void score_groups(const RowScores<T>& t, int64_t key) {
   constexpr int W = kWidth<T>;
   const S* const k = static_cast<const S*>(t.k.data) + key * t.k.row;
-  Vec<T> sum[G][N] = {};
-  if (t.start) {
-    MULTIHEAD_UNROLL(2)
-    for (int g = 0; g < G; ++g) {
-      MULTIHEAD_UNROLL(4)
-      for (int n = 0; n < N; ++n) sum[g][n] = load(t.start + key + g * W);
-    }
-  }
   int64_t d = 0;
-  for (; d + kFeatures<T, S> <= t.head_dim; d += kFeatures<T, S>) {
+  do {
+    const bool first = d == 0;
+    const int64_t end = t.head_dim - d < kDepth ? t.head_dim : d + kDepth;
+    Vec<T> sum[G][N] = {};
+    for (; d + kFeatures<T, S> <= end; d += kFeatures<T, S>) {
+      MULTIHEAD_UNROLL(2)
+      for (int g = 0; g < G; ++g) {
+        const S* const group = k + g * W * t.k.row;
+        ask_ahead<T, S>(t, group, d);
+        add_square<T, S, N>(t, group, d, sum[g]);
+      }
+    }
     MULTIHEAD_UNROLL(2)
     for (int g = 0; g < G; ++g) {
-      const S* const group = k + g * W * t.k.row;
-      ask_ahead<T, S>(t, group, d);
-      add_square<T, S, N>(t, group, d, sum[g]);
+      if (d < end) {
+        Vec<T> rest[N];  // its address is known outside: no register holds it
+        for (int n = 0; n < N; ++n) rest[n] = sum[g][n];
+        add_rest<T, S, N>(t, key + g * W, d, end, rest);
+        put_scores<T, N>(t, key + g * W, first, rest);
+      } else {
+        put_scores<T, N>(t, key + g * W, first, sum[g]);
+      }
     }
-  }
-  MULTIHEAD_UNROLL(2)
-  for (int g = 0; g < G; ++g) {
-    MULTIHEAD_UNROLL(4)
-    for (int n = 0; n < N; ++n) store(t.s + n * t.s_row + key + g * W, sum[g][n]);
-    if (d < t.head_dim) add_rest<T, S, N>(t, key + g * W, d);
-  }
+    d = end;
+  } while (d < t.head_dim);
 }
 
-// Each score is one chain in the order of the features, as it is in a tile: backward makes it anew
-// there, and both must see the same bits.
+// Each score is made of the chains of a product of tiles: backward makes it anew there, and both
+// must see the same bits.
 template <class T, class S, int N>
 void scores_of_rows(const RowScores<T>& t) {
   constexpr int W = kWidth<T>;
@@ -145,10 +163,11 @@ void scores_of_rows(const RowScores<T>& t) {
   for (; key + 2 * W <= t.keys; key += 2 * W) score_groups<T, S, N, 2>(t, key);
   for (; key + W <= t.keys; key += W) score_groups<T, S, N, 1>(t, key);
   if (key >= t.keys) return;
-  for (int n = 0; n < N; ++n)
-    for (int i = 0; i < W; ++i)
-      t.s[n * t.s_row + key + i] = t.start && key + i < t.keys ? t.start[key + i] : T(0);
-  add_rest<T, S, N>(t, key, 0);
+  for (int64_t d = 0; d == 0 || d < t.head_dim; d += kDepth) {
+    Vec<T> sum[N] = {};
+    add_rest<T, S, N>(t, key, d, t.head_dim - d < kDepth ? t.head_dim : d + kDepth, sum);
+    put_scores<T, N>(t, key, d == 0, sum);
+  }
 }
 
 template <class T>
@@ -177,12 +196,7 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
   const S* v = static_cast<const S*>(g.v.data) + c;
   const T* const p = g.p + query * g.p_row;
   T* const to = g.c + query * g.columns + c;
-  Vec<T> sum[Q][N];
-  MULTIHEAD_UNROLL(4)
-  for (int i = 0; i < Q; ++i) {
-    MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < N; ++j) sum[i][j] = load(to + i * g.columns + j * W);
-  }
+  Vec<T> sum[Q][N] = {};
   for (int64_t key = 0; key < g.keys; ++key, v += g.v.row) {
     const S* const later = v + rows_ahead * g.v.row;
     MULTIHEAD_UNROLL(4)
@@ -196,7 +210,10 @@ MULTIHEAD_INLINE void sums_of_values(const RowGemm<T>& g, int64_t query, int64_t
   MULTIHEAD_UNROLL(4)
   for (int i = 0; i < Q; ++i) {
     MULTIHEAD_UNROLL(4)
-    for (int j = 0; j < N; ++j) store(to + i * g.columns + j * W, sum[i][j]);
+    for (int j = 0; j < N; ++j) {
+      T* const at = to + i * g.columns + j * W;
+      store(at, load(at) + sum[i][j]);
+    }
   }
 }
 
@@ -222,17 +239,20 @@ template <class T>
 void row_rules(const RowRules<T>& t) {
   const Cap<T> cap(t.softcap);
   for (int64_t i = 0; i < t.keys; i += kWidth<T>) {
-    Vec<T> x = load(t.s + i), derivative;
+    Vec<T> x = load(t.s + i) * t.factor, derivative;
     if (t.softcap != 0) x = capped<T>(x, cap, &derivative);
     if (t.distance) x = less_distance<T>(x, load(t.distance + i) - t.query, t.slope);
     store(t.s + i, x);
   }
 }
 
-// Over `keys` scores, a multiple of kTile; Masked: some of them are hidden, or dropped.
+// Masked: some of the keys are hidden, or dropped.
 template <class T, bool Masked>
-MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep,
-                                 T* top, T* sum) {
+MULTIHEAD_INLINE void softmax_of(const RowSoftmax<T>& t) {
+  T* const s = t.s;
+  const int64_t keys = t.keys;
+  const uint64_t *const visible = t.visible, *const keep = t.keep;
+  const T* const factors = t.factors;
   constexpr int W = kWidth<T>, N = int(kLane) / W, kChains = 4;
   static_assert(kTile % (kChains * W) == 0);
   const Vec<T> lowest = splat(-kInfinity<T>);
@@ -241,7 +261,7 @@ MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, co
   for (int64_t i = 0; i < keys; i += kChains * W) {
     MULTIHEAD_UNROLL(4)
     for (int j = 0; j < kChains; ++j) {
-      Vec<T> x = load(s + i + j * W);
+      Vec<T> x = load(s + i + j * W) * factors[i / kTile];
       if (Masked)
         x = select(mask_of_bits<T>(visible[i / kTile], int(i % kTile) + j * W), x, lowest);
       best[j] = maximum(x, best[j]);
@@ -257,7 +277,7 @@ MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, co
     for (int j = 0; j < N; ++j) {
       const int lane = int(i % kTile) + j * W;
       T* at = s + i + j * W;
-      Vec<T> p = exp2<T>(load(at) - base);
+      Vec<T> p = exp2<T>(load(at) * factors[i / kTile] - base);
       if (Masked) p = select(mask_of_bits<T>(visible[i / kTile], lane), p, Vec<T>{});
       parts[j] += p;
       if (Masked && keep) p = select(mask_of_bits<T>(keep[i / kTile], lane), p, Vec<T>{});
@@ -267,21 +287,20 @@ MULTIHEAD_INLINE void softmax_of(T* s, int64_t keys, const uint64_t* visible, co
   T total = 0;
   for (int j = 0; j < N; ++j)
     for (int lane = 0; lane < W; ++lane) total += parts[j][lane];
-  *top = largest;
-  *sum = total;
+  *t.top = largest + T(0);  // of zeros of both signs, the lane says which comes last
+  *t.sum = total;
 }
 
-// s = probabilities kept (not divided by their sum), 0 where a bit of visible is 0. The sum runs
-// over 16 interleaved parts that are then added in order, whatever the width of a vector.
+// The sum runs over 16 interleaved parts that are then added in order, whatever the width of a
+// vector.
 template <class T>
-void softmax_row(T* s, int64_t keys, const uint64_t* visible, const uint64_t* keep, T* top,
-                 T* sum) {
-  bool all = !keep;
-  for (int64_t i = 0; i < keys; i += kTile) all &= visible[i / kTile] == ~uint64_t(0);
+void softmax_row(const RowSoftmax<T>& t) {
+  bool all = !t.keep;
+  for (int64_t i = 0; i < t.keys; i += kTile) all &= t.visible[i / kTile] == ~uint64_t(0);
   if (all)
-    softmax_of<T, false>(s, keys, visible, keep, top, sum);
+    softmax_of<T, false>(t);
   else
-    softmax_of<T, true>(s, keys, visible, keep, top, sum);
+    softmax_of<T, true>(t);
 }
 
 // x = 2^x, each x <= 0.

@@ -11,7 +11,7 @@
 
 namespace multihead {
 
-// What the accumulators of a product start from.
+// What a product is added to: nothing, what was there, that times a factor, or the bias.
 enum class Init : int { Zero, Load, LoadScaled, Bias };
 
 // Memory that is wanted soon. Products ask for it line by line while they multiply.
@@ -93,18 +93,30 @@ struct RowScores {
   int64_t q_row;
   StoredRows k;
   Acc<E>* s;
-  int64_t s_row;                  // with room up to a multiple of 16 keys
-  const Acc<E>* start = nullptr;  // [keys]: what the sums begin with; null: 0
+  int64_t s_row;                 // with room up to a multiple of 16 keys
+  const Acc<E>* bias = nullptr;  // [keys]: added to the scores of all queries; null: 0
 };
 
-// One query's scores, in log2 units, as rules change them: see Block.
+// One query's products with keys, made scores in log2 units as rules change them: see Block.
 template <class E>
 struct RowRules {
   Acc<E>* s;
-  int64_t keys;  // with room up to a multiple of 16 of scores and distances
+  int64_t keys;   // with room up to a multiple of 16 of scores and distances
+  Acc<E> factor;  // scale * log2(e)
   Acc<E> softcap = 0, slope = 0;
   const Acc<E>* distance = nullptr;
   Acc<E> query = 0;  // which of the queries it is
+};
+
+// One query's scores s become probabilities kept (not divided by their sum), 0 where a bit of
+// visible is 0. A word and a factor for each kTile of them.
+template <class E>
+struct RowSoftmax {
+  Acc<E>* s;
+  int64_t keys;                    // a multiple of kTile
+  const Acc<E>* factors;           // s times its factor is in log2 units
+  const uint64_t *visible, *keep;  // null: all are kept
+  Stat<E>*top, *sum;               // of the scores, in log2 units; of the probabilities
 };
 
 // Pairs of features of a tile's sums, turned by the angles of their tokens.
@@ -130,7 +142,7 @@ template <class E>
 struct Block {
   int64_t head_dim, value_dim;
   int64_t lanes;  // queries, rounded up
-  const E* q;     // tile of head_dim, scaled by scale * log2(e) unless E rounds
+  const E* q;     // tile of head_dim
   KeyTile<E> k;   // keys of head_dim, key_lanes; lanes from `keys` on hold anything
   KeyTile<E> v;   // values of value_dim, key_lanes, likewise
   int64_t key_lanes, keys;
@@ -138,7 +150,7 @@ struct Block {
   const Acc<E>* bias;                // [keys][lanes], log2 units; null: none
   const Acc<E>* key_bias;            // [keys], log2 units; null: none
   const uint64_t* keep;              // like visible, drawn by dropout; null: all
-  Acc<E> score_factor = 1;           // where E rounds: scale * log2(e)
+  Acc<E> score_factor = 1;           // |scale| * log2(e), of the products with q
   Acc<E> softcap = 0;                // log2 units; 0: none
   Acc<E> slope = 0;                  // of ALiBi, log2 units
   const Acc<E>* distance = nullptr;  // [given_keys]: from the first query to a key; null: no ALiBi
@@ -260,6 +272,8 @@ struct Kernels {
 
   // Attention on tiles.
   void (*forward_block)(const ForwardBlock<E>&);
+  // The same queries' results with other keys join the first.
+  void (*forward_merge)(const ForwardBlock<E>&, const ForwardBlock<E>& part);
   // out = sums / (row_sum * (1 - dropout)); row_sum becomes its inverse; unseen rows become 0.
   void (*forward_end)(const ForwardBlock<E>&, Acc<E> keep_scale, E* out);
   void (*score_gradients)(const BackwardBlock<E>&);  // d_p = gradient of the scores, on every set
@@ -272,8 +286,7 @@ struct Kernels {
   void (*row_scores)(const RowScores<E>&);
   // One query: rules; s = probabilities, where the bits of visible are set; see there.
   void (*row_rules)(const RowRules<E>&);
-  void (*softmax_row)(Acc<E>* s, int64_t keys, const uint64_t* visible, const uint64_t* keep,
-                      Stat<E>* top, Stat<E>* sum);
+  void (*softmax_row)(const RowSoftmax<E>&);
   void (*exp2_all)(Acc<E>* x, int64_t n);
 
   // Masks.
