@@ -68,6 +68,7 @@ const EngineTable kTable = {
         [](const MergeCall& call) {
           return guarded([&] { merge_attention(kernels_in_use(), call); });
         },
+    .set_poll = [](Poll poll) { set_poll(poll); },
     .block_create =
         [](size_t bytes, void** block, void** data) {
           return guarded([&] {

@@ -2,6 +2,7 @@
 // sides are built together, and a mismatch is refused.
 #pragma once
 
+#include "engine/interruption.h"
 #include "engine/layer.h"
 #include "engine/partial.h"
 #include "engine/thread_pool.h"
@@ -11,7 +12,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 11;
+constexpr int kTableVersion = 12;
 
 struct EngineTable {
   int version;
@@ -33,6 +34,8 @@ struct EngineTable {
                                        const faces::AttentionTensors& gradients);
   faces::Outcome (*row_dot)(const View& a, const View& b, const View& result);
   faces::Outcome (*merge_attention)(const MergeCall& call);
+
+  void (*set_poll)(Poll poll);  // see interruption.h
 
   // Memory of the engine's, for caches.
   faces::Outcome (*block_create)(size_t bytes, void** block, void** data);

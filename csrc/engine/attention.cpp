@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include "interruption.h"
+
 namespace multihead {
 
 template <class E>
@@ -241,6 +243,7 @@ void Attention<E>::forward(const Item& item, const Item* next, const AttentionTi
   int64_t summed = -1;
   const KeyRange range = masks_.range(at);
   for (int64_t t = range.begin; t < range.end; ++t) {
+    if (ending()) return;
     const TileAt here = at.with_keys(t);
     TileMask<E> mask;
     if (!masks_.tile(here, rows, *scratch.mask, mask)) continue;

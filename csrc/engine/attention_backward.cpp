@@ -1,6 +1,7 @@
 // Attention backward: scores made anew, five products a tile.
 #include <algorithm>
 
+#include "interruption.h"
 #include "query_block.h"
 
 namespace multihead {
@@ -234,6 +235,7 @@ void Attention<E>::backward_queries(const TileAt& at, QueryBlock& own, const Gro
   bool any = false;
   masks_.dropout_rows(at, *own.rows);
   for (int64_t t = range.begin; t < range.end; ++t) {
+    if (ending()) return;
     const TileAt here = at.with_keys(t);
     TileMask<E> mask;
     if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;

@@ -1,6 +1,7 @@
 // Attention weights, which no pass of attention itself keeps: scores once more.
 #include <algorithm>
 
+#include "interruption.h"
 #include "query_block.h"
 
 namespace multihead {
@@ -89,7 +90,7 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
     masks_.dropout_rows(of_head(h), scratch.rows[h]);
   }
   const Acc<E> factor = Acc<E>(masks_.keep_scale() / double(heads));
-  for (int64_t t = 0; t < at.sequence.key_tiles(); ++t) {
+  for (int64_t t = 0; t < at.sequence.key_tiles() && !ending(); ++t) {
     bool any = false;
     for (int64_t h = 0; h < heads; ++h) {
       TileMask<E> mask;
@@ -174,7 +175,7 @@ void Attention<E>::weights_backward(const TileAt& at, const GradientTiles<E>& ti
   load_queries(own.block, at, query_tile(tiles.forward, at, own.q), own.q);
   const int64_t lanes = own.block.lanes, row = plan_.query_row(at);
   const Acc<E> share = Acc<E>(tiles.d_weights.share(plan_));
-  for (int64_t t = 0; t < at.sequence.key_tiles(); ++t) {
+  for (int64_t t = 0; t < at.sequence.key_tiles() && !ending(); ++t) {
     const TileAt here = at.with_keys(t);
     TileMask<E> mask;
     if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;

@@ -1,5 +1,6 @@
 // The gradient of an additive mask: that of the scores, tile by tile, into the rows that a task
 // owns.
+#include "interruption.h"
 #include "query_block.h"
 
 namespace multihead {
@@ -75,7 +76,7 @@ void Attention<E>::mask_gradient(int64_t task, const GradientTiles<E>& tiles, co
         const TileAt at{s, b, h, tile};
         masks_.dropout_rows(at, *own.rows);
         own.load(*this, tiles, at);
-        for (int64_t t = 0; t < tiles_of(s.keys); ++t) {
+        for (int64_t t = 0; t < tiles_of(s.keys) && !ending(); ++t) {
           const TileAt here = at.with_keys(t);
           TileMask<E> mask;
           if (!masks_.tile(here, *own.rows, *own.mask, mask)) continue;

@@ -1,5 +1,7 @@
 #include "projection.h"
 
+#include "interruption.h"
+
 #include <algorithm>
 
 namespace multihead {
@@ -122,7 +124,7 @@ void Projection<E>::into_heads(const Part& part, Tokens tokens, const Projection
   };
   for_depth(weights, kernels_.sums_are_tiles, [&](Depth depth) {
     const bool last = depth.first + depth.count >= weights.k();
-    for (int64_t h = part.begin; h < part.end; ++h)
+    for (int64_t h = part.begin; h < part.end && !ending(); ++h)
       for (int64_t i = 0; i < part.count; ++i) {
         const TileRef at = part.tiles[i];
         const int64_t width = lanes(tokens, at);
@@ -241,7 +243,7 @@ void Projection<E>::combine(const Part& part, const std::vector<ProjectionSource
       list.add(tile + layout.size(after, width),
                layout.size(smaller(w.k() - after, kDepth), width));
       Prefetch* const prefetch = after < w.k() ? list.get() : last;
-      for (int64_t g = part.begin; g < part.end; ++g) {
+      for (int64_t g = part.begin; g < part.end && !ending(); ++g) {
         const int64_t row = w.first_row(g) - w.first_row(part.begin);
         TileGemm<E> product = w.product(g, depth, tile + layout.size(depth.first, width), width,
                                         sums + row * width, adds);
@@ -292,7 +294,7 @@ void Projection<E>::out_backward(const Part& part, const PackedWeights<E>& weigh
   for (int64_t i = 0; i < part.count; ++i)
     pack(d_y, Tokens::Queries, part.tiles[i], scratch.tile(i));
   for_depth(weights, kernels_.sums_are_tiles, [&](Depth depth) {
-    for (int64_t h = part.begin; h < part.end; ++h)
+    for (int64_t h = part.begin; h < part.end && !ending(); ++h)
       for (int64_t i = 0; i < part.count; ++i) {
         const TileRef at = part.tiles[i];
         const int64_t width = lanes(Tokens::Queries, at), size = layout.size(dim, width);

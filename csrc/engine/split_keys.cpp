@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "interruption.h"
 #include "keys.h"
 #include "partial.h"
 
@@ -146,7 +147,7 @@ void SplitKeys<E>::attend(const Chunk& chunk, Arena arena) const {
     run_.masks.dropout_rows(chunk.tile(0, g), scratch.random[g]);
   load_queries(chunk, scratch);
   bool any = false;
-  for (int64_t t = 0; t < chunk.tiles; ++t) {
+  for (int64_t t = 0; t < chunk.tiles && !ending(); ++t) {
     scores(chunk, t, scratch);
     any |= scratch.seen[t];
   }

@@ -13,6 +13,7 @@
 
 #include "../platform/cpu.h"
 #include "../platform/threads.h"
+#include "interruption.h"
 
 namespace multihead {
 namespace {
@@ -49,6 +50,7 @@ struct Region {
   unsigned float_state;
   Clock::time_point woken{};    // when the workers were, if they slept
   std::atomic<int> on_time{0};  // of those, the ones that had a core ever since
+  Interruption interruption{};
 
   void help(int worker) {
     if (worker == 0) return work(0);
@@ -69,6 +71,7 @@ struct Region {
 
  private:
   void work(int worker) {
+    const WorksFor call(interruption, worker == 0);
     if (state.enter) state.enter();
     run_tasks(worker);
     if (state.leave) state.leave();
@@ -81,12 +84,14 @@ struct Region {
       for (;;) {
         const int64_t task = at.next.fetch_add(1, std::memory_order_relaxed);
         if (task >= phase.tasks) break;
-        phase.run(task, worker);
+        if (!ending()) phase.run(task, worker);
         at.done.fetch_add(1, std::memory_order_release);
       }
       for (int spins = 0; at.done.load(std::memory_order_acquire) < phase.tasks; ++spins) {
         pause();
-        if (spins > 4096) std::this_thread::yield();
+        if (spins <= 4096) continue;
+        std::this_thread::yield();
+        ending();  // who waits still asks
       }
     }
   }
@@ -105,13 +110,19 @@ class Pool {
 
   void run(const std::vector<Phase>& phases, int workers, WorkerState state) {
     Region region{phases, ProgressList(phases.size()), workers, state, platform::float_state()};
+    share(region);
+    if (region.interruption.told()) throw Interrupted();
+  }
+
+ private:
+  void share(Region& region) {
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-    if (workers <= 1 || !lock.try_lock()) return region.help(0);
+    if (region.workers <= 1 || !lock.try_lock()) return region.help(0);
     const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
     const int threads = threads_;
     const ThreadSource* source = g_source.load();
     if (source && source->run(threads, help, &region)) return;
-    while (started_ < workers - 1) start(++started_);
+    while (started_ < region.workers - 1) start(++started_);
     if (asleep_.load() > 0) region.woken = Clock::now();
     region_.store(&region);
     generation_.fetch_add(1);
@@ -122,7 +133,6 @@ class Pool {
     if (source && region.starved()) source->meet(threads);
   }
 
- private:
   void start(int worker) {
     try {
       std::thread(&Pool::loop, this, worker).detach();
@@ -225,7 +235,7 @@ bool fuse_phases(std::vector<Phase>& phases, size_t first) {
   auto run = [parts = std::move(parts)](int64_t sequence, int worker) {
     for (const Phase& part : parts)
       for (int64_t t = part.begin[size_t(sequence)]; t < part.begin[size_t(sequence) + 1]; ++t)
-        part.run(t, worker);
+        if (!ending()) part.run(t, worker);
   };
   phases.push_back({sequences, std::move(run)});
   return true;

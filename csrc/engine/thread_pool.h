@@ -57,7 +57,8 @@ struct WorkerState {
   void (*leave)() = nullptr;
 };
 
-// Runs phases on up to `workers` threads, the caller among them as worker 0.
+// Runs phases on up to `workers` threads, the caller among them as worker 0. Throws Interrupted if
+// they were ended early.
 void run_phases(const std::vector<Phase>& phases, int workers, WorkerState state = {});
 
 }  // namespace multihead

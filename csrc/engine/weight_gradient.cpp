@@ -1,6 +1,7 @@
 // Gradients of weights: sums over all tokens, cut into tasks by rows and columns.
 #include <algorithm>
 
+#include "interruption.h"
 #include "projection.h"
 
 namespace multihead {
@@ -112,7 +113,7 @@ void Projection<E>::weight_gradient(const TileRange& range, const WeightGradient
   std::fill(at.column_total, at.column_total + range.columns, Acc<E>(0));
   const std::vector<TileRef>& tiles = plan_.tiles(g.tokens);
   int64_t since = 0;  // tokens since the last reduction
-  for (size_t i = 0; i < tiles.size();) {
+  for (size_t i = 0; i < tiles.size() && !ending();) {
     if (since == 0) {
       std::fill(at.row_part, at.row_part + lanes_of_rows, Acc<E>(0));
       std::fill(at.column_part, at.column_part + range.columns, Acc<E>(0));

@@ -6,9 +6,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "../engine/interruption.h"
+
 namespace multihead::faces {
 
-enum class Status : int { Done, OutOfMemory, WrongArgument, Failed };
+enum class Status : int { Done, OutOfMemory, WrongArgument, Interrupted, Failed };
 
 // Of the calling thread, until its next call.
 struct Outcome {
@@ -34,6 +36,8 @@ Outcome guarded(F f) noexcept {
     return {Status::OutOfMemory, "out of memory"};
   } catch (const std::length_error&) {  // a list longer than any memory
     return {Status::OutOfMemory, "out of memory"};
+  } catch (const Interrupted&) {
+    return {Status::Interrupted, "interrupted"};
   } catch (const std::invalid_argument& e) {
     return keep(Status::WrongArgument, e.what());
   } catch (const std::exception& e) {

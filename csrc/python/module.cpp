@@ -54,6 +54,7 @@ NB_MODULE(_native, m) {
     if (found.status != faces::Status::Done) throw nb::import_error(found.why);
   check_fields(nb::module_::import_("multihead.arguments"));
 
+  find_main_thread();
   add_calls(m);
   add_bfloat16(m);
   m.def("set_num_threads", [](int n) { engine().set_num_threads(n); }, "threads"_a);

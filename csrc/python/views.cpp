@@ -156,6 +156,8 @@ void check(const faces::Outcome& outcome) {
       throw std::bad_alloc();
     case faces::Status::WrongArgument:
       throw std::invalid_argument(outcome.why);
+    case faces::Status::Interrupted:
+      throw nb::python_error();
     case faces::Status::Failed:
       break;
   }

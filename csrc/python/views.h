@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "../api.h"
+#include "signals.h"
 
 namespace multihead::binding {
 
 const EngineTable& engine();
 
-// Throws what the engine said, if it said anything: MemoryError, ValueError or RuntimeError.
+// Throws what the engine said, if it said anything: MemoryError, ValueError or RuntimeError; or
+// what a signal's handler raised.
 void check(const faces::Outcome& outcome);
 
 // A view of an array or tensor in CPU memory; none for None. Through a view of `writable` the
@@ -41,11 +43,12 @@ class IntegerCopies {
 // that it offers in its capsule "dlpack_exchange_api". False if that is of another major version.
 bool exchange_with(nanobind::handle type, nanobind::handle capsule);
 
-// The GIL is released around a call of the engine.
+// The GIL is released around a call of the engine, which a signal's exception ends.
 template <class F>
 void run_engine(F f) {
   faces::Outcome outcome;
   {
+    const Signals signals;
     nanobind::gil_scoped_release release;
     outcome = f();
   }

@@ -1,0 +1,37 @@
+#include "signals.h"
+
+#include "views.h"
+
+namespace nb = nanobind;
+
+namespace multihead::binding {
+namespace {
+
+unsigned long g_main_thread = 0;
+
+// Whether a handler has raised; the engine asks, without the GIL.
+bool raised() {
+  nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+}  // namespace
+
+Signals::Signals() : on_(PyThread_get_thread_ident() == g_main_thread) {
+  if (on_) engine().set_poll(raised);
+}
+
+Signals::~Signals() {
+  if (on_) engine().set_poll(nullptr);
+}
+
+void find_main_thread() {
+  const nb::object threading = nb::module_::import_("threading");
+  g_main_thread = nb::cast<unsigned long>(threading.attr("main_thread")().attr("ident"));
+  const auto in_child = [] { g_main_thread = PyThread_get_thread_ident(); };
+  const nb::object os = nb::module_::import_("os");
+  if (nb::hasattr(os, "register_at_fork"))
+    os.attr("register_at_fork")(nb::arg("after_in_child") = nb::cpp_function(in_child));
+}
+
+}  // namespace multihead::binding

@@ -1,0 +1,181 @@
+"""Ctrl-C ends a long call within 0.2 s: KeyboardInterrupt, and the next call is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import multihead as mh
+from multihead import functional
+
+WITHIN = 0.2  # s
+LENGTH, HEADS, DIM = 16384, 4, 64
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself"),
+]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape, np.float32)
+
+
+@pytest.fixture(params=(1, 2), ids=("one thread", "two threads"))
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = mh.get_num_threads()
+    mh.set_num_threads(request.param)
+    yield request.param
+    mh.set_num_threads(before)
+
+
+def layer() -> mh.MultiheadAttention:
+    return mh.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True, seed=1)
+
+
+# Each makes a call of some seconds.
+
+
+def forward() -> Callable[[], Any]:
+    x = normal(1, 4 * HEADS, LENGTH, DIM)
+    return lambda: functional.scaled_dot_product_attention(x, x, x)
+
+
+def backward() -> Callable[[], Any]:
+    x = normal(1, 1, LENGTH, DIM)  # one task of one thread
+    out, cache = functional.scaled_dot_product_attention(x, x, x, return_cache=True)
+    many = [cache] * 4
+    return lambda: [functional.scaled_dot_product_attention_backward(out, c) for c in many]
+
+
+def mask_gradient() -> Callable[[], Any]:
+    x, mask = normal(16, HEADS, 2048, 16), normal(1, 2048, 1)
+    out, cache = functional.scaled_dot_product_attention(x, x, x, mask, return_cache=True)
+    return lambda: functional.scaled_dot_product_attention_backward(out, cache, need_mask_grad=True)
+
+
+def layer_forward() -> Callable[[], Any]:
+    made, x = layer(), normal(8, LENGTH, HEADS * DIM)
+    return lambda: made(x, x, x, need_weights=False)
+
+
+def layer_weights() -> Callable[[], Any]:
+    made, x = layer(), normal(24, 2048, HEADS * DIM)
+    return lambda: made(x, x, x, average_attn_weights=True)
+
+
+def torch_backward() -> Callable[[], Any]:
+    import torch
+
+    import multihead.torch as mht
+
+    x = torch.from_numpy(normal(1, HEADS, LENGTH // 2, DIM)).requires_grad_()
+    out = mht.scaled_dot_product_attention(x, x, x).sum()
+    return lambda: [out.backward(retain_graph=True) for _ in range(4)]
+
+
+CALLS = [forward, backward, mask_gradient, layer_forward, layer_weights, torch_backward]
+
+
+def after(seconds: float, number: int, sent: list[float]) -> threading.Thread:
+    """Send this process a signal, and note when."""
+
+    def send() -> None:
+        time.sleep(seconds)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
+def test_ctrl_c_ends_a_call(make: Callable[[], Callable[[], Any]], threads: int) -> None:
+    call, x = make(), normal(2, 3, 70, 8)
+    expected = functional.scaled_dot_product_attention(x, x, x)
+    sent: list[float] = []
+    sender = after(0.1, signal.SIGINT, sent)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert time.perf_counter() - sent[0] < WITHIN
+    sender.join()
+    assert np.array_equal(functional.scaled_dot_product_attention(x, x, x), expected)
+
+
+def test_a_handler_that_raises_nothing_ends_no_call() -> None:
+    heard, sent = [], []
+    x = normal(1, HEADS, 4096, DIM)
+    expected = functional.scaled_dot_product_attention(x, x, x)
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(time.perf_counter()))
+    try:
+        sender = after(0.01, signal.SIGUSR1, sent)
+        while not heard:
+            assert np.array_equal(functional.scaled_dot_product_attention(x, x, x), expected)
+        sender.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard[0] - sent[0] < WITHIN
+
+
+def test_any_exception_of_a_handler_ends_a_call() -> None:
+    class TooLongError(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise TooLongError
+
+    call = layer_forward()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(TooLongError):
+            call()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_cache_of_keys_keeps_its_lengths() -> None:
+    made = mh.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True, seed=1).eval()
+    x = normal(2, LENGTH // 2, HEADS * DIM)
+    cache = made.new_kv_cache(2, LENGTH)
+    sent: list[float] = []
+    sender = after(0.1, signal.SIGINT, sent)
+    with pytest.raises(KeyboardInterrupt):
+        made(x, x, x, need_weights=False, is_causal=True, kv_cache=cache)
+    sender.join()
+    assert list(cache.lengths) == [0, 0]
+    few = x[:, :50]
+    again, _ = made(few, few, few, need_weights=False, is_causal=True, kv_cache=cache)
+    alone, _ = made(few, few, few, need_weights=False, is_causal=True)
+    np.testing.assert_allclose(again, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_other_threads_calls_go_on() -> None:
+    x = normal(1, HEADS, 4096, DIM)
+    expected = functional.scaled_dot_product_attention(x, x, x)
+    right: list[bool] = []
+
+    def compute() -> None:
+        for _ in range(4):
+            right.append(np.array_equal(functional.scaled_dot_product_attention(x, x, x), expected))
+
+    other = threading.Thread(target=compute)
+    sent: list[float] = []
+    call = forward()
+    other.start()
+    sender = after(0.1, signal.SIGINT, sent)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    sender.join()
+    other.join()
+    assert right == [True] * 4
