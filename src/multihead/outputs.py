@@ -102,7 +102,10 @@ def overlap(a: Array, b: Array) -> bool:
     """Whether two arrays share memory; when that is too hard to tell, they do."""
     if not np.may_share_memory(a, b):
         return False
-    return np.may_share_memory(a, b, max_work=_OVERLAP_WORK)
+    try:
+        return np.may_share_memory(a, b, max_work=_OVERLAP_WORK)
+    except RuntimeError:  # so NumPy says that it found no memory to tell
+        raise MemoryError("no memory to tell whether arrays overlap") from None
 
 
 def _same(a: Array, b: Array) -> bool:

@@ -158,7 +158,8 @@ class Ragged(Generic[A]):
             padded = self._kind.full(shape, fill)
         except (MemoryError, ValueError):
             raise no_memory("padded values", shape, self._kind.dtype) from None
-        padded[np.arange(shape[1]) < lengths[:, None]] = self._view
+        for row, (a, b) in zip(padded, pairwise(self.offsets.tolist()), strict=True):
+            row[: b - a] = self._view[a:b]
         wrapped: A = self._kind.wrap(padded)
         return wrapped
 
