@@ -17,7 +17,7 @@ from memory_faults import RNG, Case, normal
 
 
 def layer(seed: int = 0) -> mh.MultiheadAttention:
-    return mh.MultiheadAttention(32, 4, num_kv_heads=2, batch_first=True, seed=seed)
+    return mh.MultiheadAttention(64, 4, num_kv_heads=2, batch_first=True, seed=seed)
 
 
 def construction() -> Case:
@@ -45,7 +45,7 @@ def loading() -> Case:
 
 def copying() -> Case:
     made = layer()
-    x = normal(2, 70, 32)
+    x = normal(2, 70, 64)
     made(x, x, x)
 
     def call() -> Any:
@@ -60,7 +60,7 @@ def checkpoint() -> Case:
     made, cache = layer(), layer().new_kv_cache(2, 30)
     folder = tempfile.TemporaryDirectory()
     path, other = Path(folder.name) / "layer", Path(folder.name) / "cache"
-    x = normal(2, 5, 32)
+    x = normal(2, 5, 64)
     made.eval()(x, x, x, need_weights=False, kv_cache=cache)
 
     def call() -> Any:
@@ -76,7 +76,7 @@ def checkpoint() -> Case:
 
 
 def key_value_cache() -> Case:
-    made, x = layer().eval(), normal(2, 5, 32)
+    made, x = layer().eval(), normal(2, 5, 64)
     kept = made.new_kv_cache(2, 40)
     made(x, x, x, need_weights=False, kv_cache=kept)
     watched = [kept._keys, kept._values, kept._lengths, kept._rows]
@@ -92,7 +92,7 @@ def key_value_cache() -> Case:
 
 
 def step_with_weights() -> Case:
-    made, x = layer().eval(), normal(2, 5, 32)
+    made, x = layer().eval(), normal(2, 5, 64)
     cache = made.new_kv_cache(2, 40)
     made(x, x, x, need_weights=False, kv_cache=cache)
     mask = np.where(RNG.random((5, 10)) < 0.3, -np.inf, 0.0).astype(np.float32)
@@ -107,7 +107,7 @@ def step_with_weights() -> Case:
 
 
 def ragged_arrays() -> Case:
-    parts = [normal(n, 32) for n in (3, 0, 90)]
+    parts = [normal(n, 64) for n in (3, 0, 90)]
 
     def call() -> Any:
         batch = mh.Ragged.from_list(parts)

@@ -128,7 +128,7 @@ void* make_for(void* caller, For what, Make make) {
   return data;
 }
 
-For kind_of(size_t bytes) { return bytes < 1024 ? For::Objects : For::Elements; }
+For kind_of(size_t bytes) { return bytes < 8192 ? For::Objects : For::Elements; }
 
 void* make_new(void* caller, size_t bytes) {
   const auto make = [&] { return __libc_malloc(bytes ? bytes : 1); };
