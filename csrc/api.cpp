@@ -3,17 +3,38 @@
 #include <algorithm>
 
 #include "engine/kernel_sets.h"
+#include "faces/checks.h"
 
 namespace multihead {
 namespace {
 
 using namespace faces;
 
+// For what there was no memory: the shapes that decide how much a call needs.
+template <class Tensors>
+std::string shapes_of(const Tensors& t) {
+  std::string said;
+  const auto add = [&](const char* name, const View& v) {
+    if (v) said += (said.empty() ? " for " : ", ") + (name + (" " + text(v.size, v.rank)));
+  };
+  add("query", t.query);
+  add("key", t.key);
+  add("value", t.value);
+  add("mask", t.mask);
+  return said;
+}
+
+// A call of the engine, with its arguments' tensors.
+template <class Arguments, class F>
+Outcome guarded_call(const Arguments& arguments, F f) noexcept {
+  return guarded(f, [&] { return shapes_of(arguments.tensors); });
+}
+
 const EngineTable kTable = {
     .version = kTableVersion,
     .layer_forward =
         [](const LayerArguments& arguments, const LayerResults& results, const CacheMemory& cache) {
-          return guarded([&] {
+          return guarded_call(arguments, [&] {
             const LayerCall call = layer_call(arguments);
             layer_forward(call, layer_out(arguments, call, results.out),
                           layer_weights(arguments, call, results.weights), cache);
@@ -22,7 +43,7 @@ const EngineTable kTable = {
     .layer_backward =
         [](const LayerArguments& arguments, const CacheMemory& cache, const LayerResults& d_results,
            const LayerTensors& gradients) {
-          return guarded([&] {
+          return guarded_call(arguments, [&] {
             const LayerCall call = layer_call(arguments);
             layer_backward(call, cache, layer_out(arguments, call, d_results.out),
                            layer_weights(arguments, call, d_results.weights),
@@ -31,7 +52,7 @@ const EngineTable kTable = {
         },
     .cached_forward =
         [](const LayerArguments& arguments, const CachedKeys& cache, const LayerResults& results) {
-          return guarded([&] {
+          return guarded_call(arguments, [&] {
             std::vector<int64_t> lengths;
             const CachedCall call = cached_call(arguments, cache, lengths);
             cached_forward(call, layer_out(arguments, call.layer, results.out),
@@ -40,7 +61,7 @@ const EngineTable kTable = {
         },
     .attention_forward =
         [](const AttentionArguments& arguments, const AttentionResults& results) {
-          return guarded([&] {
+          return guarded_call(arguments, [&] {
             const AttentionCall call = attention_call(arguments);
             const AttentionResults to = attention_results(call, results);
             const WeightsView weights{to.weights, to.weights ? call.attention.heads.count : 0};
@@ -50,7 +71,7 @@ const EngineTable kTable = {
     .attention_backward =
         [](const AttentionArguments& arguments, const AttentionResults& d_results,
            const View& delta, const AttentionTensors& gradients) {
-          return guarded([&] {
+          return guarded_call(arguments, [&] {
             const AttentionCall call = attention_call(arguments);
             const AttentionResults from = attention_results(call, d_results);
             const AttentionGradients to = attention_gradients(call, gradients);

@@ -80,6 +80,7 @@ LayerCall layer_call(const CallTensors& call, uint64_t counter, Staging& staging
   spec.shape.keys = f.dims.S;
   spec.shape.key_padding = staging.input(call.key_mask);
   spec.bias_key = bool(f.key_attn_bias);
+  check_sizes(spec);
   spec.zero_row = f.zero_row;
   spec.rules.scale = 1.0 / std::sqrt(double(f.dims.d_key));
   spec.rules.mask = score_axes(with_batch(staging.input(call.attention)), spec);

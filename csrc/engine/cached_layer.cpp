@@ -29,7 +29,7 @@ class CachedLayer {
   int64_t work() const {
     const View& in = call_.layer.query;
     const int64_t width = (spec_.heads.count + 2 * spec_.heads.key_count) * spec_.heads.dim;
-    return grid_.count() * in.size[in.rank - 1] * width;
+    return size_product(grid_.count(), in.size[in.rank - 1], width);
   }
   void project_in(const View& q);
   void attend(const View& q, const View& heads, const WeightsView& weights);

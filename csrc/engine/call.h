@@ -14,6 +14,7 @@ struct Resources {
   int threads = 0;                     // at most; 0: all
   Allocator allocator;                 // of what the workspace does not hold
   void* workspace = nullptr;           // 64-byte aligned, as large as the call's size says
+  bool for_sizes = false;              // nothing will run: the call is asked for its sizes alone
   // Called when nothing can fail any more, before anything is computed.
   std::function<void()> ready;
 };
@@ -37,7 +38,7 @@ struct PreparedCall {
         resources(r),
         set(kernel_set),
         kernels(typed<E>(set)),
-        plan(spec, kernels.layout),
+        plan(spec, kernels.layout, r.for_sizes ? Plan::For::Sizes : Plan::For::Call),
         memory(workers_for(plan.work(), r.threads)),
         masks(plan, set, kernels, spec),
         rotation(kernels, spec.rotary),

@@ -303,16 +303,24 @@ static decltype(auto) with_layer(const LayerCall& call, F f) {
   });
 }
 
+// f(layer) of a call that runs nothing.
+template <class F>
+static size_t bytes_of_layer(const LayerCall& call, F f) {
+  LayerCall asked = call;
+  asked.resources.for_sizes = true;
+  return with_layer(asked, f);
+}
+
 size_t cache_bytes(const LayerCall& call) {
-  return with_layer(call, [](auto& layer) { return layer.cache_bytes(); });
+  return bytes_of_layer(call, [](auto& layer) { return layer.cache_bytes(); });
 }
 
 size_t forward_bytes(const LayerCall& call, bool cached) {
-  return with_layer(call, [&](auto& layer) { return layer.forward_bytes(cached); });
+  return bytes_of_layer(call, [&](auto& layer) { return layer.forward_bytes(cached); });
 }
 
 size_t backward_bytes(const LayerCall& call) {
-  return with_layer(call, [](auto& layer) { return layer.backward_bytes(); });
+  return bytes_of_layer(call, [](auto& layer) { return layer.backward_bytes(); });
 }
 
 void layer_forward(const LayerCall& call, const View& out, const WeightsView& weights,

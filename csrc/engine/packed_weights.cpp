@@ -75,10 +75,10 @@ void PackedWeights<E>::layout(Arena& arena, int64_t tokens) {
   const bool one_row = groups() == 1 || group_stride_ == group_ * row_stride_;
   packed_ = pays || !in_place_ || !lies_right() ||
             (stored && (kRounds<E> || (k_stride_ != 1 && !one_row)));
-  if (stored && !packed_ && k_stride_ != 1) wide_ = arena.take<E>(m_ * k_);
+  if (stored && !packed_ && k_stride_ != 1) wide_ = arena.take<E>(size_product(m_, k_));
   const int64_t rows = kRounds<E> ? left_.filled(group_) : panel_rows(group_);
   // Where an address decides, there is room for both: sizes are asked before addresses are known.
-  if (packed_ || kRounds<E>) packed_rows_ = arena.take<E>(groups() * rows * k_);
+  if (packed_ || kRounds<E>) packed_rows_ = arena.take<E>(size_product(groups(), rows, k_));
   if (bias_ && bias_.dtype != kTypeOf<Acc<E>>) wide_bias_ = arena.take<Acc<E>>(m_);
 }
 

@@ -27,9 +27,14 @@ int64_t Sequence::keys_before(int64_t position) const {
   return larger(0, smaller(position, keys));
 }
 
-Plan::Plan(const AttentionSpec& spec, TileLayout tile_layout)
+Plan::Plan(const AttentionSpec& spec, TileLayout tile_layout, For what)
     : heads(spec.heads), layout(tile_layout), bias_key(spec.bias_key), zero_row(spec.zero_row) {
   const BatchShape& shape = spec.shape;
+  if (what == For::Sizes && !shape.query_offsets && !shape.key_lengths && !shape.key_padding) {
+    query_lanes = shape.batch * round_up(shape.queries, kLane);
+    key_lanes = shape.batch * round_up(shape.keys + extra_keys(), kLane);
+    return;
+  }
   sequences.resize(size_t(shape.batch));
   if (shape.key_padding) positions_.reserve(size_t(shape.batch * shape.keys));
   int64_t pairs = 0;
@@ -70,7 +75,8 @@ int64_t Plan::work() const {
   const int64_t both = heads.dim + heads.value_dim, width = heads.count * both;
   int64_t pairs = 0;
   for (const Sequence& s : sequences) pairs += s.queries * s.attended_keys;
-  return pairs * width + (query_lanes + key_lanes) * width * width / 2;
+  const int64_t projections = size_product(query_lanes + key_lanes, width, width) / 2;
+  return smaller(pairs * width, kMostElements) + smaller(projections, kMostElements);
 }
 
 }  // namespace multihead

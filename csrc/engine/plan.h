@@ -72,7 +72,10 @@ struct Plan {
   int64_t query_lanes = 0, key_lanes = 0;
   std::vector<TileRef> query_tiles, key_tiles;  // key tiles that hold the caller's keys
 
-  Plan(const AttentionSpec& spec, TileLayout layout);
+  // For sizes alone, of a dense batch without padding: as one whose sequences are not listed, in
+  // the same time for any number of them.
+  enum class For { Call, Sizes };
+  Plan(const AttentionSpec& spec, TileLayout layout, For what = For::Call);
   Plan(const Plan&) = delete;  // sequences point into positions
   Plan& operator=(const Plan&) = delete;
 

@@ -15,7 +15,7 @@ struct Projection<E>::Scratch {
 
   Scratch(Arena& arena, const Projection& p, int64_t features)
       : size(p.plan_.layout.size(features, kTile)),
-        tiles(arena.take<E>(size * p.kernels_.token_tiles)),
+        tiles(arena.take<E>(size_product(size, p.kernels_.token_tiles))),
         sums(p.kernels_.sums_are_tiles ? as_sums<E>(tiles)
                                        : arena.take<Acc<E>>(kTile * p.rows_of_sums())),
         angles(arena.take<Acc<E>>(p.rotation_.scratch())) {}

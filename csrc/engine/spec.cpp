@@ -13,6 +13,38 @@ bool same(const View& a, const View& b) {
   return true;
 }
 
+void check_sizes(const AttentionSpec& spec) {
+  constexpr int64_t kMostIndices = (int64_t(1) << 31) - 1;
+  const BatchShape& s = spec.shape;
+  const Heads& heads = spec.heads;
+  const auto check = [](const char* what, int64_t n) {
+    if (n > kMostIndices)
+      throw std::invalid_argument(std::string(what) + ": expected fewer than 2**31, got " +
+                                  std::to_string(n));
+  };
+  check("sequences of query", s.batch);
+  check("tokens of query", s.queries);
+  check("tokens of key", s.keys);
+  check("heads of query", heads.count);
+  // Above all arrays of a call: tokens and features of the last tiles, and rows after the keys.
+  const auto tokens = [&](const int64_t* offsets, int64_t longest) {
+    const double n = double(s.batch);
+    return (offsets ? double(offsets[s.batch]) : n * double(longest)) + n * (kTile + 2);
+  };
+  const double width = double(heads.count) * (double(heads.dim) + double(heads.value_dim) + kTile);
+  const double scores = tokens(s.query_offsets, s.queries) * (double(s.keys) + kTile + 2);
+  const double rows =
+      (tokens(s.query_offsets, s.queries) + tokens(s.key_offsets, s.keys)) * sizeof(double);
+  if ((scores + rows) * width < double(kMostElements)) return;
+  const int64_t sizes[] = {s.batch, heads.count, s.queries, s.keys, heads.dim, heads.value_dim};
+  std::string got;
+  for (int64_t n : sizes) got += (got.empty() ? "(" : ", ") + std::to_string(n);
+  throw std::invalid_argument(
+      "query, key and value: expected sizes whose product is below 2**62, got (N, H, L, S, D, Dv) "
+      "= " +
+      got + ")");
+}
+
 uint32_t Dropout::threshold() const {
   if (p >= 1) return 0x10000u;
   return uint32_t(std::min(std::floor(p * 65536.0 + 0.5), 65535.0));

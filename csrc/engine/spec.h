@@ -2,6 +2,7 @@
 // q . k and the softmax. A new option is a field here and a room of its own in the engine.
 #pragma once
 
+#include "../kernels/table.h"
 #include "view.h"
 
 namespace multihead {
@@ -68,6 +69,11 @@ struct AttentionSpec {
   Rotary rotary;                            // of layers
   bool bias_key = false, zero_row = false;  // keys after those of every sequence
 };
+
+// Throws std::invalid_argument where there are more sequences, tokens of one of them or heads than
+// indices go, or more to compute than products of these sizes can count. Nothing that is done with
+// sizes overflows after it.
+void check_sizes(const AttentionSpec& spec);
 
 // Masks (L, S), (N * H, L, S) or (1|N, 1|H, 1|L, 1|S) with the axes of the scores: (N, H, L, S),
 // stride 0 where shared. Throws std::invalid_argument on any other shape.

@@ -62,6 +62,18 @@ struct View {
 // Whether two views are the same elements in the same order.
 bool same(const View& a, const View& b);
 
+// What a product of sizes may be at most: memory has no more bytes, and sums of a few do not wrap.
+constexpr int64_t kMostElements = int64_t(1) << 62;
+// The product of sizes, or something above the most where it would be more.
+template <class... Sizes>
+constexpr int64_t size_product(int64_t first, Sizes... sizes) {
+  const auto times = [&first](int64_t n) {
+    if (__builtin_mul_overflow(first, n, &first)) first = INT64_MAX;
+  };
+  (times(int64_t(sizes)), ...);
+  return first;
+}
+
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 constexpr int64_t divide_up(int64_t n, int64_t step) { return (n + step - 1) / step; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -18,8 +18,9 @@ struct Outcome {
   const char* why = "";
 };
 
-template <class F>
-Outcome guarded(F f) noexcept {
+// `describe` says for what there was no memory, if it is called.
+template <class F, class Describe>
+Outcome guarded(F f, Describe describe) noexcept {
   thread_local std::string reason;
   const auto keep = [](Status status, const char* why) noexcept -> Outcome {
     try {
@@ -29,13 +30,21 @@ Outcome guarded(F f) noexcept {
       return {Status::OutOfMemory, "out of memory"};
     }
   };
+  const auto out_of_memory = [&]() noexcept -> Outcome {
+    try {
+      reason = "out of memory" + describe();
+      return {Status::OutOfMemory, reason.c_str()};
+    } catch (...) {
+      return {Status::OutOfMemory, "out of memory"};
+    }
+  };
   try {
     f();
     return {};
   } catch (const std::bad_alloc&) {
-    return {Status::OutOfMemory, "out of memory"};
+    return out_of_memory();
   } catch (const std::length_error&) {  // a list longer than any memory
-    return {Status::OutOfMemory, "out of memory"};
+    return out_of_memory();
   } catch (const Interrupted&) {
     return {Status::Interrupted, "interrupted"};
   } catch (const std::invalid_argument& e) {
@@ -45,6 +54,11 @@ Outcome guarded(F f) noexcept {
   } catch (...) {
     return {Status::Failed, "an unknown failure"};
   }
+}
+
+template <class F>
+Outcome guarded(F f) noexcept {
+  return guarded(f, [] { return std::string(); });
 }
 
 }  // namespace multihead::faces

@@ -191,6 +191,7 @@ LayerCall layer_call(const LayerArguments& a) {
   check_parameters(t, widths, spec.dtype);
   call.parameters = parameters_of(t, spec.heads);
   spec.shape = batch_shape(a, call);
+  check_sizes(spec);
   spec.shape.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
   spec.bias_key = bool(t.bias_k);
   spec.zero_row = a.options.zero_row;
@@ -239,6 +240,7 @@ CachedCall cached_call(const LayerArguments& arguments, const CachedKeys& cache,
     s.keys = larger(s.keys, lengths[size_t(b)]);
     furthest = larger(furthest, cache.positions[b] + fresh);
   }
+  check_sizes(spec);
   s.query_positions = cache.rows;
   s.key_lengths = lengths.data();
   spec.rules.mask = mask_of(t.mask, spec);

@@ -153,7 +153,8 @@ void check(const faces::Outcome& outcome) {
     case faces::Status::Done:
       return;
     case faces::Status::OutOfMemory:
-      throw std::bad_alloc();
+      PyErr_SetString(PyExc_MemoryError, outcome.why);
+      throw nb::python_error();
     case faces::Status::WrongArgument:
       throw std::invalid_argument(outcome.why);
     case faces::Status::Interrupted:

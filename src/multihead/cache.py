@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from multihead import _native
 from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.layouts import Dense, RaggedBatch
 from multihead.masks import Mask
+from multihead.memory import new_array
 
 MaskArrays: TypeAlias = tuple[Array | None, Array | None]
 
@@ -45,7 +44,7 @@ class LayerCache(NamedTuple):
             return None, None
         compute = self.batch.element.compute
         padding, attn = (
-            np.empty(mask.gradient.engine_shape, compute)
+            new_array("d_mask", mask.gradient.engine_shape, compute)
             if mask is not None and mask.gradient is not None
             else None
             for mask in self.masks

@@ -21,6 +21,11 @@ def wrong_type(name: str, expected: object, got: object) -> TypeError:
     return TypeError(f"{name}: expected {expected}, got {got}")
 
 
+def no_memory(name: str, shape: tuple[int, ...], dtype: object) -> MemoryError:
+    """Make the error for an array that there is no memory for."""
+    return MemoryError(f"{name}: no memory for an array {shape} of {dtype}")
+
+
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high), or raise."""
     if isinstance(value, bool):

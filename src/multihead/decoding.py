@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from multihead import _native
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.arrays import Array, Element
@@ -14,6 +12,7 @@ from multihead.kv_cache import KVCache
 from multihead.layer_rules import LayerRules
 from multihead.layouts import Dense, Inputs, Sizes, given_once
 from multihead.masks import attention_mask
+from multihead.memory import new_array
 
 
 def check_cache(cache: Any, sizes: Sizes, batch: int, element: Element) -> KVCache:
@@ -69,7 +68,7 @@ def step(
         if wanted:
             heads = () if options.average else (sizes.heads,)
             shape = (*((batch.batch,) if batch.batched else ()), *heads, fresh, columns)
-            weights = np.empty(shape, batch.element.stored)
+            weights = new_array("weights", shape, batch.element.stored)
         _native.cached_forward(options, tensors, held, to, weights)
         cache.advance(fresh)
     return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)

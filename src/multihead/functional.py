@@ -24,6 +24,7 @@ from multihead.checks import boolean, dims, number, probability, wrong
 from multihead.layer_rules import alibi_slopes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
+from multihead.memory import new_array, new_gradients
 from multihead.merging import merge_attention
 from multihead.packed import Packing, pack, unpack, unpack_like
 from multihead.ragged import Ragged
@@ -250,12 +251,12 @@ def scaled_dot_product_attention(
     inputs = (q, k, v)
     # what a cache keeps is not rounded
     made = element.compute if return_cache else element.stored
-    out = np.empty((*shapes[0][:-1], shapes[2][-1]), made)
+    out = new_array("out", (*shapes[0][:-1], shapes[2][-1]), made)
     whole = out.ndim == 4 or packing is not None
     out_view = out if whole else out.reshape(folded(out.shape))
     stats = None
     if return_lse or return_cache:
-        stats = np.empty((2, *out_view.shape[:-1]), element.compute)
+        stats = new_array("lse", (2, *out_view.shape[:-1]), element.compute)
 
     # 3. The engine.
     options = AttentionOptions(element.name, is_causal, factor, *dropout)
@@ -358,16 +359,16 @@ def scaled_dot_product_attention_backward(
     d_rows = None if d_lse is None else _statistic("d_lse", d_lse, q_shape[:-1], compute)
 
     # 2. Outputs.
-    d_q, d_k, d_v = (np.empty(shape, cache.element.stored) for shape in cache.shapes)
+    d_q, d_k, d_v = new_gradients(cache.shapes, cache.element)
     mask, d_mask = cache.mask, None
     if need_mask_grad and mask is not None and mask.gradient is not None:
-        d_mask = np.empty(mask.gradient.engine_shape, compute)
+        d_mask = new_array("d_attn_mask", mask.gradient.engine_shape, compute)
     sinks, d_sinks = cache.rules.sinks, None
     if need_sink_grad and sinks is not None:
-        d_sinks = np.empty(sinks.shape, compute)
+        d_sinks = new_array("d_sinks", sinks.shape, compute)
 
     # 3. The engine.
-    delta = np.empty(lead, compute)
+    delta = new_array("delta", lead, compute)
     _native.delta(d_out_view, cache.out, delta)
     if d_rows is not None:
         delta -= d_rows.reshape(lead)

@@ -11,6 +11,7 @@ import numpy as np
 from multihead.arguments import CachedKeys
 from multihead.arrays import Array, Element, element_of, storage_dtype
 from multihead.checks import dims, integer, wrong, wrong_type
+from multihead.memory import new_zeros
 
 
 class KVCache:
@@ -88,7 +89,9 @@ class KVCache:
         if self._window is not None and rows < self._window + 1:
             raise wrong("capacity", f"window + 1 = {self._window + 1} rows at least", rows)
         element = element_of(dtype)
-        keys, values = (np.zeros((n, heads, rows, x), storage_dtype(element)) for x in (d, dv))
+        stored = storage_dtype(element)
+        keys = new_zeros("keys of the cache", (n, heads, rows, d), stored)
+        values = new_zeros("values of the cache", (n, heads, rows, dv), stored)
         self._adopt(element, keys, values, np.zeros(n, np.int64), np.zeros(n, np.int64))
 
     def _adopt(self, element: Element, keys: Array, values: Array, rows: Array, at: Array) -> None:

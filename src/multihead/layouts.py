@@ -14,6 +14,7 @@ import numpy as np
 from multihead.arrays import Array, Element, Kind, Shape, call_element, read, restore
 from multihead.checks import dims, wrong, wrong_type
 from multihead.masks import Mask, attention_mask, padding_mask
+from multihead.memory import new_array, new_gradients
 from multihead.outputs import Outputs
 from multihead.ragged import Ragged, same_offsets
 
@@ -140,11 +141,11 @@ class Dense:
 
     def new_out(self) -> Array:
         """Make an output."""
-        return np.empty(self.shapes[0], self.element.stored)
+        return new_array("out", self.shapes[0], self.element.stored)
 
     def new_weights(self, average: bool) -> tuple[Array, Array]:
         """Make weights, twice the same array."""
-        weights = np.empty(self._weights_shape(average), self.element.stored)
+        weights = new_array("weights", self._weights_shape(average), self.element.stored)
         return weights, weights
 
     def _weights_shape(self, average: bool) -> Shape:
@@ -179,9 +180,7 @@ class Dense:
 
     def new_gradients(self) -> tuple[Array, ...]:
         """Make the gradients of the inputs in the caller's layout."""
-        stored = self.element.stored
-        a, b, c = self.shapes
-        return np.empty(a, stored), np.empty(b, stored), np.empty(c, stored)
+        return new_gradients(self.shapes, self.element)
 
     def outputs(self, out: Any) -> Outputs:
         """Check the caller's arrays for the gradients of the inputs."""
@@ -232,7 +231,7 @@ class RaggedBatch:
 
     def new_out(self) -> Array:
         """Make the values of an output."""
-        return np.empty(self.shapes[0], self.element.stored)
+        return new_array("out", self.shapes[0], self.element.stored)
 
     def _weight_shapes(self, average: bool) -> list[Shape]:
         extra = self.sizes.extra_keys
@@ -245,7 +244,7 @@ class RaggedBatch:
         """Make weights: one array for each sequence, and the memory they lie in."""
         shapes = self._weight_shapes(average)
         ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
-        weights = np.empty(ends[-1], self.element.stored)
+        weights = new_array("weights", (ends[-1],), self.element.stored)
         runs = zip(ends[:-1], ends[1:], shapes, strict=True)
         return [weights[a:b].reshape(shape) for a, b, shape in runs], weights
 
@@ -284,7 +283,7 @@ class RaggedBatch:
 
     def new_gradients(self) -> tuple[Array, ...]:
         """Make the values of the gradients of the inputs."""
-        return tuple(np.empty(shape, self.element.stored) for shape in self.shapes)
+        return new_gradients(self.shapes, self.element)
 
     def outputs(self, out: Any) -> Outputs:
         """Check the caller's Ragged for the gradients of the inputs."""

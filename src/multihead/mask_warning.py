@@ -58,7 +58,10 @@ class MaskWatch:
         left = self.left - 1
         for name, mask in masks.items():
             if mask.size:
-                message = self._doubt(name, mask, queries, all_hidden_is_fine)
+                try:
+                    message = self._doubt(name, mask, queries, all_hidden_is_fine)
+                except MemoryError:  # if the call has none either, it says so itself
+                    continue
                 if message:
                     warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=3)
                     left = 0

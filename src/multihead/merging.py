@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from multihead import _native
 from multihead.arrays import borrow, dtype_name, element_of, read, restore
 from multihead.checks import wrong, wrong_type
 from multihead.masks import fold
+from multihead.memory import new_array
 
 
 def merge_attention(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
@@ -71,7 +70,8 @@ def merge_attention(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]
             raise wrong(f"outs[{i}]", shape, x.shape)
         if lse.shape != shape[:-1]:
             raise wrong(f"lses[{i}]", shape[:-1], lse.shape)
-    out, total = np.empty(shape, element.stored), np.empty(shape[:-1], element.compute)
+    out = new_array("out", shape, element.stored)
+    total = new_array("lse", shape[:-1], element.compute)
     folded = fold(shape)
     _native.merge_attention(
         tuple(x.reshape(folded) for x in arrays),

@@ -9,6 +9,7 @@ import numpy as np
 
 from multihead.arrays import Array, Element, Kind, Shape, encode, writable
 from multihead.checks import wrong, wrong_type
+from multihead.memory import new_array
 
 _OVERLAP_WORK: Any = 100_000  # NumPy's stub knows only -1 and 0
 
@@ -75,7 +76,7 @@ class Outputs:
         compute, stored = self._element.compute, self._element.stored
         given = [id(a) for a in self.arrays if a is not None]
         written = {
-            id(a): np.empty(a.shape, compute)
+            id(a): new_array("out", a.shape, compute)
             if self._element.half
             and given.count(id(a)) > 1
             and not (one_pass and given.count(id(a)) == len(self.arrays))
@@ -101,7 +102,10 @@ def overlap(a: Array, b: Array) -> bool:
     """Whether two arrays share memory; when that is too hard to tell, they do."""
     if not np.may_share_memory(a, b):
         return False
-    return np.may_share_memory(a, b, max_work=_OVERLAP_WORK)
+    try:
+        return np.may_share_memory(a, b, max_work=_OVERLAP_WORK)
+    except RuntimeError:  # so NumPy says that it found no memory to tell
+        raise MemoryError("no memory to tell whether arrays overlap") from None
 
 
 def _same(a: Array, b: Array) -> bool:

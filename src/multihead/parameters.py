@@ -27,6 +27,7 @@ from multihead.arrays import (
 )
 from multihead.checks import wrong_type
 from multihead.layouts import Sizes
+from multihead.memory import new_zeros
 
 
 def parameter_shapes(sizes: Sizes) -> dict[str, Shape]:
@@ -81,7 +82,7 @@ class Block:
     def __init__(self, shapes: Mapping[str, Shape], dtype: np.dtype[Any]) -> None:
         line = 64 // dtype.itemsize
         sizes = [-(-math.prod(shape) // line) * line for shape in shapes.values()]
-        memory = np.zeros(sum(sizes) + line, dtype)
+        memory = new_zeros("parameters", (sum(sizes) + line,), dtype)
         start = -memory.ctypes.data % 64 // dtype.itemsize
         self.memory = memory[start : start + sum(sizes)]
         self.arrays: dict[str, Array] = {}

@@ -10,7 +10,7 @@ from typing import Any, Generic, SupportsIndex, TypeVar, overload
 import numpy as np
 
 from multihead.arrays import Array, Kind, borrow
-from multihead.checks import dims, wrong, wrong_type
+from multihead.checks import dims, no_memory, wrong, wrong_type
 
 A = TypeVar("A")
 
@@ -154,8 +154,12 @@ class Ragged(Generic[A]):
         """
         lengths = self.lengths
         shape = (len(self), int(lengths.max(initial=0)), *self._view.shape[1:])
-        padded = self._kind.full(shape, fill)
-        padded[np.arange(shape[1]) < lengths[:, None]] = self._view
+        try:
+            padded = self._kind.full(shape, fill)
+        except (MemoryError, ValueError):
+            raise no_memory("padded values", shape, self._kind.dtype) from None
+        for row, (a, b) in zip(padded, pairwise(self.offsets.tolist()), strict=True):
+            row[: b - a] = self._view[a:b]
         wrapped: A = self._kind.wrap(padded)
         return wrapped
 

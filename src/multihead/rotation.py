@@ -101,7 +101,7 @@ def _turned(name: str, x: Any, rope: Rope, positions: Any, *, back: bool) -> Any
         raise wrong("positions", f"broadcastable to {array.shape[:-1]}", places.shape) from None
     pairs, furthest = rope.pairs(features), int(places.max()) + 1 if places.size else 0
     wide = decode(array, element.compute, kind.bfloat16)
-    c, s = (t.T[places] for t in rope.angles(features, furthest, element.compute))
+    c, s = (t.T.take(places, axis=0) for t in rope.angles(features, furthest, element.compute))
     s = -s if back else s
     first, second = halves(pairs, rope.layout)
     turned = np.array(wide)
