@@ -207,24 +207,30 @@ class KVCache:
             If something is missing or does not fit. Nothing is changed then.
         """
         names = ("keys", "values", "lengths", "rows")
-        if not isinstance(state, Mapping) or set(state) != set(names):
-            raise wrong("state", " and ".join(names), sorted(state))
-        arrays = [np.asarray(state[name]) for name in names]
-        keys, values, lengths, rows = arrays
+        if not isinstance(state, Mapping):
+            raise wrong_type("state", "a mapping of names to arrays", type(state).__name__)
+        if set(state) != set(names):
+            raise wrong("state", " and ".join(names), sorted(map(str, state)))
+        keys, values, lengths, rows = (np.asarray(state[name]) for name in names)
         for name, x, own in (("keys", keys, self._keys), ("values", values, self._values)):
             n, heads, _, width = own.shape
             fits = x.ndim == 4 and (*x.shape[:2], x.shape[3]) == (n, heads, width)
             if not fits or x.shape[2] > self.capacity:
                 raise wrong(name, f"({n}, {heads}, up to {self.capacity}, {width})", x.shape)
-            if x.dtype.itemsize != own.dtype.itemsize:
+            bits = self._element.name == "bfloat16" and x.dtype.name in ("uint16", "bfloat16")
+            if x.dtype != own.dtype and not bits:
                 raise wrong_type(name, own.dtype.name, x.dtype.name)
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
         lengths = self._each("lengths", lengths, 0, 2**40)
         if (lengths < rows).any():
             raise wrong("lengths", f"at least {rows.tolist()}", lengths.tolist())
-        self._keys[:, :, : keys.shape[2]] = keys.view(self._keys.dtype)
-        self._values[:, :, : values.shape[2]] = values.view(self._values.dtype)
+        copies = [
+            x.copy() if np.may_share_memory(x, own) else x
+            for x, own in ((keys, self._values), (values, self._keys))
+        ]
+        for own, x in zip((self._keys, self._values), copies, strict=True):
+            own[:, :, : x.shape[2]] = x.view(own.dtype)
         self._rows[...], self._lengths[...] = rows, lengths
 
     def options(self) -> dict[str, Any]:

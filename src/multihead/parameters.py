@@ -291,6 +291,10 @@ class AttentionParameters:
         problems += [f"unexpected {name}" for name in state_dict if name not in self._shapes]
         common = {name: state_dict[name] for name in self._shapes if name in state_dict}
         values = {name: self._stored(name, value) for name, value in common.items()}
+        own = self._block.memory
+        values = {
+            name: x.copy() if np.may_share_memory(x, own) else x for name, x in values.items()
+        }
         for name, value in values.items():
             if value.shape != self._shapes[name]:
                 problems.append(f"{name}: expected {self._shapes[name]}, got {value.shape}")
