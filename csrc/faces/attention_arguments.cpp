@@ -70,6 +70,7 @@ AttentionCall attention_call(const AttentionArguments& a) {
     spec.shape.queries = t.query.size[2];
     spec.shape.keys = t.key.size[2];
   }
+  check_tokens(spec.shape);
   call.q = like(call, Tokens::Queries, "query", t.query, spec.heads.dim);
   call.k = like(call, Tokens::Keys, "key", t.key, spec.heads.dim);
   call.v = like(call, Tokens::Keys, "value", t.value, spec.heads.value_dim);

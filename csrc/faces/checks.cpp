@@ -85,6 +85,14 @@ void insert_axis(View& v, int at) {
   ++v.rank;
 }
 
+void check_tokens(const BatchShape& shape) {
+  constexpr int64_t kMost = (int64_t(1) << 31) - 65536;
+  const std::pair<const char*, int64_t> both[] = {{"query", shape.queries}, {"key", shape.keys}};
+  for (const auto& [name, tokens] : both)
+    if (tokens > kMost)
+      wrong(name, "at most " + std::to_string(kMost) + " tokens", std::to_string(tokens));
+}
+
 BatchShape ragged_shape(const RaggedOffsets& offsets, int64_t queries, int64_t keys) {
   BatchShape s;
   s.batch = offsets.batch;

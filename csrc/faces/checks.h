@@ -28,6 +28,8 @@ void check_rank(const char* name, const View& v, int low, int high);
 void swap_axes(View& v, int a, int b);
 void insert_axis(View& v, int at);  // of size 1
 
+// Fewer than 2^31 tokens of a sequence: positions of 32 bits draw dropout, and no call would end.
+void check_tokens(const BatchShape& shape);
 BatchShape ragged_shape(const RaggedOffsets& offsets, int64_t queries, int64_t keys);
 View mask_of(const View& v, const AttentionSpec& spec);
 View slopes_of(View v, const AttentionSpec& spec);  // (H) or (N, H) as (N, H)

@@ -191,6 +191,7 @@ LayerCall layer_call(const LayerArguments& a) {
   check_parameters(t, widths, spec.dtype);
   call.parameters = parameters_of(t, spec.heads);
   spec.shape = batch_shape(a, call);
+  check_tokens(spec.shape);
   spec.shape.key_padding = padding_of(t.padding, spec.shape, spec.dtype);
   spec.bias_key = bool(t.bias_k);
   spec.zero_row = a.options.zero_row;
