@@ -94,6 +94,7 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
       if (!masks_.tile(here, scratch.rows[h], *scratch.mask, mask)) continue;
       block.q = kRounds<E> && !tiles.in_place.q ? tiles.q + plan_.query_tile(here, plan_.heads.dim)
                                                 : scratch.q + h * q_size;
+      load_rules(block, here);
       load_keys(block, tiles, here, mask);
       kernels_.weights_block(block, tiles.row_max + plan_.query_row(here),
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);
