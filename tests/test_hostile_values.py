@@ -114,6 +114,13 @@ class TestCacheState:
         with pytest.raises(error, match=r"^state: expected"):
             self.cache().load_state_dict(state)
 
+    def test_tokens_that_no_window_lets_go_are_refused(self) -> None:
+        cache = self.cache()
+        state = cache.state_dict() | {"lengths": np.array([2**35])}
+        with pytest.raises(ValueError, match=r"lengths: expected \[3\]"):
+            cache.load_state_dict(state)
+        assert cache.lengths.tolist() == [3]
+
     def test_bits_of_bfloat16_are_welcome(self) -> None:
         cache = self.cache("bfloat16")
         state = cache.state_dict()

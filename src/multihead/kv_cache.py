@@ -223,6 +223,8 @@ class KVCache:
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
         lengths = self._each("lengths", lengths, 0, 2**40)
+        if self._window is None and (lengths != rows).any():
+            raise wrong("lengths", f"{rows.tolist()}, as there is no window", lengths.tolist())
         if (lengths < rows).any():
             raise wrong("lengths", f"at least {rows.tolist()}", lengths.tolist())
         copies = [
