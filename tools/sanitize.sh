@@ -6,41 +6,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 build=${1:-build}/sanitize python=$2
 mkdir -p "$build"
 
-flags=(-std=c++20 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi
-  -Iinclude -fsanitize=address,undefined -fno-sanitize-recover=undefined)
-# name, bytes of a vector, flags; and of those of bfloat16, the plain set beside which they stand
-sets=("baseline 16") pairs=()
-case $(uname -m) in
-  x86_64 | amd64)
-    flags+=(-DMULTIHEAD_X86)
-    avx512="-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma"
-    sets+=("avx2 32 -mavx2 -mfma -mf16c" "avx512 64 $avx512")
-    dot="64 -DMULTIHEAD_PLAIN=avx512 $avx512 -mavx512bf16"
-    pairs+=("avx512_bf16 $dot" "amx $dot -mamx-tile -mamx-bf16 -DMULTIHEAD_AMX") ;;
-  aarch64 | arm64)
-    flags+=(-DMULTIHEAD_ARM64)
-    sets+=("neon 16")
-    pairs+=("neon_bf16 16 -DMULTIHEAD_PLAIN=neon -march=armv8.2-a+bf16") ;;
-esac
-
-# One command a line: what takes longest comes first.
-compile_kernels() {
-  local source=$1 isa bytes extra
-  shift
-  for set in "$@"; do
-    read -r isa bytes extra <<<"$set"
-    echo "-DMULTIHEAD_ISA=$isa -DMULTIHEAD_VECTOR_BYTES=$bytes $extra" \
-      "-c csrc/kernels/$source.cpp -o $build/kernels_$isa.o"
-  done
-}
-{
-  compile_kernels kernels "${sets[@]}"
-  compile_kernels bfloat16 "${pairs[@]}"
-  for source in csrc/api.cpp csrc/engine/*.cpp csrc/faces/*.cpp csrc/bnns/*.cpp \
-    csrc/platform/*.cpp; do
-    echo "-c $source -o $build/$(echo "$source" | tr / _).o"
-  done
-} | xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "g++ ${flags[*]} {}"
+source tools/engine_sources.sh
+flags=("${engine_flags[@]}" -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+compile_engine "$build" |
+  xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "g++ ${flags[*]} {}"
 library=$build/libmultihead.so
 g++ -shared -fsanitize=address,undefined "$build"/*.o -o "$library" -pthread
 
