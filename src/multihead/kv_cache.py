@@ -274,21 +274,27 @@ class KVCache:
             raise wrong("kv_cache", expected, tokens)
         return [slice(a, min(a + most, tokens)) for a in range(0, tokens, most)]
 
+    def rows_with(self, tokens: int) -> Array:
+        """Return how many rows each sequence has with so many more, or raise."""
+        capacity = self.capacity
+        rows: Array = self._rows + tokens
+        over = rows > capacity
+        if over.any():
+            kept = self._rows if self._window is None else np.minimum(self._rows, self._window)
+            if (kept + tokens > capacity).any():
+                more = f"room for {tokens} more of {capacity} rows (truncate, or a larger capacity)"
+                raise wrong("kv_cache", more, f"lengths {self._lengths.tolist()}")
+            rows[over] = kept[over] + tokens
+        return rows
+
     def room_for(self, tokens: int) -> CachedKeys:
         """Make room for so many rows more, and return what the engine takes, or raise."""
-        capacity = self.capacity
-        if int(self._rows.max(initial=0)) + tokens <= capacity:
-            return self._engine
-        kept = self._rows if self._window is None else np.minimum(self._rows, self._window)
-        if (kept + tokens > capacity).any():
-            expected = f"room for {tokens} more of {capacity} rows (truncate, or a larger capacity)"
-            raise wrong("kv_cache", expected, f"lengths {self._lengths.tolist()}")
-        for n in np.flatnonzero(self._rows + tokens > capacity):
+        kept = self.rows_with(tokens) - tokens
+        for n in np.flatnonzero(kept < self._rows):
             first, last = self._rows[n] - kept[n], self._rows[n]
             for memory in (self._keys, self._values):
                 memory[n, :, : kept[n]] = memory[n, :, first:last]
-        over = self._rows + tokens > capacity
-        self._rows[over] = kept[over]
+        self._rows[...] = kept
         return self._engine
 
     def advance(self, tokens: int) -> None:
