@@ -52,10 +52,13 @@ def main() -> None:
             f"python -m fuzz NAME [FILE...], NAME one of {', '.join((*PYTHON, *NATIVE))}"
         )
     name, words = sys.argv[1], sys.argv[2:]
+    replays = bool(words) and all(os.path.isfile(word) for word in words)
     if name in NATIVE:
         program = Path(os.environ.get("FUZZ_BUILD", ROOT / "build/fuzz")) / name
-        raise SystemExit(subprocess.run([str(program), *words], check=False).returncode)
-    if words and all(os.path.isfile(word) for word in words):
+        shows = {"FUZZ_SHOW": "1"} if replays else {}
+        done = subprocess.run([str(program), *words], env=os.environ | shows, check=False)
+        raise SystemExit(done.returncode)
+    if replays:
         raise SystemExit(replay(name, words))
     import atheris
 

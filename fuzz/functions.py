@@ -237,7 +237,7 @@ def right(draws: Draws, call: Call) -> None:
         wanted["mask"] = summed(grads.scores.reshape(full), mask.shape)
     if "sinks" in call.options:
         actual["sinks"], wanted["sinks"] = found[4], grads.sinks
-    judge.all_near(actual, wanted, GRADIENT, _worse(call), dict.fromkeys(wanted, 1.0))
+    judge.all_near(actual, wanted, GRADIENT, _worse(call), dict.fromkeys(wanted, 10.0))
     if draws.flip(0.2):
         judge.same_bits(draws, lambda: [*run(call, d_out, d_lse)], q.dtype == BFLOAT16)
 

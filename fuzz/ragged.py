@@ -198,7 +198,7 @@ def of_attention(draws: Draws) -> None:
         wanted["mask"] = functions.summed(grads.scores, options["attn_mask"].shape)
     if d_sinks is not None:
         actual["sinks"], wanted["sinks"] = d_sinks, grads.sinks
-    judge.all_near(actual, wanted, GRADIENT, worst, dict.fromkeys(wanted, 1.0))
+    judge.all_near(actual, wanted, GRADIENT, worst, dict.fromkeys(wanted, 10.0))
     if draws.flip(0.2):
         judge.same_bits(draws, run, dtype == BFLOAT16)
 

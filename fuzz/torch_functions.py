@@ -90,7 +90,7 @@ def dense(draws: Draws, spoiled: bool) -> None:
         full = (*q.shape[:-1], k.shape[-2])
         actual["mask"] = to_numpy(tensor.grad)
         want["mask"] = functions.summed(grads.scores.reshape(full), mask.shape)
-    judge.all_near(actual, want, GRADIENT, worst, dict.fromkeys(want, 1.0))
+    judge.all_near(actual, want, GRADIENT, worst, dict.fromkeys(want, 10.0))
     return None
 
 
@@ -141,7 +141,7 @@ def packed(draws: Draws, spoiled: bool) -> None:
     actual = {x: to_numpy(y.grad) for x, y in zip("qkv", inputs, strict=True)}
     three = zip("qkv", grads[:3], (spans[0], spans[1], spans[1]), strict=True)
     want = {x: ragged.pack(y.swapaxes(1, 2), s) for x, y, s in three}
-    return judge.all_near(actual, want, GRADIENT, dtype, dict.fromkeys(want, 1.0))
+    return judge.all_near(actual, want, GRADIENT, dtype, dict.fromkeys(want, 10.0))
 
 
 def wrong(draws: Draws, attend: Any, arguments: dict[str, Any]) -> None:
