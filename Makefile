@@ -12,14 +12,14 @@ ARGS ?=
 TESTERS ?= auto
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -name __pycache__ -prune -o -print 2>/dev/null)
-CPP := $(shell find csrc include examples tests benchmarks -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
+CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross sanitize bench accuracy lint format docs clean
+.PHONY: help demo llama test cross sanitize fuzz bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | sanitize | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | sanitize | fuzz | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -39,6 +39,11 @@ cross:
 # the engine under AddressSanitizer and UndefinedBehaviorSanitizer, through its C face
 sanitize: $(VENV)/.test
 	tools/sanitize.sh $(BUILD) $(BIN)/python
+
+# random calls of every face: make fuzz SECONDS=600 FUZZERS="bnns layer" RECORD=1
+SECONDS ?= 60
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -70,7 +75,7 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
 	@touch $@

@@ -10,7 +10,10 @@ import pytest
 import multihead as mh
 from multihead import _native, reference
 from multihead.arguments import AttentionOptions, AttentionTensors
-from multihead.functional import scaled_dot_product_attention
+from multihead.functional import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
 from tolerance import FORWARD, GRADIENT, assert_close, tolerance
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -149,3 +152,22 @@ def test_backward_sees_the_scores_that_forward_saw(
     # sums of probabilities, one for each key, over all keys: 1 for each query
     np.testing.assert_allclose(d_v[..., 0].sum(-1), length, rtol=2e-6)
     assert np.isfinite(stats).all()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.usefixtures("isa")
+def test_no_queries_read_no_mask(packed: bool, rng: np.random.Generator) -> None:
+    mask = rng.standard_normal((3, 4, 1, 700))
+    for _ in range(20):  # what is read where nothing lies need not crash at once
+        q, k = np.ones((3, 4, 0, 8)), np.ones((3, 4, 700, 8))
+        if packed:
+            q, k = (
+                mh.Ragged(np.ones((2, 4, 8)), [0, 0, 2, 2]),
+                mh.Ragged(np.ones((2100, 4, 8)), [0, 700, 1400, 2100]),
+            )
+        out, cache = scaled_dot_product_attention(
+            q, k, k, np.repeat(mask, 2, 2) if packed else mask, return_cache=True
+        )
+        found = scaled_dot_product_attention_backward(out, cache)
+    d_k = found[1].values[:700] if packed else found[1]
+    assert not d_k.any()

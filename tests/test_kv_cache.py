@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import multihead as mh
 from layer_options import ALL
 from multihead import reference
+from multihead.torch import MultiheadAttention
 from tolerance import FORWARD, assert_close, tolerance
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -319,3 +321,23 @@ def test_another_thread_that_changes_lengths_in_a_call_reaches_no_other_memory()
     cache.reset()
     out, _ = layer(x, x, x, is_causal=True, kv_cache=cache)
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_mask_that_is_refused_moves_no_rows(kind: str, rng: np.random.Generator) -> None:
+    how: dict[str, Any] = {"window": (4, 0), "batch_first": True}
+    if kind == "torch":
+        layer: Any = MultiheadAttention(8, 2, **how).eval()
+    else:
+        layer = mh.MultiheadAttention(8, 2, **how, seed=0).eval()
+    cache = layer.new_kv_cache(2, 6)
+    cache.keys[...] = rng.standard_normal(cache.keys.shape)
+    cache.lengths = 6
+    before = cache.keys.copy()
+    x, mask = np.ones((2, 1, 8), np.float32), np.ones((2, 3), bool)
+    if kind == "torch":
+        x, mask = torch.from_numpy(x), torch.from_numpy(mask)
+    with torch.no_grad(), pytest.raises(ValueError, match="attn_mask"):
+        layer(x, x, x, attn_mask=mask, kv_cache=cache)
+    assert np.array_equal(cache.keys, before)
+    assert cache._rows.tolist() == [6, 6]

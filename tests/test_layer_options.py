@@ -69,6 +69,19 @@ def test_gradients_are_differences(draws: int, rng: np.random.Generator) -> None
         assert_close(grad, numeric, CENTRAL_DIFFERENCES, note, scale=1e-3 * largest)
 
 
+@pytest.mark.parametrize("extra", ["", "add_zero_attn", "kv_cache"])
+@pytest.mark.usefixtures("isa")
+def test_an_average_has_the_slope_of_each_head(extra: str, rng: np.random.Generator) -> None:
+    zero = extra == "add_zero_attn"
+    how = {"alibi": True, "dtype": "float64", "batch_first": True, "seed": 0}
+    layer = mh.MultiheadAttention(12, 3, add_zero_attn=zero, **how).eval()
+    x = rng.standard_normal((2, 70, 12))
+    cache = {"kv_cache": layer.new_kv_cache(2, 70)} if extra == "kv_cache" else {}
+    _, average = layer(x, x, x, **cache)
+    _, each = layer(x, x, x, average_attn_weights=False)
+    assert_close(average, each.mean(1), tolerance(FORWARD, "float64"))
+
+
 def test_gradients_of_sinks_add_up(rng: np.random.Generator) -> None:
     layer = mh.MultiheadAttention(8, 4, sinks=True, dtype="float64", seed=0)
     x, d_out = rng.normal(size=(2, 3, 5, 8))

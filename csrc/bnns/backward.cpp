@@ -214,7 +214,7 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
     Block64 moved;  // a cache that was copied to where it is aligned otherwise
     if (cached) {
       kept = static_cast<char*>(const_cast<void*>(to.cache)) + header.shift;
-      if (reinterpret_cast<uintptr_t>(kept) % kAlign != 0) {
+      if (header.bytes > 0 && reinterpret_cast<uintptr_t>(kept) % kAlign != 0) {
         moved = Block64(header.bytes, f.allocator);
         std::memcpy(moved.data(), kept, header.bytes);
         kept = static_cast<char*>(moved.data());

@@ -97,6 +97,7 @@ void Attention<E>::weights(const TileAt& at, const AttentionTiles<E>& tiles,
       const TileAt here = of_head(h).with_keys(t);
       if (!masks_.tile(here, scratch.rows[h], *scratch.mask, mask)) continue;
       block.q = scratch.queries[h];
+      load_rules(block, here);
       load_keys(block, tiles, here, mask);
       kernels_.weights_block(block, tiles.row_max + plan_.query_row(here),
                              tiles.row_inv + plan_.query_row(here), factor, scratch.sum, any);

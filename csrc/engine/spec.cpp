@@ -14,18 +14,19 @@ bool same(const View& a, const View& b) {
 }
 
 void check_sizes(const AttentionSpec& spec) {
-  constexpr int64_t kMostIndices = (int64_t(1) << 31) - 1;
+  // The sum of two positions, and a tile more, fits into 32 bits.
+  constexpr int64_t kMostTokens = (int64_t(1) << 31) - 65536, kMostIndices = (int64_t(1) << 31) - 1;
   const BatchShape& s = spec.shape;
   const Heads& heads = spec.heads;
-  const auto check = [](const char* what, int64_t n) {
-    if (n > kMostIndices)
-      throw std::invalid_argument(std::string(what) + ": expected fewer than 2**31, got " +
-                                  std::to_string(n));
+  const auto check = [](const char* what, int64_t n, int64_t most) {
+    if (n > most)
+      throw std::invalid_argument(std::string(what) + ": expected at most " +
+                                  std::to_string(most) + ", got " + std::to_string(n));
   };
-  check("sequences of query", s.batch);
-  check("tokens of query", s.queries);
-  check("tokens of key", s.keys);
-  check("heads of query", heads.count);
+  check("sequences of query", s.batch, kMostIndices);
+  check("tokens of query", s.queries, kMostTokens);
+  check("tokens of key", s.keys, kMostTokens);
+  check("heads of query", heads.count, kMostIndices);
   // Above all arrays of a call: tokens and features of the last tiles, and rows after the keys.
   const auto tokens = [&](const int64_t* offsets, int64_t longest) {
     const double n = double(s.batch);

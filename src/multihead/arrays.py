@@ -233,6 +233,8 @@ def read(
         raise _another_dtype(name, dtype_name(raw, kind), element, instead)
     if half:
         regular = raw if _regular(raw) else np.array(raw, raw.dtype.newbyteorder("="))
+        if not raw.dtype.isnative:  # results are in the order of bytes that the engine writes
+            kind = kind._replace(dtype=regular.dtype)
         return regular.view(stored), raw, kind
     array = raw if _regular(raw) else np.array(raw, compute)
     return array, raw, kind._replace(dtype=compute)

@@ -48,6 +48,8 @@ def number(name: str, value: Any, expected: str = "a number") -> float:
         return float(value)
     except (TypeError, ValueError):
         raise wrong_type(name, expected, repr(value)) from None
+    except OverflowError:
+        raise wrong(name, f"{expected} that is no larger than floats are", value) from None
 
 
 def probability(name: str, value: Any) -> float:

@@ -51,12 +51,12 @@ def step(
         inputs = batch.inputs if len(parts) == 1 else _cut(batch, batch.inputs, part)
         to = out if len(parts) == 1 else out[_along(batch, part)]
         fresh = part.stop - part.start
-        held = cache.room_for(fresh)
-        columns = int(held.rows.max(initial=0)) + fresh
+        columns = int(cache.rows_with(fresh).max(initial=0))
         mask = None
         if attn_mask is not None:
             scores = (batch.batch, sizes.heads, fresh, columns)
             mask = attention_mask(attn_mask, scores, compute)
+        held = cache.room_for(fresh)
         angles: tuple[Array | None, Array | None] = None, None
         if rules.rope is not None:
             length = int(held.positions.max(initial=0)) + fresh

@@ -210,24 +210,32 @@ class KVCache:
             If something is missing or does not fit. Nothing is changed then.
         """
         names = ("keys", "values", "lengths", "rows")
-        if not isinstance(state, Mapping) or set(state) != set(names):
-            raise wrong("state", " and ".join(names), sorted(state))
-        arrays = [np.asarray(state[name]) for name in names]
-        keys, values, lengths, rows = arrays
+        if not isinstance(state, Mapping):
+            raise wrong_type("state", "a mapping of names to arrays", type(state).__name__)
+        if set(state) != set(names):
+            raise wrong("state", " and ".join(names), sorted(map(str, state)))
+        keys, values, lengths, rows = (np.asarray(state[name]) for name in names)
         for name, x, own in (("keys", keys, self._keys), ("values", values, self._values)):
             n, heads, _, width = own.shape
             fits = x.ndim == 4 and (*x.shape[:2], x.shape[3]) == (n, heads, width)
             if not fits or x.shape[2] > self.capacity:
                 raise wrong(name, f"({n}, {heads}, up to {self.capacity}, {width})", x.shape)
-            if x.dtype.itemsize != own.dtype.itemsize:
+            bits = self._element.name == "bfloat16" and x.dtype.name in ("uint16", "bfloat16")
+            if x.dtype != own.dtype and not bits:
                 raise wrong_type(name, own.dtype.name, x.dtype.name)
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
         lengths = self._each("lengths", lengths, 0, 2**40)
+        if self._window is None and (lengths != rows).any():
+            raise wrong("lengths", f"{rows.tolist()}, as there is no window", lengths.tolist())
         if (lengths < rows).any():
             raise wrong("lengths", f"at least {rows.tolist()}", lengths.tolist())
-        self._keys[:, :, : keys.shape[2]] = keys.view(self._keys.dtype)
-        self._values[:, :, : values.shape[2]] = values.view(self._values.dtype)
+        copies = [
+            x.copy() if np.may_share_memory(x, own) else x
+            for x, own in ((keys, self._values), (values, self._keys))
+        ]
+        for own, x in zip((self._keys, self._values), copies, strict=True):
+            own[:, :, : x.shape[2]] = x.view(own.dtype)
         self._rows[...], self._lengths[...] = rows, lengths
 
     def options(self) -> dict[str, Any]:
@@ -269,21 +277,27 @@ class KVCache:
             raise wrong("kv_cache", expected, tokens)
         return [slice(a, min(a + most, tokens)) for a in range(0, tokens, most)]
 
+    def rows_with(self, tokens: int) -> Array:
+        """Return how many rows each sequence has with so many more, or raise."""
+        capacity = self.capacity
+        rows: Array = self._rows + tokens
+        over = rows > capacity
+        if over.any():
+            kept = self._rows if self._window is None else np.minimum(self._rows, self._window)
+            if (kept + tokens > capacity).any():
+                more = f"room for {tokens} more of {capacity} rows (truncate, or a larger capacity)"
+                raise wrong("kv_cache", more, f"lengths {self._lengths.tolist()}")
+            rows[over] = kept[over] + tokens
+        return rows
+
     def room_for(self, tokens: int) -> CachedKeys:
         """Make room for so many rows more, and return what the engine takes, or raise."""
-        capacity = self.capacity
-        if int(self._rows.max(initial=0)) + tokens <= capacity:
-            return self._engine
-        kept = self._rows if self._window is None else np.minimum(self._rows, self._window)
-        if (kept + tokens > capacity).any():
-            expected = f"room for {tokens} more of {capacity} rows (truncate, or a larger capacity)"
-            raise wrong("kv_cache", expected, f"lengths {self._lengths.tolist()}")
-        for n in np.flatnonzero(self._rows + tokens > capacity):
+        kept = self.rows_with(tokens) - tokens
+        for n in np.flatnonzero(kept < self._rows):
             first, last = self._rows[n] - kept[n], self._rows[n]
             for memory in (self._keys, self._values):
                 memory[n, :, : kept[n]] = memory[n, :, first:last]
-        over = self._rows + tokens > capacity
-        self._rows[over] = kept[over]
+        self._rows[...] = kept
         return self._engine
 
     def advance(self, tokens: int) -> None:

@@ -16,6 +16,7 @@ from multihead.arguments import LayerParameters
 from multihead.arrays import (
     Array,
     Element,
+    Kind,
     Shape,
     borrow,
     decode,
@@ -291,12 +292,17 @@ class AttentionParameters:
         problems = [f"missing {name}" for name in self._shapes if name not in state_dict]
         problems += [f"unexpected {name}" for name in state_dict if name not in self._shapes]
         common = {name: state_dict[name] for name in self._shapes if name in state_dict}
-        values = {name: self._stored(name, value) for name, value in common.items()}
-        for name, value in values.items():
-            if value.shape != self._shapes[name]:
-                problems.append(f"{name}: expected {self._shapes[name]}, got {value.shape}")
+        given = {name: self._floats(name, value) for name, value in common.items()}
+        for name, (array, _) in given.items():
+            if array.shape != self._shapes[name]:
+                problems.append(f"{name}: expected {self._shapes[name]}, got {array.shape}")
         if problems:
             raise ValueError(f"state_dict: {'; '.join(problems)}")
+        values = {name: self._stored(*x) for name, x in given.items()}
+        own = self._block.memory
+        values = {
+            name: x.copy() if np.may_share_memory(x, own) else x for name, x in values.items()
+        }
         for name, value in values.items():
             self._block.arrays[name][...] = value
 
@@ -305,22 +311,27 @@ class AttentionParameters:
             if value is None:
                 return
             raise ValueError(f"{name}: expected None, as the layer was made without it")
-        stored = self._stored(name, value)
-        if stored.shape != self._shapes[name]:
-            raise ValueError(f"{name}: expected {self._shapes[name]}, got {stored.shape}")
-        self._block.arrays[name][...] = stored
+        given = self._floats(name, value)
+        if given[0].shape != self._shapes[name]:
+            raise ValueError(f"{name}: expected {self._shapes[name]}, got {given[0].shape}")
+        self._block.arrays[name][...] = self._stored(*given)
 
-    def _stored(self, name: str, value: Any) -> Array:
-        """Take in a parameter's new value, in the dtype that parameters are stored in."""
+    def _floats(self, name: str, value: Any) -> tuple[Array, Kind]:
+        """Take in a parameter's new value as it is, a floating array."""
         if getattr(value, "requires_grad", False):
             value = value.detach()
         array, kind = borrow(name, value)
+        ours = self._element.name == "bfloat16" and array.dtype == self._block.memory.dtype
+        if not ours and not kind.bfloat16 and array.dtype.kind != "f":
+            raise wrong_type(name, "a floating array", array.dtype.name)
+        return array, kind
+
+    def _stored(self, array: Array, kind: Kind) -> Array:
+        """Return a value in the dtype that parameters are stored in."""
         dtype = self._block.memory.dtype
         bits = self._element.name == "bfloat16"
         if array.dtype == dtype and (kind.bfloat16 or bits or dtype.kind == "f"):
             return array
-        if not kind.bfloat16 and array.dtype.kind != "f":
-            raise wrong_type(name, "a floating array", array.dtype.name)
         if kind.bfloat16:
             array = decode(array, self._element.compute, True)
         return encode(array, dtype, bits)

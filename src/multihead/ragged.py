@@ -231,6 +231,6 @@ def _offsets(offsets: Any, total: int) -> Array:
         frozen = steps
     else:
         frozen = np.frombuffer(np.ascontiguousarray(steps, np.int64).tobytes(), np.int64)
-    if frozen[0] != 0 or frozen[-1] != total or (np.diff(frozen) < 0).any():
+    if frozen[0] != 0 or frozen[-1] != total or (frozen[1:] < frozen[:-1]).any():
         raise wrong("offsets", f"a rising run from 0 to {total}", steps)
     return frozen

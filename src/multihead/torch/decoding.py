@@ -82,12 +82,12 @@ def step(
         fresh = part.stop - part.start
         some = tensors if len(parts) == 1 else _cut(tensors, length, part)
         to = out.narrow(length, part.start, fresh)
-        rows = held.room_for(fresh)
-        columns = int(rows.rows.max(initial=0)) + fresh
+        columns = int(held.rows_with(fresh).max(initial=0))
         scores = (batch, sizes.heads, fresh, columns)
         if mask is not None and not _fits(mask, scores):
             expected = f"{scores[2:]} or broadcastable to {scores}"
             raise wrong("attn_mask", expected, tuple(mask.shape))
+        rows = held.room_for(fresh)
         if average is not None:
             shape = batch, 1 if average else sizes.heads, fresh, columns
             weights = torch.empty(shape, dtype=dtype_of(call), device="cpu")

@@ -24,6 +24,7 @@ from multihead.torch.tensors import COMPUTED, HALF, NAMES, NARROW, readable
 # at import: our function may take the place of PyTorch's
 _theirs = torch.nn.functional.scaled_dot_product_attention
 _MATH = int(torch.nn.attention.SDPBackend.MATH.value)
+_LARGEST = 2**64  # of integers that are surely floats
 _FIRST = 0  # of query_offset
 _SCALES = (float, int, type(None), torch.SymFloat)
 
@@ -128,7 +129,11 @@ def scaled_dot_product_attention(
     lead = None
     plain = type(is_causal) is bool and type(enable_gqa) is bool
     if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
-        lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
+        tensors_alone = all(isinstance(x, torch.Tensor) for x in inputs)
+        if tensors_alone and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
+            lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
+    if type(scale) is int and abs(scale) > _LARGEST:  # PyTorch says what it says of such numbers
+        lead = None
     if lead is None and extended:
         raise ValueError(NOT_OURS)
     if lead is None:

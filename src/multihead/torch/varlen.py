@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from multihead.arguments import AttentionOptions, AttentionTensors
-from multihead.checks import dims, wrong, wrong_type
+from multihead.checks import dims, number, wrong, wrong_type
 from multihead.score_rules import Asked
 from multihead.torch.calls import AttentionCall
 from multihead.torch.dispatch import compute, traced
@@ -152,7 +152,7 @@ def varlen_attn(
     window = None if left is right is None else (left, right)
     offset = "end" if limited and apart else None
     rules = Asked(window, offset, seqused_k, softcap, alibi_slopes, sinks)
-    factor = 1 / math.sqrt(max(query.shape[2], 1)) if scale is None else float(scale)
+    factor = 1 / math.sqrt(max(query.shape[2], 1)) if scale is None else number("scale", scale)
     engine = AttentionOptions(NAMES[dtype], False, factor, float(dropout_p), None)
     tensors = AttentionTensors(*inputs, query_offsets=of_queries, key_offsets=of_keys)
     call = AttentionCall(tensors, engine)

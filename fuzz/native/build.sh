@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the fuzzer of the C functions, with the engine in it and every kernel set of the architecture,
+# under AddressSanitizer and UndefinedBehaviorSanitizer: fuzz/native/build.sh BUILD_DIR PYTHON
+# What has not changed is not compiled again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+build=$1 python=$2
+mkdir -p "$build"
+source tools/kernel_flags.sh
+
+compiler=$(command -v clang++ || true)
+for version in $(seq 25 -1 14); do
+  [ -n "$compiler" ] || compiler=$(command -v "clang++-$version" || true)
+done
+if [ -z "$compiler" ]; then
+  echo "the fuzzer of the C functions needs Clang (Debian, Ubuntu: apt install clang)" >&2
+  exit 1
+fi
+flags=("${exact_flags[@]}" -O1 -g1 -MMD -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+
+# compiles a line of arguments, unless its object is newer than all that it is made of
+cat >"$build/compile.sh" <<'SCRIPT'
+object=${!#} depends=${!#}
+depends=${object%.o}.d
+if [ -e "$object" ] && [ -e "$depends" ] && [ "$(cat "$object.how" 2>/dev/null)" = "$*" ]; then
+  fresh=1
+  for file in $(sed -e 's/^[^:]*://' -e 's/\\$//' "$depends"); do
+    [ "$file" -ot "$object" ] || { fresh=0; break; }
+  done
+  [ $fresh = 0 ] || exit 0
+fi
+"$@" && echo "$*" >"$object.how"
+SCRIPT
+
+PYTHONPATH=tests "$python" -c '
+from tolerance import FORWARD, GRADIENT, TOLERANCE
+for name, kind in (("kForward", FORWARD), ("kGradient", GRADIENT)):
+    of = ", ".join(str(TOLERANCE[kind][x]) for x in ("float32", "float16", "bfloat16"))
+    print(f"constexpr double {name}[] = {{{of}}};")
+' >"$build/tolerances.new"
+cmp -s "$build/tolerances.new" "$build/tolerances.h" || cp "$build/tolerances.new" "$build/tolerances.h"
+
+{
+  # kernels steer nothing, and prefetch beside what there is, from no address too
+  library_commands "$build" | sed -e '/kernels_/s/^/-fno-sanitize=pointer-overflow /' \
+    -e '/kernels_/!s/^/-fsanitize=fuzzer-no-link /'
+  for source in fuzz/native/*.cpp; do
+    extra=
+    case $source in */oracle.cpp) extra="-O2 -fno-sanitize=all" ;; esac  # sums: most of the time
+    echo "$extra -I$build -c $source -o $build/$(echo "$source" | tr / _).o"
+  done
+} | xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "bash $build/compile.sh $compiler ${flags[*]} {}"
+"$compiler" -fsanitize=fuzzer,address,undefined "$build"/*.o -o "$build/bnns" -pthread
