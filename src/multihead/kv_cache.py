@@ -207,8 +207,10 @@ class KVCache:
             If something is missing or does not fit. Nothing is changed then.
         """
         names = ("keys", "values", "lengths", "rows")
-        if not isinstance(state, Mapping) or set(state) != set(names):
-            raise wrong("state", " and ".join(names), sorted(state))
+        if not isinstance(state, Mapping):
+            raise wrong_type("state", "a mapping of names to arrays", type(state).__name__)
+        if set(state) != set(names):
+            raise wrong("state", " and ".join(names), sorted(map(str, state)))
         arrays = [np.asarray(state[name]) for name in names]
         keys, values, lengths, rows = arrays
         for name, x, own in (("keys", keys, self._keys), ("values", values, self._values)):
@@ -216,7 +218,8 @@ class KVCache:
             fits = x.ndim == 4 and (*x.shape[:2], x.shape[3]) == (n, heads, width)
             if not fits or x.shape[2] > self.capacity:
                 raise wrong(name, f"({n}, {heads}, up to {self.capacity}, {width})", x.shape)
-            if x.dtype.itemsize != own.dtype.itemsize:
+            bits = self.dtype == "bfloat16" and x.dtype == np.uint16
+            if x.dtype != own.dtype and not bits:
                 raise wrong_type(name, own.dtype.name, x.dtype.name)
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
