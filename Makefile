@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross sanitize fuzz bench accuracy lint format docs clean
+.PHONY: help demo llama test cross processors sanitize fuzz bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | sanitize | fuzz | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | processors | sanitize | fuzz | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -35,6 +35,10 @@ test: $(VENV)/.test
 # other compilers and systems: compiled, and run where qemu or wine can; as root, apt gets what lacks
 cross:
 	$(PYTHON) tools/cross.py $(BUILD) $(ARGS)
+
+# the package and its kernels on processors that lack something, in qemu; after `make cross` it has its objects
+processors: $(VENV)/.test
+	$(BIN)/python tools/processors.py $(BUILD) $(BIN)/python
 
 # the engine under AddressSanitizer and UndefinedBehaviorSanitizer, through its C face
 sanitize: $(VENV)/.test

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,17 +14,7 @@ import multihead as mh
 from cases import Construction, layer_step, make_call, make_layer
 from digests import digest
 from multihead.bnns.library import library_path
-
-
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+from scripts import run
 
 
 def test_the_number_of_threads_is_what_was_set(threads: int) -> None:

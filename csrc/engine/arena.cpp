@@ -64,10 +64,8 @@ class Kept {
   size_t total_ = 0;
 };
 
-Kept& kept() {
-  static Kept* const list = new Kept;  // outlives whoever gives back late
-  return *list;
-}
+// Made when the library is loaded, so that no fork falls into it; outlives whoever gives back late.
+Kept* const g_kept = new Kept;
 
 }  // namespace
 
@@ -81,7 +79,7 @@ Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
   }
   if (bytes_ >= kHugePage) {
     bytes_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    data_ = kept().take(bytes_);
+    data_ = g_kept->take(bytes_);
   }
   if (!data_) data_ = allocate(bytes_);
 }
@@ -89,7 +87,7 @@ Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
 Block64::~Block64() {
   if (from_.allocate) {
     if (data_) from_.release(data_);
-  } else if (!(bytes_ >= kHugePage && data_ && kept().give(data_, bytes_))) {
+  } else if (!(bytes_ >= kHugePage && data_ && g_kept->give(data_, bytes_))) {
     platform::release(data_);
   }
 }

@@ -2,7 +2,7 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
+#include <iterator>
 #include <stdexcept>
 
 #include "../platform/cpu.h"
@@ -10,8 +10,8 @@
 namespace multihead {
 namespace {
 
-std::mutex g_busy;
-std::vector<const KernelSet*> g_added;  // guarded by g_busy
+// Read without a lock, which a forked child might find taken for good. Null: not taken.
+std::atomic<const KernelSet*> g_added[8];
 std::atomic<const KernelSet*> g_in_use{nullptr};
 
 const KernelSet* named(const char* name, const std::string& who) {
@@ -40,14 +40,17 @@ std::vector<const KernelSet*> available_kernels() {
   sets.push_back(&neon_kernels());
 #endif
   sets.push_back(&baseline_kernels());
-  const std::lock_guard<std::mutex> lock(g_busy);
-  sets.insert(sets.end(), g_added.begin(), g_added.end());
+  for (const std::atomic<const KernelSet*>& added : g_added)
+    if (const KernelSet* set = added.load()) sets.push_back(set);
   return sets;
 }
 
 void add_kernels(const KernelSet* set) {
-  const std::lock_guard<std::mutex> lock(g_busy);
-  g_added.push_back(set);
+  for (std::atomic<const KernelSet*>& added : g_added) {
+    const KernelSet* none = nullptr;
+    if (added.compare_exchange_strong(none, set)) return;
+  }
+  throw std::invalid_argument("set: expected at most " + std::to_string(std::size(g_added)));
 }
 
 const KernelSet& kernels_in_use() {

@@ -188,23 +188,25 @@ int default_threads() {
 }
 
 // Never destroyed: sleeping workers may outlive static destructors. A forked child has none of
-// the threads, nor has another's runtime, so it begins with a pool of its own and nothing else.
-Pool* g_pool = nullptr;
+// the threads, nor has another's runtime, so it begins with a pool of its own and nothing else. No
+// lock is held while the pool is made: a child that another thread forks then would find it taken.
+std::atomic<Pool*> g_pool{nullptr};
 
 void begin_again() {
-  g_pool = new Pool(g_pool->threads());
+  g_pool = new Pool(g_pool.load()->threads());
   g_forked = true;
   g_source = nullptr;
 }
 
 Pool& pool() {
-  static const bool once = [] {
-    g_pool = new Pool(default_threads());
+  if (Pool* made = g_pool.load()) return *made;
+  Pool *first = nullptr, *made = new Pool(default_threads());
+  if (g_pool.compare_exchange_strong(first, made)) {
     platform::on_fork(begin_again);
-    return true;
-  }();
-  (void)once;
-  return *g_pool;
+    return *made;
+  }
+  delete made;
+  return *first;
 }
 
 }  // namespace

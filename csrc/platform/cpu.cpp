@@ -1,9 +1,12 @@
 #include "cpu.h"
 
+#include <atomic>
 #include <cstdint>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+
+#include "x86_features.h"
 #endif
 
 namespace multihead::platform {
@@ -11,61 +14,32 @@ namespace multihead::platform {
 #if defined(__x86_64__)
 
 // Not __builtin_cpu_supports: not every compiler's runtime library has what it asks.
-namespace {
-
-struct Features {
-  unsigned leaf1 = 0, leaf7 = 0;        // CPUID 1 in ECX, 7 in EBX
-  unsigned leaf7_edx = 0, leaf7_1 = 0;  // 7 in EDX; its second page in EAX
-  unsigned saved = 0;                   // registers that the system saves: XCR0
-
-  Features() {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
-    leaf1 = c;
-    if (!(leaf1 & bit_OSXSAVE)) return;
-    asm volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    leaf7 = b;
-    leaf7_edx = d;
-    const bool more = a >= 1;
-    if (more && __get_cpuid_count(7, 1, &a, &b, &c, &d)) leaf7_1 = a;
-  }
-};
-
-const Features& features() {
-  static const Features found;
+static X86Bits read_bits() {
+  X86Bits found;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+  found.leaf1 = c;
+  if (!(c & bit_OSXSAVE)) return found;
+  asm volatile("xgetbv" : "=a"(found.saved), "=d"(d) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  found.leaf7 = b;
+  found.leaf7_edx = d;
+  const bool more = a >= 1;
+  if (more && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.leaf7_1 = a;
   return found;
 }
 
-bool has(unsigned leaf1, unsigned leaf7, unsigned saved) {
-  const Features& found = features();
-  return (found.leaf1 & leaf1) == leaf1 && (found.leaf7 & leaf7) == leaf7 &&
-         (found.saved & saved) == saved;
-}
+static const X86Bits g_found = read_bits();
 
-}  // namespace
-
-bool has_avx2() { return has(bit_AVX | bit_FMA | bit_F16C, bit_AVX2, 0x6); }
-
-bool has_avx512() {
-  return has(bit_AVX | bit_FMA, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL, 0xE6);
-}
-
-bool has_avx512_bf16() {
-  constexpr unsigned bf16 = 1u << 5;
-  return has_avx512() && features().leaf7_1 & bf16;
-}
-
-constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-
-bool multiplies_pairs_fast() { return !(features().leaf7_edx & kAmxBf16); }
+bool has_avx2() { return has_avx2(g_found); }
+bool has_avx512() { return has_avx512(g_found); }
+bool has_avx512_bf16() { return has_avx512_bf16(g_found); }
+bool multiplies_pairs_fast() { return multiplies_pairs_fast(g_found); }
 
 bool has_amx() {
-  constexpr unsigned saved = 3u << 17;
-  static const bool usable = has_avx512_bf16() && (features().leaf7_edx & kAmxBf16) &&
-                             (features().leaf7_edx & kAmxTile) &&
-                             (features().saved & saved) == saved && may_use_tiles();
-  return usable;
+  static std::atomic<int> usable{-1};  // not known yet; asking twice does no harm
+  if (usable < 0) usable = has_amx(g_found) && may_use_tiles();
+  return usable > 0;
 }
 
 unsigned float_state() { return __builtin_ia32_stmxcsr(); }

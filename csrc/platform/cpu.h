@@ -4,8 +4,8 @@
 namespace multihead::platform {
 
 // Instruction sets of the kernels, the operating system's support for their registers included.
-bool has_avx2();    // and FMA
-bool has_avx512();  // F, VL, BW and DQ
+bool has_avx2();    // and FMA and F16C
+bool has_avx512();  // F, VL, BW and DQ, and all of AVX2's
 bool has_avx512_bf16();
 // Whether its products of pairs outrun fused multiply-adds: not where AMX is there to do them.
 bool multiplies_pairs_fast();

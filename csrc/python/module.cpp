@@ -9,7 +9,9 @@
 
 #include "arguments.h"
 #include "calls.h"
+#include "main_interpreter.h"
 #include "torch_threads.h"
+#include "views.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -42,9 +44,12 @@ void add_kernels(uintptr_t set) {
 }  // namespace
 }  // namespace multihead::binding
 
-NB_MODULE(_native, m) {
+NB_MODULE(native, m) {
   using namespace multihead;
   using namespace multihead::binding;
+#ifdef NDEBUG
+  nb::set_leak_warnings(false);  // threads that the end of the process stops keep what they hold
+#endif
   m.doc() = "The native engine of multihead; the Python modules say what is wrong first.";
   if (engine().version != kTableVersion)
     throw nb::import_error("libmultihead and _native are of different versions");
@@ -52,6 +57,7 @@ NB_MODULE(_native, m) {
   for (const faces::Outcome& found :
        {engine().kernels_in_use(&name), engine().set_thread_source(&kTorchThreads)})
     if (found.status != faces::Status::Done) throw nb::import_error(found.why);
+  find_numpy();
   check_fields(nb::module_::import_("multihead.arguments"));
 
   find_main_thread();
@@ -64,4 +70,8 @@ NB_MODULE(_native, m) {
   m.def("use_isa", &binding::use_isa, "name"_a);  // of calls from now on; returns the one before
   m.def("available_isas", &binding::available_isas);
   m.def("add_kernels", &binding::add_kernels, "set"_a);  // an address that is valid for good
+}
+
+extern "C" NB_EXPORT PyObject* PyInit__native() {
+  return multihead::binding::main_interpreter_only(PyInit_native());
 }

@@ -99,12 +99,10 @@ View borrowed_view(nb::handle object) {
   return v;
 }
 
+PyTypeObject* g_numpy_array = nullptr;  // for as long as the process lives
+
 // Of NumPy's arrays the fields themselves are read, which is the shortest way.
-bool is_numpy(nb::handle object) {
-  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
-      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
-  return Py_TYPE(object.ptr()) == type;
-}
+bool is_numpy(nb::handle object) { return Py_TYPE(object.ptr()) == g_numpy_array; }
 
 DType dtype_of(PyArrayObject* array) {
   switch (PyArray_TYPE(array)) {
@@ -198,6 +196,11 @@ Integers IntegerCopies::of(nb::handle object) {
   const Integers given = integers_of(object);
   const std::vector<int64_t>& copy = held_.emplace_back(given.data, given.data + given.count);
   return {copy.data(), given.count};
+}
+
+void find_numpy() {
+  g_numpy_array = reinterpret_cast<PyTypeObject*>(
+      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
 }
 
 bool exchange_with(nb::handle type, nb::handle capsule) {

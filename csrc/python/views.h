@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../api.h"
+#include "gil.h"
 #include "signals.h"
 
 namespace multihead::binding {
@@ -17,6 +18,9 @@ const EngineTable& engine();
 // Throws what the engine said, if it said anything: MemoryError, ValueError or RuntimeError; or
 // what a signal's handler raised.
 void check(const faces::Outcome& outcome);
+
+// NumPy's arrays are known from then on; once, before all else.
+void find_numpy();
 
 // A view of an array or tensor in CPU memory; none for None. Through a view of `writable` the
 // engine writes: an array that may not be written to is an error that names it.
@@ -49,7 +53,7 @@ void run_engine(F f) {
   faces::Outcome outcome;
   {
     const Signals signals;
-    nanobind::gil_scoped_release release;
+    const ReleasedGil released;
     outcome = f();
   }
   check(outcome);

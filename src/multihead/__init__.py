@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from multihead import _native  # noqa: F401  # first: what it refuses, NumPy may stumble over
 from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
 from multihead.mask_warning import MaskWarning

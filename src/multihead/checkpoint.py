@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from multihead.arrays import Array
 from multihead.checks import wrong
+from multihead.files import read, refused, write
 from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
 from multihead.parameters import parameter_shapes
@@ -31,12 +30,15 @@ def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
     ----------
     layer : MultiheadAttention
     path : path-like
-        Written over if it exists.
+        Written over if it exists: a new file, complete and on the disk, takes its name, so that
+        whatever happens meanwhile there is the old one or the new one.
 
     Raises
     ------
     ImportError
         If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+    OSError
+        If the file cannot be written. What was there before is there still.
 
     Examples
     --------
@@ -54,7 +56,7 @@ def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
     tensors = {name: _as_bits(x) for name, x in tensors.items()}
     rope = None if layer.rope is None else layer.rope.to_dict()
     note = {"options": layer.options() | {"rope": rope}, "rng_state": layer.rng_state}
-    _safetensors().save_file(tensors, path, metadata={_KEY: json.dumps(note)})
+    write(path, tensors, {_KEY: json.dumps(note)})
 
 
 def load(path: str | os.PathLike[str]) -> MultiheadAttention:
@@ -77,6 +79,8 @@ def load(path: str | os.PathLike[str]) -> MultiheadAttention:
         If the file was not written by `save`, or does not hold what its options ask for.
     OSError
         If the file cannot be read.
+    MemoryError
+        If it asks for more memory than there is.
 
     Examples
     --------
@@ -90,8 +94,10 @@ def load(path: str | os.PathLike[str]) -> MultiheadAttention:
     >>> bool((again.out_proj.weight == layer.out_proj.weight).all())
     True
     """
-    note, tensors = _read(path, _KEY, "multihead.checkpoint.save")
-    with _refused(path, "multihead.checkpoint.save"):
+    note, tensors = read(path, _KEY, "multihead.checkpoint.save")
+    with refused(path, "multihead.checkpoint.save"):
+        if set(note) != {"options", "rng_state"}:
+            raise wrong("metadata", "options and rng_state", sorted(note))
         return _layer(note["options"], note["rng_state"], tensors)
 
 
@@ -102,12 +108,15 @@ def save_cache(cache: KVCache, path: str | os.PathLike[str]) -> None:
     ----------
     cache : KVCache
     path : path-like
-        Written over if it exists.
+        Written over if it exists: a new file, complete and on the disk, takes its name, so that
+        whatever happens meanwhile there is the old one or the new one.
 
     Raises
     ------
     ImportError
         If safetensors is not installed (``pip install "multihead[checkpoint]"``).
+    OSError
+        If the file cannot be written. What was there before is there still.
 
     Examples
     --------
@@ -121,8 +130,7 @@ def save_cache(cache: KVCache, path: str | os.PathLike[str]) -> None:
     array([0])
     """
     tensors = {name: _as_bits(x) for name, x in cache.state_dict().items()}
-    note = {_CACHE_KEY: json.dumps(cache.options())}
-    _safetensors().save_file(tensors, path, metadata=note)
+    write(path, tensors, {_CACHE_KEY: json.dumps(cache.options())})
 
 
 def load_cache(path: str | os.PathLike[str]) -> KVCache:
@@ -144,6 +152,8 @@ def load_cache(path: str | os.PathLike[str]) -> KVCache:
         If the file was not written by `save_cache`, or does not hold what its options ask for.
     OSError
         If the file cannot be read.
+    MemoryError
+        If it asks for more memory than there is.
 
     Examples
     --------
@@ -158,8 +168,8 @@ def load_cache(path: str | os.PathLike[str]) -> KVCache:
     >>> again.lengths, again.capacity
     (array([3, 5]), 8)
     """
-    note, tensors = _read(path, _CACHE_KEY, "multihead.checkpoint.save_cache")
-    with _refused(path, "multihead.checkpoint.save_cache"):
+    note, tensors = read(path, _CACHE_KEY, "multihead.checkpoint.save_cache")
+    with refused(path, "multihead.checkpoint.save_cache"):
         sizes = note["batch"], note["num_kv_heads"], note["head_dim"], note["value_dim"]
         keys, values = tensors["keys"].shape, tensors["values"].shape
         if (*keys[:2], keys[3], values[3]) != sizes:
@@ -188,40 +198,6 @@ def _layer(
     return layer
 
 
-def _read(path: str | os.PathLike[str], key: str, writer: str) -> tuple[Any, dict[str, Array]]:
-    """Return what a file says of itself, and its tensors."""
-    _safetensors()
-    from safetensors import safe_open
-
-    with open(path, "rb"):  # what the system has to say comes first, and as it says it
-        pass
-    with _refused(path, writer), safe_open(path, framework="numpy") as file:
-        note = json.loads((file.metadata() or {})[key])
-        return note, {name: file.get_tensor(name) for name in file.keys()}
-
-
-@contextlib.contextmanager
-def _refused(path: str | os.PathLike[str], writer: str) -> Iterator[None]:
-    """Raise one error for a file that is not what it should be."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"[:400]
-        expected = f"a file that {writer} wrote"
-        raise wrong("path", expected, f"{os.fspath(path)} ({reason})") from None
-
-
 def _as_bits(x: Array) -> Array:
     """Return bfloat16 as what every reader of safetensors knows: bits."""
     return x.view(np.uint16) if x.dtype.name == "bfloat16" else x
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        message = 'checkpoints need safetensors: pip install "multihead[checkpoint]"'
-        raise ImportError(message) from error
-    return safetensors.numpy

@@ -46,31 +46,35 @@ def step(
         raise wrong("key", f"as many new tokens as queries, {tokens}", batch.keys)
     wanted = options.average is not None
     out, weights = batch.new_out(), None
-    parts = cache.parts(tokens, wanted or attn_mask is not None)
-    for part in parts:
-        inputs = batch.inputs if len(parts) == 1 else _cut(batch, batch.inputs, part)
-        to = out if len(parts) == 1 else out[_along(batch, part)]
-        fresh = part.stop - part.start
-        columns = int(cache.rows_with(fresh).max(initial=0))
-        mask = None
-        if attn_mask is not None:
-            scores = (batch.batch, sizes.heads, fresh, columns)
-            mask = attention_mask(attn_mask, scores, compute)
-        held = cache.room_for(fresh)
-        angles: tuple[Array | None, Array | None] = None, None
-        if rules.rope is not None:
-            length = int(held.positions.max(initial=0)) + fresh
-            angles = rules.rope.angles(sizes.head, length, compute)
-        slopes = rules.slopes(sizes.heads, compute)
-        of_masks = None, mask and mask.array
-        given = given_once(*inputs)
-        tensors = LayerTensors._make((*given, *of_masks, *params, slopes, *angles))
-        if wanted:
-            heads = () if options.average else (sizes.heads,)
-            shape = (*((batch.batch,) if batch.batched else ()), *heads, fresh, columns)
-            weights = new_array("weights", shape, batch.element.stored)
-        _native.cached_forward(options, tensors, held, to, weights)
-        cache.advance(fresh)
+    lock = cache.taken()
+    try:
+        parts = cache.parts(tokens, wanted or attn_mask is not None)
+        for part in parts:
+            inputs = batch.inputs if len(parts) == 1 else _cut(batch, batch.inputs, part)
+            to = out if len(parts) == 1 else out[_along(batch, part)]
+            fresh = part.stop - part.start
+            columns = int(cache.rows_with(fresh).max(initial=0))
+            mask = None
+            if attn_mask is not None:
+                scores = (batch.batch, sizes.heads, fresh, columns)
+                mask = attention_mask(attn_mask, scores, compute)
+            held = cache.room_for(fresh)
+            angles: tuple[Array | None, Array | None] = None, None
+            if rules.rope is not None:
+                length = int(held.positions.max(initial=0)) + fresh
+                angles = rules.rope.angles(sizes.head, length, compute)
+            slopes = rules.slopes(sizes.heads, compute)
+            of_masks = None, mask and mask.array
+            given = given_once(*inputs)
+            tensors = LayerTensors._make((*given, *of_masks, *params, slopes, *angles))
+            if wanted:
+                heads = () if options.average else (sizes.heads,)
+                shape = (*((batch.batch,) if batch.batched else ()), *heads, fresh, columns)
+                weights = new_array("weights", shape, batch.element.stored)
+            _native.cached_forward(options, tensors, held, to, weights)
+            cache.advance(fresh)
+    finally:
+        lock.release()
     return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from multihead.arguments import CachedKeys
 from multihead.arrays import Array, Element, element_of, storage_dtype
 from multihead.checks import dims, integer, wrong, wrong_type
+from multihead.locks import give_lock
 from multihead.memory import new_zeros
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _alone(method: _Method) -> _Method:
+    """Let a method run while nothing else uses the cache, or raise."""
+
+    @functools.wraps(method)
+    def run(self: KVCache, *args: Any, **kwargs: Any) -> Any:
+        lock = self.taken()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            lock.release()
+
+    return cast(_Method, run)
 
 
 class KVCache:
@@ -19,7 +38,7 @@ class KVCache:
 
     Memory is taken once. A call writes the rows of its new tokens after those of each sequence,
     which may have different lengths, and reads the others where they are. A cache serves one call
-    at a time.
+    at a time; another thread's call meanwhile is a ValueError.
 
     Parameters
     ----------
@@ -71,6 +90,8 @@ class KVCache:
     ([5], True)
     """
 
+    _lock: threading.Lock
+
     def __init__(
         self,
         batch: int,
@@ -93,6 +114,16 @@ class KVCache:
         keys = new_zeros("keys of the cache", (n, heads, rows, d), stored)
         values = new_zeros("values of the cache", (n, heads, rows, dv), stored)
         self._adopt(element, keys, values, np.zeros(n, np.int64), np.zeros(n, np.int64))
+        give_lock(self)
+
+    def taken(self) -> threading.Lock:
+        """Take the cache for a call, which gives back the lock, or raise."""
+        lock = self._lock
+        if not lock.acquire(blocking=False):
+            raise wrong(
+                "kv_cache", "a cache of one call at a time", "one that another call is using"
+            )
+        return lock
 
     def _adopt(self, element: Element, keys: Array, values: Array, rows: Array, at: Array) -> None:
         self._element = element
@@ -138,11 +169,13 @@ class KVCache:
         return found
 
     @lengths.setter
+    @_alone
     def lengths(self, lengths: Any) -> None:
         found = self._each("lengths", lengths, 0, self.capacity)
         self._rows[...] = found
         self._lengths[...] = found
 
+    @_alone
     def truncate(self, lengths: Any) -> None:
         """Forget the tokens from there on: of padding behind a prompt, or of a rejected draft.
 
@@ -165,6 +198,7 @@ class KVCache:
         self._rows[...] = found - dropped
         self._lengths[...] = found
 
+    @_alone
     def reorder(self, indices: Any) -> None:
         """Let sequence n go on where sequence ``indices[n]`` is: the beams of a search.
 
@@ -184,11 +218,13 @@ class KVCache:
         self._rows[...] = self._rows[found]
         self._lengths[...] = self._lengths[found]
 
+    @_alone
     def reset(self) -> None:
         """Forget all tokens."""
         self._rows[...] = 0
         self._lengths[...] = 0
 
+    @_alone
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the rows in use, and how many there are.
 
@@ -201,6 +237,7 @@ class KVCache:
         kept = {"keys": self._keys[:, :, :used].copy(), "values": self._values[:, :, :used].copy()}
         return kept | {"lengths": self._lengths.copy(), "rows": self._rows.copy()}
 
+    @_alone
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take in what `state_dict` returned, of a cache with the same sizes but for `capacity`.
 
@@ -311,6 +348,7 @@ class KVCache:
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = dict(state)
         self.__dict__.update(KVCache(**kept.pop("options")).__dict__)
+        give_lock(self)
         self.load_state_dict(kept)
 
     @property

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Mapping
 from operator import is_
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from multihead.arrays import (
 )
 from multihead.checks import wrong_type
 from multihead.layouts import Sizes
+from multihead.locks import give_lock
 from multihead.memory import new_zeros
 
 
@@ -194,9 +193,10 @@ class AttentionParameters:
     bias_v = _parameter("bias_v", "(1, 1, Hk * D)")
     sinks = _parameter("sinks", "(H,)")
 
+    _lock: threading.Lock
+
     def __init__(self, shapes: dict[str, Shape], element: Element, of_grads: Element) -> None:
-        self._lock = threading.Lock()  # held while gradients are added and a mask is drawn
-        _layers.add(self)
+        give_lock(self)  # held while gradients are added and a mask is drawn
         self._shapes = shapes
         self._element, self._of_grads = element, of_grads
         self._adopt(Block(shapes, storage_dtype(element)))
@@ -360,16 +360,3 @@ class AttentionParameters:
             expect_writable(label, array, shape)
             views[name] = array.view(stored)
         return engine_arrays(views), list(grads.values())
-
-
-_layers: WeakSet[AttentionParameters] = WeakSet()
-
-
-def _renew_locks() -> None:
-    """Give a forked child locks that no thread holds which it does not have."""
-    for layer in list(_layers):
-        layer._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)

@@ -126,14 +126,22 @@ def kind_of(scaling: Mapping[str, Any] | None) -> str:
     if not isinstance(scaling, Mapping):
         raise wrong_type("scaling", "a mapping with a rope_type", type(scaling).__name__)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise wrong("scaling['rope_type']", " or ".join(map(repr, _KINDS)), repr(kind))
-    return str(kind)
+    return kind
 
 
 def turns(base: float, dims: int, length: int, scaling: Mapping[str, Any] | None) -> Turns:
-    """Return the angles of one step for a text of so many positions."""
-    return _KINDS[kind_of(scaling)](base, dims, length, scaling or {})
+    """Return the angles of one step for a text of so many positions, or raise."""
+    given = scaling or {}
+    try:
+        with np.errstate(all="ignore"):
+            found = _KINDS[kind_of(scaling)](base, dims, length, given)
+        if np.isfinite(found.frequencies).all() and math.isfinite(found.factor):
+            return found
+    except ArithmeticError:
+        pass
+    raise wrong("scaling", "numbers from which finite angles follow", f"{dict(given)}, base {base}")
 
 
 def regime(length: int, scaling: Mapping[str, Any] | None) -> int:
@@ -150,12 +158,21 @@ def _needed(scaling: Mapping[str, Any], name: str) -> Any:
     if value is None:
         kind = kind_of(scaling)
         raise wrong("scaling", f"{name!r} in a scaling of rope_type {kind!r}", sorted(scaling))
-    return value if name.endswith("_factor") and not np.isscalar(value) else number(name, value)
+    if name.endswith("_factor") and not np.isscalar(value):
+        return value
+    return _positive(name, value)
+
+
+def _positive(name: str, value: Any) -> float:
+    found = number(name, value)
+    if not found > 0:
+        raise wrong(name, "a number above 0", value)
+    return found
 
 
 def _trained(scaling: Mapping[str, Any]) -> float:
     """Return the length that a model was trained with."""
     for name in ("original_max_position_embeddings", "max_position_embeddings"):
         if scaling.get(name) is not None:
-            return number(name, scaling[name])
+            return _positive(name, scaling[name])
     return float(_needed(scaling, "original_max_position_embeddings"))

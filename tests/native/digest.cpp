@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../../csrc/engine/functional.h"
 #include "../../csrc/engine/kernel_sets.h"
@@ -366,27 +368,45 @@ uint64_t attentions(Numbers numbers, int count, bool few, DType computed) {
   return digest.value();
 }
 
+// The lines that are asked for, by how they begin after the set's name; none: all.
+std::vector<std::string> g_asked;
+
+bool asked(const std::string& line) {
+  bool found = g_asked.empty();
+  for (const std::string& begin : g_asked) found |= line.compare(0, begin.size(), begin) == 0;
+  return found;
+}
+
 // Of arrays of T, computed in another dtype, perhaps; a part of the calls.
 template <class T>
 void print_all(const char* set, const char* dtype, DType computed = dtype_of<T>(), int part = 1) {
-  const auto line = [&](const char* kind, uint64_t value) {
-    std::printf("%s: %s %s %016llx\n", set, kind, dtype, static_cast<unsigned long long>(value));
+  const auto line = [&](const char* kind, auto compute) {
+    const std::string name = std::string(kind) + " " + dtype;
+    if (!asked(name)) return;
+    std::printf("%s: %s %016llx\n", set, name.c_str(), static_cast<unsigned long long>(compute()));
     std::fflush(stdout);
   };
   constexpr uint64_t seed = 10 * sizeof(T);  // other calls for each dtype
-  line("layer", layers<T>(Numbers(seed + 1), 400 / part, false, computed));
-  line("layer, chosen sizes,", chosen_layers<T>(Numbers(seed + 2), computed));
-  line("ragged", layers<T>(Numbers(seed + 3), 150 / part, true, computed));
-  line("attention", attentions<T>(Numbers(seed + 4), 400 / part, false, computed));
-  line("few queries", attentions<T>(Numbers(seed + 5), 40 / part, true, computed));
+  line("layer", [&] { return layers<T>(Numbers(seed + 1), 400 / part, false, computed); });
+  line("layer, chosen sizes,", [&] { return chosen_layers<T>(Numbers(seed + 2), computed); });
+  line("ragged", [&] { return layers<T>(Numbers(seed + 3), 150 / part, true, computed); });
+  line("attention", [&] { return attentions<T>(Numbers(seed + 4), 400 / part, false, computed); });
+  line("few queries", [&] { return attentions<T>(Numbers(seed + 5), 40 / part, true, computed); });
 }
 
 }  // namespace
 
-// Takes the number of threads, on which nothing depends.
+// Takes the number of threads, on which nothing depends, and how the lines begin that are wanted.
 int main(int count, char** words) {
   set_num_threads(count > 1 ? std::atoi(words[1]) : 2);
   set_little(0);
+  if (count > 2) g_asked.assign(words + 2, words + count);
+  try {
+    kernels_in_use();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
   const KernelSet& set = kernels_in_use();
   const char* const name = set.name == std::string("baseline") ? "baseline" : "FMA";
   print_all<float>(name, "float32");

@@ -77,23 +77,27 @@ def step(
         raise wrong("key", f"as many new tokens as queries, {tokens}", key.shape[length])
     average, mask = options.average, tensors.mask
     out, weights = engine.new_out(call), None
-    parts = held.parts(tokens, average is not None or mask is not None)
-    for part in parts:
-        fresh = part.stop - part.start
-        some = tensors if len(parts) == 1 else _cut(tensors, length, part)
-        to = out.narrow(length, part.start, fresh)
-        columns = int(held.rows_with(fresh).max(initial=0))
-        scores = (batch, sizes.heads, fresh, columns)
-        if mask is not None and not _fits(mask, scores):
-            expected = f"{scores[2:]} or broadcastable to {scores}"
-            raise wrong("attn_mask", expected, tuple(mask.shape))
-        rows = held.room_for(fresh)
-        if average is not None:
-            shape = batch, 1 if average else sizes.heads, fresh, columns
-            weights = torch.empty(shape, dtype=dtype_of(call), device="cpu")
-        to_out, to_weights = engine_reads((to, weights))
-        _native.cached_forward(options, engine_reads(some), rows, to_out, to_weights)
-        held.advance(fresh)
+    lock = held.taken()
+    try:
+        parts = held.parts(tokens, average is not None or mask is not None)
+        for part in parts:
+            fresh = part.stop - part.start
+            some = tensors if len(parts) == 1 else _cut(tensors, length, part)
+            to = out.narrow(length, part.start, fresh)
+            columns = int(held.rows_with(fresh).max(initial=0))
+            scores = (batch, sizes.heads, fresh, columns)
+            if mask is not None and not _fits(mask, scores):
+                expected = f"{scores[2:]} or broadcastable to {scores}"
+                raise wrong("attn_mask", expected, tuple(mask.shape))
+            rows = held.room_for(fresh)
+            if average is not None:
+                shape = batch, 1 if average else sizes.heads, fresh, columns
+                weights = torch.empty(shape, dtype=dtype_of(call), device="cpu")
+            to_out, to_weights = engine_reads((to, weights))
+            _native.cached_forward(options, engine_reads(some), rows, to_out, to_weights)
+            held.advance(fresh)
+    finally:
+        lock.release()
     return out, weights
 
 
