@@ -15,7 +15,7 @@ from benchmarks.machine import describe, instructions
 from benchmarks.measure import DisagreementError
 
 CONTENDERS = (OURS, TORCH)
-# How far the two references, our float64 and PyTorch's, may be apart. Of the largest logits most rows
+# How far the two references, our float64 and PyTorch's, may be apart. Of the largest, most rows
 # are one weight of 1, and gradients of q and k what rounding leaves of nothing.
 REFERENCES_APART = {1: 1e-11, 10: 1e-11, 100: 1e-11, 1000: 1e-2}
 

@@ -20,8 +20,8 @@ void check_sizes(const AttentionSpec& spec) {
   const Heads& heads = spec.heads;
   const auto check = [](const char* what, int64_t n, int64_t most) {
     if (n > most)
-      throw std::invalid_argument(std::string(what) + ": expected at most " +
-                                  std::to_string(most) + ", got " + std::to_string(n));
+      throw std::invalid_argument(std::string(what) + ": expected at most " + std::to_string(most) +
+                                  ", got " + std::to_string(n));
   };
   check("sequences of query", s.batch, kMostIndices);
   check("tokens of query", s.queries, kMostTokens);
