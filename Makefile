@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize fuzz bench accuracy lint format docs clean
+.PHONY: help demo llama test cross processors sanitize sanitize-threads fuzz bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | fuzz | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | fuzz | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -40,9 +40,14 @@ cross:
 processors: $(VENV)/.test
 	$(BIN)/python tools/processors.py $(BUILD) $(BIN)/python
 
-# the engine under AddressSanitizer and UndefinedBehaviorSanitizer, through its C face
+# the engine and Python's extension under AddressSanitizer and UndefinedBehaviorSanitizer
+SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse))
 sanitize: $(VENV)/.test
-	tools/sanitize.sh $(BUILD) $(BIN)/python
+	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
+
+# the engine's threads, and those of its callers, under ThreadSanitizer
+sanitize-threads:
+	tools/sanitize/threads.sh $(BUILD)
 
 # random calls of every face: make fuzz SECONDS=600 FUZZERS="bnns layer" RECORD=1
 SECONDS ?= 60

@@ -29,6 +29,7 @@ FOLDERS = {
     "src/multihead/signatures": "what type checkers see of the calls",
     "benchmarks": "what `make bench` runs; no part of the package",
     "tools": "the scripts behind the Makefile",
+    "tools/sanitize": "the engine under the compilers' sanitizers",
 }
 WIDTH = 30
 SYSTEM = re.compile(r"_(posix|windows|linux|other)$")

@@ -68,7 +68,7 @@ constexpr int64_t kMostElements = int64_t(1) << 62;
 template <class... Sizes>
 constexpr int64_t size_product(int64_t first, Sizes... sizes) {
   const auto times = [&first](int64_t n) {
-    if (__builtin_mul_overflow(first, n, &first)) first = INT64_MAX;
+    first = n > 0 && first > kMostElements / n ? INT64_MAX : first * n;
   };
   (times(int64_t(sizes)), ...);
   return first;
