@@ -50,7 +50,8 @@ def spoil(draws: Draws, layer: mh.MultiheadAttention, state: dict[str, Any]) -> 
         state[name] = own[name][::-1]
     elif way == 6:
         dtype = draws.choice(["float16", "float32", "float64", ">f4", ">f2", layer_calls.BFLOAT16])
-        state[name] = state[name].astype(dtype)
+        if state[name].size < 1 << 20:
+            state[name] = state[name].astype(dtype)
     elif way == 7:
         state[name] = hostile.placed(draws, state[name])
     else:

@@ -155,7 +155,6 @@ def test_backward_sees_the_scores_that_forward_saw(
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.usefixtures("isa")
 def test_no_queries_read_no_mask(packed: bool, rng: np.random.Generator) -> None:
     mask = rng.standard_normal((3, 4, 1, 700))
     for _ in range(20):  # what is read where nothing lies need not crash at once

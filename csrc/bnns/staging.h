@@ -23,7 +23,7 @@ class Staging {
   View visible(const Tensor& t, const Tensor& mask) {
     if (!mask || read_in_place(t)) return input(t);
     const Tensor to = t.contiguous(take(arena_, t));
-    if (!real_) return to.view();
+    if (!real_ || t.elements() == 0) return to.view();
     std::memset(to.data, 0, size_t(to.elements() * to.item_bytes()));
     for (int64_t b = 0; b < t.size[0]; ++b)
       for (int64_t j = 0; j < t.size[1]; ++j)

@@ -346,6 +346,7 @@ void SplitKeys<E>::merge(int64_t head, const View& out, const View& stats) const
 }  // namespace
 
 void split_keys_forward(const AttentionCall& call, const View& out, const View& stats) {
+  if (call.attention.shape.queries == 0) return;  // which have no rows in a mask either
   dispatch(call.attention.dtype, [&]<class E>() { SplitKeys<E>(call).forward(out, stats); });
 }
 

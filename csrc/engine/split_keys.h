@@ -6,10 +6,8 @@
 
 namespace multihead {
 
-// Decided by the shape alone, as it decides the order of additions. No query has a row of a mask.
-constexpr bool splits_keys(int64_t queries, int64_t keys) {
-  return queries > 0 && queries <= 4 && keys >= 256;
-}
+// Decided by the shape alone, as it decides the order of additions.
+constexpr bool splits_keys(int64_t queries, int64_t keys) { return queries <= 4 && keys >= 256; }
 
 // All sequences of a ragged batch have as many queries then: see sequence_runs.
 inline bool splits_keys(const AttentionCall& call) {

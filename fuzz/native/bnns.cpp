@@ -219,6 +219,8 @@ class Run {
       if (checked && p_.call.batch > 0) v = Verdict::Refuse;
       if (at >= 48 && at < 56 && p_.call.batch > 0 && v == Verdict::Accept) v = Verdict::Unsure;
     }
+    if (cached_ && spoiled_ && v == Verdict::Accept)
+      v = Verdict::Unsure;  // a cache of another call
     size_t work_size = 0;
     std::unique_ptr<char[]> work;
     if (v == Verdict::Accept && draws_.flip(0.4)) {

@@ -44,7 +44,7 @@ Options Options::draw(Draws& draws) {
     else if (o.H > 1)
       o.H = 1;
     else
-      o.E = o.D = o.Dv = o.kdim = o.vdim = 5;
+      o.E = o.D = o.Dv = o.kdim = o.vdim = 4, o.T = std::min<int64_t>(o.T, 70);
   }
   o.types[0] = draws.flip(0.6) ? BNNSDataTypeFloat32 : draws.pick(kTypes);
   for (int i = 1; i < 3; ++i) o.types[i] = draws.flip(0.6) ? o.types[0] : draws.pick(kTypes);
