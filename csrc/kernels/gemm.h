@@ -108,7 +108,8 @@ MULTIHEAD_INLINE void micro(const Gemm<E>& g, Strip<E> strip, Side<E> side, Pref
   constexpr int kLine = 64 / int(sizeof(E)) / G;
   int64_t p = 0;
   for (; p + kLine <= k; p += kLine) {
-    const E* row = side.next + p * G;  // its lines come from memory that no prefetcher foresees
+    // its lines come from memory that no prefetcher foresees
+    const E* row = O == Order::Rows ? side.next + p * G : nullptr;
     advance(prefetch);
     for (int i = 0; i < kLine; i += 2) {
       if (O == Order::Rows) {

@@ -7,7 +7,8 @@ namespace nb = nanobind;
 namespace multihead::binding {
 namespace {
 
-unsigned long g_main_thread = 0;
+using Thread = decltype(PyThread_get_thread_ident());
+Thread g_main_thread = 0;
 
 // Whether a handler has raised; the engine asks, without the GIL.
 bool raised() {
@@ -27,7 +28,7 @@ Signals::~Signals() {
 
 void find_main_thread() {
   const nb::object threading = nb::module_::import_("threading");
-  g_main_thread = nb::cast<unsigned long>(threading.attr("main_thread")().attr("ident"));
+  g_main_thread = nb::cast<Thread>(threading.attr("main_thread")().attr("ident"));
   const auto in_child = [] { g_main_thread = PyThread_get_thread_ident(); };
   const nb::object os = nb::module_::import_("os");
   if (nb::hasattr(os, "register_at_fork"))
