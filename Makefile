@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads fuzz bench accuracy lint format docs clean
+.PHONY: help demo llama test cross processors sanitize sanitize-threads fuzz reliability bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | fuzz | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -53,6 +53,10 @@ sanitize-threads:
 SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
+
+# what is promised of faults, measured: docs/reliability.md
+reliability: $(VENV)/.test
+	$(BIN)/python tools/reliability.py $(BUILD) $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,14 @@ def run(program: str, heap: Path, *arguments: str) -> str:
 @LINUX
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("group", out_of_memory.GROUPS)
-def test_every_allocation_may_fail(group: str, heap: Path) -> None:
+def test_every_allocation_may_fail(
+    group: str, heap: Path, record_property: Callable[[str, int], None]
+) -> None:
     failed = [line.split() for line in run("out_of_memory.py", heap, group).splitlines()]
     assert len(failed) > 5
     for name, failures in failed:
         assert int(failures) > (0 if name in SMALL else 5), name
+    record_property("allocations failed", sum(int(failures) for _, failures in failed))
 
 
 @LINUX
