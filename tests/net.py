@@ -72,9 +72,14 @@ def buckets(every: int = 1) -> list[str]:
     return names[::every]
 
 
+def beside(isa: str) -> str:
+    """The set that computes what is not bfloat16."""
+    return _BESIDE.get(isa, isa)
+
+
 def bucket_digest(name: str, show: bool = False) -> str:
     """The digest of a bucket."""
-    before = _native.use_isa(_BESIDE.get(_native.isa(), _native.isa()))
+    before = _native.use_isa(beside(_native.isa()))
     try:
         return _bucket_digest(name, show)
     finally:
@@ -82,15 +87,23 @@ def bucket_digest(name: str, show: bool = False) -> str:
 
 
 def _bucket_digest(name: str, show: bool) -> str:
-    call, _, calls = KINDS[name.rsplit(" ", 1)[0]]
     total = Digest()
-    for i in range(calls):
-        one = Digest()
-        described = call(Draws(f"{name}, call {i}"), one)
-        total.add(str(one))
+    for i, (one, described) in enumerate(calls_of(name)):
+        total.add(one)
         if show:
             print(i, one, described)
     return str(total)
+
+
+def calls_of(name: str) -> list[tuple[str, str]]:
+    """The digest of each call of a bucket, and what it is."""
+    call, _, calls = KINDS[name.rsplit(" ", 1)[0]]
+    found = []
+    for i in range(calls):
+        one = Digest()
+        described = call(Draws(f"{name}, call {i}"), one)
+        found.append((str(one), described))
+    return found
 
 
 def family(isa: str | None = None) -> str:

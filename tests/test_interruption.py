@@ -29,6 +29,14 @@ def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).standard_normal(shape, np.float32)
 
 
+@pytest.fixture(autouse=True)
+def _handler() -> Iterator[None]:
+    """Python's own, which a process that was started in the background may lack."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=(1, 2), ids=("one thread", "two threads"))
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = mh.get_num_threads()

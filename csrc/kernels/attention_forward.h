@@ -89,7 +89,7 @@ void forward_block(const ForwardBlock<E>& t) {
   const bool guard = t.visible && !finite_keys<E>(t.v, t.key_lanes, t.value_dim, t.keys);
   Gemm<E> values{.m = t.value_dim,
                  .lanes = t.lanes,
-                 .k = guard ? 0 : groups<E>(t.keys),
+                 .k = groups<E>(t.keys),
                  .a = by_feature<E>(t.v, t.key_lanes),
                  .b = t.p,
                  .b_row = t.lanes,
@@ -98,8 +98,10 @@ void forward_block(const ForwardBlock<E>& t) {
                  .init = t.first ? Init::Zero : Init::LoadScaled,
                  .start = alpha,
                  .prefetch = t.prefetch};
-  gemm<E>(values);
-  if (guard) visible_lanes<E>(values, t.keys, t.visible);
+  if (guard)
+    visible_lanes<E>(values, t.keys, t.visible);
+  else
+    gemm<E>(values);
 }
 
 // Results of other keys join those of `t`, each under the larger of two maxima.

@@ -145,8 +145,8 @@ MULTIHEAD_INLINE Vec<Acc<E>> row_of(const Gemm<E>& g, int64_t k, int64_t lane) {
     return k % G ? second_of(x) : first_of(x);
 }
 
-// c += a . b as gemm does, `count` rows of b, row k for the lanes whose bits visible[k] has: a
-// hidden pair adds nothing even where a holds a NaN.
+// c = init + a . b as gemm has it, `count` rows of b, row k for the lanes whose bits visible[k]
+// has: a hidden pair adds nothing even where a holds a NaN.
 template <class E>
 void visible_lanes(const Gemm<E>& g, int64_t count, const uint64_t* visible) {
   using A = Acc<E>;
