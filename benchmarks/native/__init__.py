@@ -158,9 +158,10 @@ def _limit(isa: str) -> ctypes.CDLL:
 @cache
 def _region() -> ctypes.CDLL:
     engine = ROOT / "csrc"
-    patterns = ("cpu.cpp", "system_features_*.cpp", "threads_*.cpp", "usable_cpus_*.cpp")
-    system = [path for each in patterns for path in sorted((engine / "platform").glob(each))]
-    sources = [HERE / "region.cpp", engine / "engine" / "thread_pool.cpp", *system]
+    names = ("cgroups_*", "cpu", "system_features_*", "threads_*", "usable_cpus_*")
+    system = [path for each in names for path in sorted((engine / "platform").glob(f"{each}.cpp"))]
+    pool = [engine / "engine" / f"{name}.cpp" for name in ("interruption", "thread_pool")]
+    sources = [HERE / "region.cpp", *pool, *system]
     library = ctypes.CDLL(str(build("region", sources, _architecture())))
     library.region_seconds.argtypes = [ctypes.c_int, ctypes.c_int]
     library.region_seconds.restype = ctypes.c_double
