@@ -4,13 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
 #include "../../csrc/api.h"
-#include "problem.h"
-#include "tolerances.h"
+#include "judge.h"
+#include "run.h"
 
 namespace fuzz {
 namespace {
@@ -18,14 +17,6 @@ namespace {
 using multihead::EngineTable;
 
 const EngineTable& engine() { return *multihead_private_table(); }
-
-std::string g_text;  // the input at hand, in words
-
-[[noreturn]] void found(const std::string& what) {
-  std::fprintf(stderr, "FOUND: %s\n%s\nlast error: %s\n", what.c_str(), g_text.c_str(),
-               multihead_last_error());
-  std::abort();
-}
 
 // Kernel sets. Those of one family give the same bits.
 
@@ -44,293 +35,6 @@ void use(const std::string& set) {
   if (engine().use_kernels(set.c_str()).status != multihead::faces::Status::Done)
     found("a kernel set that is not there");
 }
-
-// Memory of the client's, of which some is not given.
-
-int g_left = -1;  // allocations until one fails; negative: none does
-int64_t g_held = 0;
-
-int give(void** to, size_t alignment, size_t size) {
-  if (g_left == 0) return 1;
-  if (g_left > 0) --g_left;
-  if (posix_memalign(to, std::max(alignment, sizeof(void*)), std::max<size_t>(size, 1))) return 1;
-  ++g_held;
-  return 0;
-}
-
-void take_back(void* p) {
-  --g_held;
-  std::free(p);
-}
-
-// A number is wrong where it is further off than rounding brings it.
-
-double tolerance(bool gradient, uint32_t type) {
-  const double* of = gradient ? kGradient : kForward;
-  return type == BNNSDataTypeFloat32 ? of[0] : type == BNNSDataTypeFloat16 ? of[1] : of[2];
-}
-
-double largest(const Numbers& x) {
-  double most = 0;
-  for (double a : x)
-    if (std::isfinite(a)) most = std::max(most, std::fabs(a));
-  return most;
-}
-
-void expect(const Numbers& is, const Numbers& wanted, double bound, double scale, bool wild,
-            const std::string& name) {
-  if (is.size() != wanted.size()) found(name + ": another size");
-  const double most = bound * std::max(largest(wanted), scale);
-  for (size_t i = 0; i < is.size(); ++i) {
-    if (std::isfinite(is[i]) != std::isfinite(wanted[i])) {
-      if (!wild) found(name + ": not finite in other places, at " + std::to_string(i));
-      continue;
-    }
-    if (wild || !std::isfinite(wanted[i])) continue;
-    if (!(std::fabs(is[i] - wanted[i]) <= most))
-      found(name + ": " + std::to_string(is[i]) + " at " + std::to_string(i) + ", not " +
-            std::to_string(wanted[i]) + ", largest " + std::to_string(largest(wanted)));
-  }
-}
-
-// One input.
-
-class Run {
- public:
-  Run(Draws& draws, Problem& problem) : draws_(draws), p_(problem) {
-    stage_ = draws.flip(0.4) ? int(draws.below(3)) : -1;
-    allocates_ = draws.flip(0.2);
-    fails_ = allocates_ && stage_ < 0 && draws.flip(0.3) ? int(draws.below(8)) : -1;
-  }
-
-  void all() {
-    if (allocates_) p_.filter.alloc_memory = give, p_.filter.free_memory = take_back;
-    spoil_at(0);
-    f_ = see_filter(p_);
-    if (!owes(f_.verdict)) return;
-    BNNSFilter filter = BNNSFilterCreateLayerMultiheadAttention(&p_.layer, &p_.filter);
-    if (!p_.untouched()) found("create changed an array");
-    if (!judge(f_.verdict, filter ? 0 : -1, "create")) return;
-    layer_ = layer_of(p_, f_);
-    calls(filter);
-    g_left = -1;
-    BNNSFilterDestroy(filter);
-    if (g_held) found("memory of the client's is not given back");
-  }
-
- private:
-  void calls(BNNSFilter filter) {
-    const int before = int(draws_.below(8) == 0);
-    for (int i = 0; i <= before; ++i) {
-      if (i == before) spoil_at(1);
-      const CallSeen c = see_call(p_, f_, p_.call, true);
-      if (!owes(c.verdict) || !forward(filter, c, uint64_t(i), i == before)) return;
-    }
-    if (p_.o.in_place || spoiled_) return;
-    spoil_at(2);
-    const CallSeen c = see_call(p_, f_, p_.call, false);
-    const GradientsSeen g = see_gradients(p_, f_, c, p_.call, cached_);
-    if (owes(g.verdict)) backward(filter, g);
-  }
-
-  void spoil_at(int stage) {
-    if (stage != stage_) return;
-    g_text += "; spoiled " + spoil(draws_, p_, stage);
-    spoiled_ = true;
-  }
-
-  // Whether a call can be made.
-  bool owes(Verdict v) const { return v != Verdict::Unsure; }
-
-  // Whether it went well; what it should not have done is found.
-  bool judge(Verdict v, int status, const std::string& name) {
-    const char* const why = multihead_last_error();
-    if (status == 0 && v == Verdict::Refuse) found(name + " took what is wrong");
-    if (status == 0 && *why) found(name + " went well, with a reason");
-    if (status != 0 && !*why) found(name + " failed without a reason");
-    if (status != 0 && v == Verdict::Accept && g_left != 0) found(name + " refused what is right");
-    return status == 0;
-  }
-
-  bool forward(BNNSFilter filter, const CallSeen& c, uint64_t counter, bool last) {
-    Layer l = layer_;
-    if (c.verdict == Verdict::Accept) add_call(l, f_, c);
-    l.counter = counter;
-    cached_ = last && draws_.flip(0.6);
-    const bool own = draws_.flip(0.4);
-    size_t cache_size = 0, work_size = 0;
-    if (c.verdict == Verdict::Accept) {
-      size_t* const asked = cached_ ? &cache_size : nullptr;  // the answer is for a call like it
-      if (apply(filter, asked, nullptr, &work_size, nullptr)) found("a question failed");
-      if (!p_.untouched()) found("a question changed an array");
-    }
-    const bool less = cached_ && draws_.flip(0.05), less_work = own && draws_.flip(0.05);
-    const Verdict v = less || less_work ? worse(c.verdict, Verdict::Refuse) : c.verdict;
-    if (cache_size > 1u << 26 || work_size > 1u << 26) return false;
-    cache_.reset(new char[cache_size + 64]);
-    shift_ = size_t(draws_.below(64));
-    cache_size_ = cache_size;
-    std::unique_ptr<char[]> work(new char[work_size]);
-    cache_size -= less, work_size -= less_work;
-    if (fails_ >= 0) g_left = fails_;
-    const int status =
-        apply(filter, cached_ ? &cache_size : nullptr, cached_ ? cache_.get() + shift_ : nullptr,
-              own ? &work_size : nullptr, own ? work.get() : nullptr);
-    if (status && !p_.untouched()) found("a forward that failed changed an array");
-    if (!judge(v, status, "forward")) return false;
-    for (const Slot& s : p_.slots)
-      if (!(s.holds(c.output.data, 0) ? s.untouched_but(c.output) : s.untouched()))
-        found("forward changed what is no output");
-    layer_now_ = l;
-    attended_ = fuzz::forward(l);
-    finite_ = finite(l);
-    if (l.dims.N) {
-      const double bound = 16 * std::max(tolerance(false, c.output.type), narrow(false));
-      expect(c.output.values(), attended_.out, bound, 1, !finite_, "output");
-    }
-    p_.keep();
-    return true;
-  }
-
-  int apply(BNNSFilter filter, size_t* cache_size, void* cache, size_t* work_size, void* work) {
-    const Call& c = p_.call;
-    return BNNSApplyMultiheadAttention(filter, c.batch, c.input[0], c.stride[0], c.input[1],
-                                       c.stride[1], c.key_mask, c.key_mask_stride, c.input[2],
-                                       c.stride[2], c.output, c.output_stride, c.attention,
-                                       cache_size, cache, work_size, work);
-  }
-
-  void backward(BNNSFilter filter, const GradientsSeen& g) {
-    char* cache = cached_ ? cache_.get() + shift_ : nullptr;
-    std::unique_ptr<char[]> moved;
-    if (cached_ && draws_.flip(0.3)) {  // to where it may be aligned otherwise
-      moved.reset(new char[cache_size_ + 64]);
-      cache = static_cast<char*>(std::memcpy(moved.get() + draws_.below(64), cache, cache_size_));
-    }
-    Verdict v = g.verdict;
-    bool flipped = false;
-    if (cached_ && !spoiled_ && draws_.flip(0.1)) {
-      const bool header = draws_.flip();
-      const size_t at = size_t(draws_.below(header ? 56 : int64_t(cache_size_)));
-      cache[at] = char(cache[at] ^ 1 << draws_.below(8));
-      g_text += "; a bit of byte " + std::to_string(at) + " of the cache is flipped";
-      flipped = true;
-      const bool checked = at < 16 || (at >= 24 && at < 48);  // all but the counter and the shift
-      if (checked && p_.call.batch > 0) v = Verdict::Refuse;
-      if (at >= 48 && at < 56 && p_.call.batch > 0 && v == Verdict::Accept) v = Verdict::Unsure;
-    }
-    if (cached_ && spoiled_ && v == Verdict::Accept)
-      v = Verdict::Unsure;  // a cache of another call
-    size_t work_size = 0;
-    std::unique_ptr<char[]> work;
-    if (v == Verdict::Accept && draws_.flip(0.4)) {
-      if (apply_backward(filter, cache, &work_size, nullptr)) found("a question failed");
-      if (!p_.untouched()) found("a question changed an array");
-      work.reset(new char[work_size]);
-    }
-    std::vector<char> was;
-    if (cache) was.assign(cache, cache + cache_size_);
-    g_left = fails_;
-    const int status = apply_backward(filter, cache, work ? &work_size : nullptr, work.get());
-    if (status && !p_.untouched()) found("a backward that failed changed an array");
-    if (cache && !std::equal(was.begin(), was.end(), cache)) found("backward changed the cache");
-    if (!judge(v, status, "backward")) return;
-    for (const Slot& s : p_.slots) expect_only_gradients(s, g);
-    if (!flipped && !spoiled_ && finite_) expect_gradients(g);
-  }
-
-  int apply_backward(BNNSFilter filter, void* cache, size_t* work_size, void* work) {
-    const Call& c = p_.call;
-    return BNNSApplyMultiheadAttentionBackward(
-        filter, c.batch, c.input[0], c.stride[0], c.delta[0], c.input[1], c.stride[1], c.key_mask,
-        c.key_mask_stride, c.delta[1], c.input[2], c.stride[2], c.delta[2], c.attention,
-        c.key_bias_delta, c.value_bias_delta, nullptr, 0, c.delta[3], cache ? cache_size_ : 0,
-        cache, work_size, work);
-  }
-
-  void expect_only_gradients(const Slot& s, const GradientsSeen& g) {
-    Slot now;  // with what may be written as it was
-    std::vector<uint8_t> bytes(s.memory.get(), s.memory.get() + s.bytes);
-    for (const Seen* seen : g.written())
-      if (*seen && seen->elements() && s.holds(seen->data, 0))
-        for (const char* at : seen->addresses()) {
-          const size_t offset = size_t(reinterpret_cast<const uint8_t*>(at) - s.memory.get());
-          std::memcpy(&bytes[offset], &s.before[offset], size_t(seen->item()));
-        }
-    if (bytes != s.before) found("backward changed what is no gradient");
-  }
-
-  void expect_gradients(const GradientsSeen& g) {
-    const Layer& l = layer_now_;
-    const Gradients d = fuzz::backward(l, attended_, g.target[3].values());
-    double most = 0;
-    for (const Numbers* all : {d.input, d.weights, d.bias})
-      for (int i = 0; i < (all == d.input ? 3 : 4); ++i) most = std::max(most, largest(all[i]));
-    const auto one = [&](const Seen& seen, const Numbers& wanted, const std::string& name) {
-      if (!seen) return;
-      Numbers sum = wanted;
-      if (seen.adds) {
-        const Numbers old = values_before(seen);
-        for (size_t i = 0; i < sum.size(); ++i) sum[i] += old[i];
-      }
-      const double bound = 16 * std::max(tolerance(true, seen.type), narrow(true));
-      expect(seen.values(), sum, bound, 0.1 * most, false, name);
-    };
-    const char* const names[] = {"query", "key", "value", "output"};
-    for (int i = 0; i < 3; ++i) {
-      Numbers sum = d.input[i];
-      for (int j = 0; j < 3; ++j)  // those that are the same memory receive the sum
-        if (j != i && g.target[j] && g.target[i] && g.target[j].data == g.target[i].data)
-          for (size_t k = 0; k < sum.size(); ++k) sum[k] += d.input[j][k];
-      one(g.target[i], sum, std::string("gradient of ") + names[i]);
-    }
-    for (int i = 0; i < 4; ++i) {
-      one(g.weights[i], d.weights[i], std::string("gradient of the weights of ") + names[i]);
-      one(g.bias[i], d.bias[i], std::string("gradient of the bias of ") + names[i]);
-    }
-    one(g.key_bias, d.key_bias, "gradient of key_attn_bias");
-    one(g.value_bias, d.value_bias, "gradient of value_attn_bias");
-  }
-
-  Numbers values_before(const Seen& seen) const {
-    Numbers found;
-    for (const Slot& s : p_.slots)
-      if (s.holds(seen.data, 0) && found.empty())
-        for (const char* at : seen.addresses())
-          found.push_back(load(reinterpret_cast<const char*>(s.before.data()) +
-                                   (reinterpret_cast<const uint8_t*>(at) - s.memory.get()),
-                               seen.type));
-    return found;
-  }
-
-  double narrow(bool gradient) const {
-    const bool computes = p_.layer.query.target_desc.data_type == BNNSDataTypeBFloat16;
-    return computes ? 4 * tolerance(gradient, BNNSDataTypeBFloat16) : 0;
-  }
-
-  static bool finite(const Layer& l) {
-    const auto all = [](const Numbers& x, bool hides) {
-      return std::all_of(x.begin(), x.end(), [&](double a) {
-        return std::fabs(a) < 1e30 || (hides && a == -INFINITY);
-      });
-    };
-    bool good = all(l.key_bias, false) && all(l.value_bias, false) && all(l.added, true);
-    for (const Numbers& x : l.input) good &= all(x, false);
-    for (const Numbers& x : l.weights) good &= all(x, false);
-    for (const Numbers& x : l.bias) good &= all(x, false);
-    return good;
-  }
-
-  Draws& draws_;
-  Problem& p_;
-  FilterSeen f_;
-  Layer layer_, layer_now_;
-  Attended attended_;
-  std::unique_ptr<char[]> cache_;
-  size_t cache_size_ = 0, shift_ = 0;
-  int stage_ = -1, fails_ = -1;
-  bool allocates_ = false, spoiled_ = false, cached_ = false, finite_ = true;
-};
 
 // The bytes of all arrays after a forward and a backward.
 std::vector<std::vector<uint8_t>> bits(Problem& p, bool cached) {
@@ -385,7 +89,6 @@ void compare_bits(Draws& draws, const std::vector<std::string>& sets) {
 void one(const uint8_t* data, size_t size) {
   static const std::vector<std::string> all = sets();
   Draws draws(data, size);
-  g_left = -1, g_held = 0;
   const std::string set = draws.pick_of(all);
   use(set);
   engine().set_little(draws.flip() ? 0 : 1 << 20);
@@ -393,13 +96,13 @@ void one(const uint8_t* data, size_t size) {
   Problem problem(draws);
   g_text = set + ": " + problem.text();
   if (std::getenv("FUZZ_SHOW")) std::fprintf(stderr, "%s\n", g_text.c_str());
-  Run(draws, problem).all();
+  run(draws, problem);
 }
 
 }  // namespace fuzz
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  multihead_set_num_threads(2);
+  multihead_set_num_threads(1);  // where a filter does not ask for more
   return 0;
 }
 

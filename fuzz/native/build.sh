@@ -16,7 +16,7 @@ if [ -z "$compiler" ]; then
   echo "the fuzzer of the C functions needs Clang (Debian, Ubuntu: apt install clang)" >&2
   exit 1
 fi
-flags=("${exact_flags[@]}" -O1 -g1 -MMD -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+flags=("${exact_flags[@]}" -O2 -g1 -fno-omit-frame-pointer -MMD -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 
 # compiles a line of arguments, unless its object is newer than all that it is made of
 cat >"$build/compile.sh" <<'SCRIPT'
@@ -43,7 +43,7 @@ cmp -s "$build/tolerances.new" "$build/tolerances.h" || cp "$build/tolerances.ne
 {
   # kernels steer nothing; undefined behaviour in them is for `make sanitize`, since it takes a compiler minutes
   library_commands "$build" | sed -e '/kernels_/s/^/-fno-sanitize=undefined /' \
-    -e '/kernels_/!s/^/-fsanitize=fuzzer-no-link /'
+    -e '/kernels_/!s/^/-fsanitize-coverage=inline-8bit-counters,pc-table /'
   for source in fuzz/native/*.cpp; do
     extra=
     case $source in */oracle.cpp) extra="-O2 -fno-sanitize=all" ;; esac  # sums: most of the time

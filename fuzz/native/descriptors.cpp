@@ -108,19 +108,25 @@ int64_t Seen::elements() const {
 std::vector<char*> Seen::addresses() const {
   std::vector<char*> found;
   if (!rank || !elements()) return found;
-  found.push_back(data);
-  for (int i = 0; i < rank; ++i) {
-    std::vector<char*> next;
-    for (char* base : found)
-      for (int64_t j = 0; j < size[i]; ++j) next.push_back(base + j * stride[i] * item());
-    found = std::move(next);
+  found.resize(size_t(elements()));
+  int64_t index[kMostIndices + 1] = {};
+  char* at = data;
+  for (char*& to : found) {
+    to = at;
+    for (int i = rank - 1; i >= 0; --i) {
+      at += stride[i] * item();
+      if (++index[i] < size[i]) break;
+      at -= size[i] * stride[i] * item();
+      index[i] = 0;
+    }
   }
   return found;
 }
 
 std::vector<double> Seen::values() const {
-  std::vector<double> found;
-  for (const char* at : addresses()) found.push_back(load(at, type));
+  const std::vector<char*> all = addresses();
+  std::vector<double> found(all.size());
+  std::transform(all.begin(), all.end(), found.begin(), [&](char* at) { return load(at, type); });
   return found;
 }
 
@@ -142,7 +148,7 @@ Seen see(const Descriptor& d, int rank) {
     const int index = form->columns_first ? 1 - slot : slot;
     s.verdict = worse(s.verdict, within(double(d.size[slot])));
     s.verdict = worse(s.verdict, within(elements *= std::max(double(d.size[slot]), 1.0)));
-    s.size[index] = int64_t(d.size[slot]);
+    s.size[index] = int64_t(std::min(double(d.size[slot]), 2 * kReach));
   }
   for (int slot = 0; slot < rank; ++slot) {
     const int index = form->nearest[slot];

@@ -1,0 +1,21 @@
+// What is wrong with a call, said.
+#pragma once
+
+#include <string>
+
+#include "oracle.h"
+
+namespace fuzz {
+
+inline std::string g_text;  // the input at hand, in words
+
+[[noreturn]] void found(const std::string& what);
+
+double tolerance(bool gradient, uint32_t type);
+double largest(const Numbers& x);
+
+// A number is wrong where it is further off than rounding brings it.
+void expect(const Numbers& is, const Numbers& wanted, double bound, double scale,
+            const std::string& name);
+
+}  // namespace fuzz
