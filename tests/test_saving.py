@@ -143,6 +143,37 @@ def test_an_error_of_the_system_leaves_the_old_file(
     assert seed_in(path) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders are not opened elsewhere")
+@pytest.mark.parametrize("again", [False, True], ids=["new", "over"])
+def test_the_file_is_on_disk_before_its_name_and_the_name_before_the_end(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace, fsync = tmp_path / "layer", os.replace, os.fsync
+    if again:
+        mh.checkpoint.save(layer(1), path)
+    seen: list[tuple[str, int, int]] = []
+
+    def noted(name: str, of: Any) -> None:
+        found = os.stat(of)
+        seen.append((name, found.st_ino, found.st_size if stat.S_ISREG(found.st_mode) else 0))
+
+    def notes_fsync(of: int) -> None:
+        noted("fsync", of)
+        fsync(of)
+
+    def notes_replace(made: str, target: str) -> None:
+        noted("replace", made)
+        replace(made, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", notes_fsync)
+        patched.setattr(os, "replace", notes_replace)
+        mh.checkpoint.save(layer(2), path)
+    file = (path.stat().st_ino, path.stat().st_size)
+    assert seen == [("fsync", *file), ("replace", *file), ("fsync", tmp_path.stat().st_ino, 0)]
+    assert seed_in(path) == 2
+
+
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere" / "layer", tmp_path):
         with pytest.raises(OSError, match=str(path)):
