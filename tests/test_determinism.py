@@ -94,6 +94,24 @@ def test_zeros_have_the_same_sign_for_any_number_of_threads(scale: float, querie
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("keys", [2300, 4200])
+def test_many_groups_of_keys_are_added_in_one_order(keys: int) -> None:
+    # 36 and 66 tiles: groups are longer than the shortest, and their number must not follow threads
+    rng = np.random.default_rng(8)
+    q, d_out = rng.standard_normal((2, 1, 1, 70, 8)).astype(np.float32)
+    k, v = rng.standard_normal((2, 1, 1, keys, 8)).astype(np.float32)
+    before, found = mh.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3, 7):
+            mh.set_num_threads(threads)
+            out, cache = scaled_dot_product_attention(q, k, v, return_cache=True)
+            grads = scaled_dot_product_attention_backward(d_out, cache)
+            found.add((out.tobytes(), *(x.tobytes() for x in grads if x is not None)))
+    finally:
+        mh.set_num_threads(before)
+    assert len(found) == 1
+
+
 ROUNDED = """
 import ctypes, hashlib, sys
 import numpy as np
