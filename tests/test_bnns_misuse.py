@@ -215,6 +215,68 @@ def test_gradients_overlap_nothing(problem: Problem) -> None:
     )
 
 
+ROOM = 2**16  # bytes, more than a call of `clients` writes to a buffer
+
+
+@pytest.fixture
+def clients(rng: np.random.Generator) -> Problem:
+    """A layer whose weights stay where they are, so that calls read them there."""
+    sizes = {"T": 5, "S": 5, "d_model": 6, "k_dim": 6, "v_dim": 6, "batch": 2}
+    made = Problem.make(
+        rng,
+        Options(**sizes, attention_biases=True, key_mask=True, attention="float 2", client=True),
+    )
+    # room after each array, where a call that is wrongly taken writes, and is seen
+    for slot in (*made.slots.values(), *made.grads.values()):
+        room = np.zeros(slot.buffer.size + ROOM, np.uint8)
+        room[: slot.buffer.size] = slot.buffer
+        slot.array, slot.buffer = slot.old(room), room
+        slot.keep_state()
+    made.create()
+    made.forward_with_cache()
+    made.slots["output"].keep_state()
+    made.cache = np.concatenate([made.cache, np.zeros(ROOM, np.uint8)])
+    made.cache_before = made.cache.copy()
+    return made
+
+
+def buffer_at(name: str, address: int) -> dict[str, Any]:
+    """A call's buffer there, as large as it may have to be."""
+    return {name: address} if name == "output" else {name: address, f"{name}_size": c_size_t(ROOM)}
+
+
+@pytest.mark.parametrize("written", ["output", "backprop_cache", "workspace"])
+def test_forward_writes_over_nothing_that_it_reads(written: str, clients: Problem) -> None:
+    read = set(clients.slots) - {"output", "d_output"}
+    assert len(read) == 15
+    for name in read:
+        at = buffer_at(written, clients.slots[name].array.ctypes.data + 4)
+        forward_refused(clients, f"{written}: expected memory apart from", "overlap", **at)
+    others = {"output", "backprop_cache", "workspace"} - {written}
+    room = np.zeros(2 * ROOM, np.uint8)
+    for other in others:
+        at = buffer_at(written, room[64:].ctypes.data) | buffer_at(other, room.ctypes.data)
+        forward_refused(clients, "expected memory apart from", "overlap", **at)
+    assert not room.any()
+
+
+def test_backward_writes_over_nothing_that_it_reads(clients: Problem) -> None:
+    read = [slot.array for name, slot in clients.slots.items() if name != "output"]
+    for array in (*read, clients.cache):
+        address = array.ctypes.data + 4
+        backward_refused(clients, "workspace", "overlap", **buffer_at("workspace", address))
+        for wanted in clients.grads:
+            of, _, part = wanted.partition(".")
+            if of.endswith("_bias"):
+                delta: Any = clients.delta_of(of)
+                delta.data, argument = address, f"{of}_delta"
+            else:
+                delta, argument = clients.delta(of), f"{of}_param_delta"
+                getattr(delta, part or "target_desc").data = address
+            given = {argument: delta}
+            backward_refused(clients, argument, "overlap", **given)
+
+
 def test_a_gradient_does_not_overlap_itself(problem: Problem) -> None:
     delta = problem.delta("query")
     delta.weights.stride[:3] = [1, 1, 1]
