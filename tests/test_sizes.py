@@ -53,6 +53,24 @@ def test_what_no_memory_holds_is_an_error(group: str) -> None:
         assert float(seconds) < 0.5, (what, seconds)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(2**40, 3), (2**20, 2**20, 3), (2**40, 2, 3)])
+def test_what_does_not_fit_is_refused_before_it_is_copied(
+    shape: tuple[int, ...], dtype: str
+) -> None:
+    # of one element in memory: a copy, to cast or to pad it, asks for terabytes
+    wide = np.broadcast_to(np.ones((), dtype), shape)
+    q, x = np.zeros((2, 3, 5, 4), np.float32), np.zeros((5, 2, 6), np.float32)
+    layer = mh.MultiheadAttention(6, 3, seed=0)
+    for name in ("attn_mask", "sinks", "alibi_slopes"):
+        if dtype != "bool" or name == "attn_mask":
+            with pytest.raises(ValueError, match=rf"^{name}: .* got \({shape[0]}, "):
+                functional.scaled_dot_product_attention(q, q, q, **{name: wide})
+    for name in ("attn_mask", "key_padding_mask"):
+        with pytest.raises(ValueError, match=rf"^{name}: .* got \({shape[0]}, "):
+            layer(x, x, x, **{name: wide})
+
+
 @pytest.mark.timeout(240)
 def test_more_than_2_31_scores(rng: np.random.Generator) -> None:
     length = 46_400  # squared: 2^31 and 5 million

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -50,21 +51,31 @@ class Mask(NamedTuple):
 
 
 def _read(
-    name: str, mask: Any, compute: np.dtype[Any], polarity: str = _HIDES
+    name: str,
+    mask: Any,
+    compute: np.dtype[Any],
+    check: Callable[[Shape], None],
+    polarity: str = _HIDES,
 ) -> tuple[Array, Kind | None]:
-    """Return a mask as bool with None, or as floats of the compute dtype with its kind."""
+    """Return a mask as bool with None, or as floats of the compute dtype with its kind.
+
+    `check` raises where the shape does not fit, before anything of that size is made.
+    """
     if type(mask) is np.ndarray and mask.dtype is _BOOL:
+        check(mask.shape)
         return mask, None
     array, kind = borrow(name, mask)
     if array.dtype == _BOOL:
+        check(array.shape)
         return array, None
-    if kind.bfloat16:
-        return decode(array, compute, True), kind
-    if array.dtype.kind != "f":
+    if not kind.bfloat16 and array.dtype.kind != "f":
         got = array.dtype.name
         if array.dtype.kind in "iu":
             got += f" ({polarity.format(name)})"
         raise wrong_type(name, "bool or floating", got)
+    check(array.shape)
+    if kind.bfloat16:
+        return decode(array, compute, True), kind
     if array.dtype == compute and array.flags.aligned and array.dtype.isnative:
         return array, kind
     return _cast(array, compute), kind._replace(dtype=array.dtype.newbyteorder("="))
@@ -87,10 +98,13 @@ def padding_mask(
     """Check a key_padding_mask, (N, S) or unbatched (S,)."""
     if mask is None:
         return None
-    array, kind = _read("key_padding_mask", mask, compute)
     shape = (batch, keys) if batched else (keys,)
-    if array.shape != shape:
-        raise wrong("key_padding_mask", shape, array.shape)
+
+    def check(given: Shape) -> None:
+        if given != shape:
+            raise wrong("key_padding_mask", shape, given)
+
+    array, kind = _read("key_padding_mask", mask, compute, check)
     return Mask(array, kind and MaskGradient(shape, shape, kind))
 
 
@@ -103,13 +117,13 @@ def attention_mask(
     """
     if mask is None:
         return None
-    array, kind = _read("attn_mask", mask, compute)
     batch, heads, queries, keys = shape
-    given = array.shape
-    fits = given in ((queries, keys), (batch * heads, queries, keys))
-    if not fits and not (
-        len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True))
-    ):
+
+    def check(given: Shape) -> None:
+        if given in ((queries, keys), (batch * heads, queries, keys)):
+            return
+        if len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True)):
+            return
         each = (batch * heads, queries, keys)
         expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
         ways = {
@@ -117,7 +131,9 @@ def attention_mask(
             (heads, queries, keys): "attn_mask[None]",
         }
         raise wrong("attn_mask", expected, _with_way(given, ways))
-    return Mask(array, kind and MaskGradient(given, given, kind))
+
+    array, kind = _read("attn_mask", mask, compute, check)
+    return Mask(array, kind and MaskGradient(array.shape, array.shape, kind))
 
 
 def _with_way(given: Shape, ways: Mapping[Any, str]) -> str:
@@ -139,6 +155,18 @@ def of_heads(shape: Shape) -> tuple[int, int, int, int]:
     return (math.prod(lead), heads, rows, columns)
 
 
+def _check_scores(given: Shape, scores: Shape) -> None:
+    """Raise unless a mask broadcasts to scores (..., L, S), or would with more columns."""
+    lead = (1,) * (len(scores) - len(given)) + given
+    fits = len(lead) == len(scores) and all(
+        a in (1, b) for a, b in zip(lead[:-1], scores[:-1], strict=True)
+    )
+    if fits and (lead[-1] in (1, scores[-1]) or 1 < lead[-1] < scores[-1]):
+        return
+    way = {(*scores[:-3], *scores[-2:]): "attn_mask[..., None, :, :]"} if len(scores) > 3 else {}
+    raise wrong("attn_mask", f"a shape that broadcasts to {scores}", _with_way(given, way))
+
+
 def score_mask(
     mask: Any,
     scores: Shape,
@@ -151,19 +179,13 @@ def score_mask(
     """
     if mask is None:
         return None
-    array, kind = _read("attn_mask", mask, compute, _SHOWS)
+    check = functools.partial(_check_scores, scores=scores)
+    array, kind = _read("attn_mask", mask, compute, check, _SHOWS)
     given = array.shape
     if given and 1 < given[-1] < scores[-1]:
         more = [(0, 0)] * (len(given) - 1) + [(0, scores[-1] - given[-1])]
         array = np.pad(array, more, constant_values=False if array.dtype == bool else -np.inf)
-    wide = array.shape
-    lead = (1,) * (len(scores) - len(wide)) + wide
-    if len(lead) != len(scores) or any(a not in (1, b) for a, b in zip(lead, scores, strict=True)):
-        way = (
-            {(*scores[:-3], *scores[-2:]): "attn_mask[..., None, :, :]"} if len(scores) > 3 else {}
-        )
-        expected = f"a shape that broadcasts to {scores}"
-        raise wrong("attn_mask", expected, _with_way(given, way))
+    lead = (1,) * (len(scores) - array.ndim) + array.shape
     outer, expanded = lead[:-3], None
     if outer != scores[: len(outer)] and max(outer) > 1:  # broadcast in some of them
         expanded = scores[: len(outer)] + lead[-3:]

@@ -72,14 +72,10 @@ def score_rules(
     lengths = None if key_lengths is None else _integers("key_lengths", key_lengths, n, 0, keys + 1)
     slopes = None
     if alibi_slopes is not None:
-        slopes, _ = _floats("alibi_slopes", alibi_slopes, compute)
-        if slopes.shape not in ((heads,), (n, heads)):
-            raise wrong("alibi_slopes", f"{dims(heads)} or {dims(n, heads)}", slopes.shape)
+        slopes, _ = _floats("alibi_slopes", alibi_slopes, compute, ((heads,), (n, heads)))
     sunk, kind = None, None
     if sinks is not None:
-        sunk, kind = _floats("sinks", sinks, compute)
-        if sunk.shape != (heads,):
-            raise wrong("sinks", dims(heads), sunk.shape)
+        sunk, kind = _floats("sinks", sinks, compute, ((heads,),))
     if lengths is not None and sizes is not None and (lengths > sizes[1]).any():
         expected = f"at most the keys of each sequence, {sizes[1].tolist()}"
         raise wrong("key_lengths", expected, lengths.tolist())
@@ -140,10 +136,14 @@ def _integers(name: str, x: Any, n: int, low: int, high: int) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
-def _floats(name: str, x: Any, compute: np.dtype[Any]) -> tuple[Array, Kind]:
-    """Take in floats of any floating dtype."""
+def _floats(
+    name: str, x: Any, compute: np.dtype[Any], shapes: tuple[tuple[int, ...], ...]
+) -> tuple[Array, Kind]:
+    """Take in floats of any floating dtype, of one of the shapes."""
     array, kind = (np.asarray(x), None) if isinstance(x, list | tuple) else borrow(name, x)
     kind = kind or Kind(compute)
     if not kind.bfloat16 and array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise wrong_type(name, "floats", array.dtype.name)
+    if array.shape not in shapes:
+        raise wrong(name, " or ".join(dims(*shape) for shape in shapes), array.shape)
     return np.ascontiguousarray(decode(array, compute, kind.bfloat16)), kind
