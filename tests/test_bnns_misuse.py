@@ -486,6 +486,39 @@ def test_sizes_whose_product_wraps_are_refused(problem: Problem) -> None:
     forward_refused(problem, "query_stride", batch_size=2**31 - 1, query_stride=2**40)
 
 
+@pytest.mark.parametrize("large", ["batch", "heads", "d_key", "d_value"])
+def test_each_size_counts_in_their_product(large: str, rng: np.random.Generator) -> None:
+    sizes = dict.fromkeys(("batch", "d_model", "k_dim", "v_dim", "heads", "d_key", "d_value"), 1)
+    problem = Problem.make(rng, Options(**sizes, T=1, S=1, biases=(False,) * 4, client=True))
+    tokens, sizes[large] = 1 << 17, 1 << 29
+    layer, small = problem.layer(), np.zeros(1, np.float32)
+    for name in (*GRADIENTS, "output"):
+        projection = getattr(layer, name)
+        target, weights = projection.target_desc, projection.weights
+        target.layout = DataLayout.TwoDLastMajor
+        target.size[:2], target.stride[:2] = [tokens, 1], [1, tokens]
+        width = sizes["d_value" if name in ("value", "output") else "d_key"]
+        weights.layout, weights.data = DataLayout.ThreeDLastMajor, small.ctypes.data
+        weights.size[:3], weights.stride[:3] = [1, width, sizes["heads"]], [0, 0, 0]
+        if name == "output":
+            weights.layout = DataLayout.TwoDLastMajor
+            weights.size[:3], weights.stride[:3] = [sizes["heads"] * width, 1, 0], [0, 0, 0]
+    problem.filter = bnns.Filter(layer, problem.filter_parameters())
+    arguments = problem.forward_arguments(
+        batch_size=sizes["batch"],
+        query_stride=0,
+        key_stride=0,
+        value_stride=0,
+        output_stride=tokens,
+    )
+    for wanted in (13, 15):  # the sizes of the cache and of the workspace
+        size = c_size_t()
+        asked = [*arguments[:wanted], size, *arguments[wanted + 1 :]]
+        with pytest.raises(BNNSError, match=r"sizes whose product is below 2\*\*62"):
+            bnns.BNNSApplyMultiheadAttention(*asked)
+        assert size.value == 0
+
+
 def test_a_cache_is_of_its_filter(problem: Problem) -> None:
     problem.create()
     backward_refused(problem, "backprop_cache", "another call")
