@@ -159,6 +159,41 @@ def test_a_window_lets_texts_grow_beyond_the_capacity(
         cache.truncate(100)
 
 
+def test_a_draft_is_taken_back_after_rows_were_moved(rng: np.random.Generator) -> None:
+    layer = make("all", "float64", rng)
+    x, draft = text(layer, 2, 260, rng), text(layer, 2, 9, rng)
+    cache = layer.new_kv_cache(2, 100)
+    steps(layer, cache, x[:, :230], [90, 6])  # rows were moved, and some more came since
+    layer(draft, draft, draft, is_causal=True, kv_cache=cache)
+    lengths = [230, 226]
+    cache.truncate(lengths)
+    assert cache.lengths.tolist() == lengths
+    for _ in range(5):
+        ends = np.stack([x[n, length : length + 4] for n, length in enumerate(lengths)])
+        out, _ = layer(ends, ends, ends, is_causal=True, kv_cache=cache)
+        for n, length in enumerate(lengths):
+            own = x[n : n + 1, : length + 4]
+            whole, _ = layer(own, own, own, is_causal=True)
+            assert_close(out[n], whole[0, length:], 1e-12)
+        lengths = [length + 4 for length in lengths]
+
+
+def test_what_a_window_still_sees_is_not_truncated(rng: np.random.Generator) -> None:
+    layer = make("all", "float64", rng)
+    x = text(layer, 2, 130, rng)
+    cache = layer.new_kv_cache(2, 60)
+    steps(layer, cache, x[:, :123], [1])  # 50 rows were kept at 120
+    with pytest.raises(
+        ValueError, match=r"lengths: expected at least \[120, 120\], .* \[123, 119\]"
+    ):
+        cache.truncate([123, 119])
+    assert cache.lengths.tolist() == [123, 123]
+    cache.truncate(120)
+    out = steps(layer, cache, x[:, 120:], [1])
+    whole, _ = layer(x, x, x, is_causal=True)
+    assert_close(out, whole[:, 120:], 1e-12)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_a_long_prompt_goes_through_a_small_window(
     batch_first: bool, rng: np.random.Generator
