@@ -167,6 +167,8 @@ def _numbers(model: Model, inputs: Any, rows: Any, options: Any, results: Any) -
     keys, values = keys[:, :, :columns], values[:, :, :columns]
     for n, end in enumerate(after):
         keys[n, :, end:] = values[n, :, end:] = 0
+    if max(np.abs(x).max(initial=0.0) for x in (keys, values)) > 1e30:
+        return  # flipped bits: float32 may not hold their scores, as float64 does
     places = cache.lengths[:, None] - count + np.arange(count)
     window = made.get("window")
     sinks = model.params.get("sinks")
