@@ -200,6 +200,25 @@ def test_a_sink_takes_its_part_of_the_weights(rng: np.random.Generator) -> None:
     assert (hidden[1] == -np.inf).all()
 
 
+@pytest.mark.parametrize("sides", [(1, 0), (63, 1), (64, 63), (65, 64), (0, 65), (129, None)])
+@pytest.mark.parametrize("offset", [0, 1, 63])
+def test_a_window_is_the_mask_of_it_at_the_edges_of_tiles(
+    sides: tuple[int, int | None], offset: int, rng: np.random.Generator
+) -> None:
+    q, k, v = (rng.standard_normal((1, 1, n, 4)) for n in (195, 195 + offset, 195 + offset))
+    behind = np.arange(195)[:, None] + offset - np.arange(195 + offset)
+    seen = (behind <= sides[0]) & (behind >= -(1000 if sides[1] is None else sides[1]))
+    out, cache = scaled_dot_product_attention(
+        q, k, v, window=sides, query_offset=offset, return_cache=True
+    )
+    expected, masked = scaled_dot_product_attention(q, k, v, attn_mask=seen, return_cache=True)
+    np.testing.assert_array_equal(out, expected)
+    d_out = rng.standard_normal(out.shape)
+    found, wanted = (scaled_dot_product_attention_backward(d_out, c) for c in (cache, masked))
+    for mine, theirs in zip(found[:3], wanted[:3], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_values_beyond_a_window_do_not_matter(rng: np.random.Generator) -> None:
     q, k, v = (rng.standard_normal((1, 2, 400, 8)) for _ in range(3))
     options: dict[str, Any] = {"window": (10, 0)}
