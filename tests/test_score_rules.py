@@ -219,6 +219,22 @@ def test_a_window_is_the_mask_of_it_at_the_edges_of_tiles(
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("largest", [10, 1050, 2200])
+@pytest.mark.usefixtures("isa")
+def test_sums_of_many_keys_are_joined_under_one_maximum(
+    largest: int, rng: np.random.Generator
+) -> None:
+    # keys are summed by 1024, and the sums joined: here the largest score is in one or another
+    q, k, v = (rng.standard_normal((1, 1, n, 8)) for n in (66, 2300, 2300))
+    k[:, :, largest] = 0.5 * q.mean(2)
+    q += 2
+    k[:, :, largest] += 0.4
+    out, lse = scaled_dot_product_attention(q, k, v, return_lse=True)
+    expected = reference.attention(q, k, v)
+    assert error(out, expected.out, "out", scale=1.0) <= tolerance(FORWARD, np.dtype("float64"))
+    assert error(lse, expected.lse, "lse", scale=1.0) <= tolerance(FORWARD, np.dtype("float64"))
+
+
 def test_values_beyond_a_window_do_not_matter(rng: np.random.Generator) -> None:
     q, k, v = (rng.standard_normal((1, 2, 400, 8)) for _ in range(3))
     options: dict[str, Any] = {"window": (10, 0)}
