@@ -78,6 +78,7 @@ def fuzz(name: str, seconds: int, build: Path, seed: int) -> dict[str, Any]:
     return {
         "name": name,
         "runs": int(runs[-1]) if runs else 0,
+        "calls": sum(map(int, re.findall(r"^calls: (\d+)", text, re.M))),
         "failed": status != 0 or bool(found),
         "found": [str(x) for x in found],
         "end": text[-3000:] if status else "",
@@ -105,11 +106,14 @@ def machine() -> str:
 
 def record(results: list[dict[str, Any]]) -> None:
     """Add what was run to the tally."""
-    tally = json.loads(RECORD.read_text()) if RECORD.exists() else {"total": 0, "fuzzers": {}}
+    tally = json.loads(RECORD.read_text())
     here = machine()
     for result in results:
         of = tally["fuzzers"].setdefault(result["name"], {})
         of[here] = of.get(here, 0) + result["runs"]
+        if result["calls"]:  # in them, where the fuzzer counts these
+            calls = tally["calls"]
+            calls[result["name"]] = calls.get(result["name"], 0) + result["calls"]
     tally["fuzzers"] = {name: tally["fuzzers"][name] for name in sorted(tally["fuzzers"])}
     tally["total"] = sum(sum(of.values()) for of in tally["fuzzers"].values())
     RECORD.write_text(json.dumps(tally, indent=1) + "\n")

@@ -31,7 +31,7 @@ TENSORS = {
 DTYPES = ("float32", "float16", "bfloat16")
 
 # short ones more often: their few entries would leave the error to chance
-DRAWS = {16: 64, 128: 16, 1024: 4, 8192: 1}
+DRAWS = {16: 64, 128: 16, 1024: 4, 8192: 1, 16384: 1}
 QUICK_DRAWS = {16: 8, 128: 2}
 LOGITS = (1, 10, 100, 1000)
 

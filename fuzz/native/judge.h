@@ -1,13 +1,15 @@
 // What is wrong with a call, said.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "oracle.h"
 
 namespace fuzz {
 
-inline std::string g_text;  // the input at hand, in words
+inline std::string g_text;    // the input at hand, in words
+inline uint64_t g_calls = 0;  // of the C functions
 
 [[noreturn]] void found(const std::string& what);
 

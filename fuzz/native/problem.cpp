@@ -27,7 +27,7 @@ Options Options::draw(Draws& draws) {
   Options o;
   o.batch = draws.flip(0.05) ? 0 : draws.from(1, 3);
   o.T = draws.from(1, 9), o.S = draws.from(1, 9);
-  if (draws.flip(0.1)) {  // more than one tile
+  if (draws.flip(0.06)) {  // more than one tile
     o.T = draws.flip() ? draws.from(60, 70) : draws.from(1, 40);
     o.S = draws.flip() ? draws.from(60, 70) : draws.from(120, 140);
     if (draws.flip(0.2)) o.T = 130, o.S = draws.from(1, 300);
@@ -38,13 +38,14 @@ Options Options::draw(Draws& draws) {
   }
   o.E = width(draws), o.kdim = width(draws), o.vdim = width(draws);
   o.H = draws.from(1, 3), o.D = width(draws), o.Dv = draws.flip() ? o.D : width(draws);
-  while (o.H * (o.D + o.Dv) * (o.T * o.S + (o.T + o.S) * o.E) * o.batch > 400000) {
+  while (o.H * (o.D + o.Dv) * (o.T * o.S + (o.T + o.S) * o.E) * o.batch > 150000) {
     if (o.batch > 1)
       o.batch = 1;
     else if (o.H > 1)
       o.H = 1;
     else
-      o.E = o.D = o.Dv = o.kdim = o.vdim = 4, o.T = std::min<int64_t>(o.T, 70);
+      o.E = o.D = o.Dv = o.kdim = o.vdim = 4, o.T = std::min<int64_t>(o.T, 70),
+      o.S = std::min<int64_t>(o.S, 140);
   }
   o.types[0] = draws.flip(0.6) ? BNNSDataTypeFloat32 : draws.pick(kTypes);
   for (int i = 1; i < 3; ++i) o.types[i] = draws.flip(0.6) ? o.types[0] : draws.pick(kTypes);

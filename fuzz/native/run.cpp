@@ -56,6 +56,7 @@ class Run {
     spoil_at(0);
     f_ = see_filter(p_);
     if (!owes(f_.verdict)) return;
+    ++g_calls;
     BNNSFilter filter = BNNSFilterCreateLayerMultiheadAttention(&p_.layer, &p_.filter);
     if (!p_.untouched()) found("create changed an array");
     if (!judge(f_.verdict, filter ? 0 : -1, "create")) return;
@@ -142,6 +143,7 @@ class Run {
 
   int apply(BNNSFilter filter, size_t* cache_size, void* cache, size_t* work_size, void* work) {
     const Call& c = p_.call;
+    ++g_calls;
     return BNNSApplyMultiheadAttention(filter, c.batch, c.input[0], c.stride[0], c.input[1],
                                        c.stride[1], c.key_mask, c.key_mask_stride, c.input[2],
                                        c.stride[2], c.output, c.output_stride, c.attention,
@@ -189,6 +191,7 @@ class Run {
 
   int apply_backward(BNNSFilter filter, void* cache, size_t* work_size, void* work) {
     const Call& c = p_.call;
+    ++g_calls;
     return BNNSApplyMultiheadAttentionBackward(
         filter, c.batch, c.input[0], c.stride[0], c.delta[0], c.input[1], c.stride[1], c.key_mask,
         c.key_mask_stride, c.delta[1], c.input[2], c.stride[2], c.delta[2], c.attention,
