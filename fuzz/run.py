@@ -36,7 +36,10 @@ def compiled(build: Path) -> Path:
     found = [shutil.which(x) for x in ("clang++", *(f"clang++-{n}" for n in range(14, 26)))]
     if not any(found) and shutil.which("apt-get") and os.getuid() == 0:
         subprocess.run(["apt-get", "install", "-y", "-qq", "clang"], stdout=subprocess.DEVNULL)
-    subprocess.run([ROOT / "fuzz/native/build.sh", str(build), sys.executable], check=True)
+    # fuzzers compute in one thread; compilers need not
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [ROOT / "fuzz/native/build.sh", str(build), sys.executable]
+    subprocess.run(command, env=own, check=True)
     return build
 
 
