@@ -24,6 +24,22 @@ def torch_module() -> Case:
     return Case(call, [x.detach().numpy(), *(p.detach().numpy() for p in made.parameters())])
 
 
+def compiled_module() -> Case:
+    """The operations that PyTorch's compiler calls: forward and backward."""
+    made = mht.MultiheadAttention(24, 3, batch_first=True)
+    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    x = torch.from_numpy(normal(2, 70, 24)).requires_grad_()
+
+    def call() -> Any:
+        made.zero_grad()
+        x.grad = None
+        out, weights = compiled(x, x, x)
+        (out.sum() + weights.square().sum()).backward()
+        return [out.detach().numpy(), *(p.grad.numpy() for p in (x, *made.parameters()))]
+
+    return Case(call, [x.detach().numpy(), *(p.detach().numpy() for p in made.parameters())])
+
+
 def torch_attention() -> Case:
     q, k, v = (torch.from_numpy(normal(2, 2, 70, 9)).requires_grad_() for _ in range(3))
 
