@@ -27,7 +27,12 @@ CORPUS = ROOT / "fuzz" / "corpus"
 TIMEOUT = 30  # seconds for one input
 GRACE = 240  # and for what a process does before and after its inputs
 MEMORY = 3072  # MiB
-_ASAN = "allocator_may_return_null=1:malloc_context_size=4:quarantine_size_mb=32"
+_ASAN = ":".join(
+    (
+        *("allocator_may_return_null=1", "max_allocation_size_mb=2048"),
+        *("malloc_context_size=4", "quarantine_size_mb=32"),
+    )
+)
 LONGEST = 256  # bytes of an input
 
 
