@@ -2,7 +2,8 @@
 
 Each runs for some seconds from its inputs in ``fuzz/corpus``. What one finds is kept in the build
 directory, and how to replay it is printed; the exit status is then not 0. ``--record`` adds the
-inputs that were run to ``fuzz/record.json``.
+inputs that were run to ``fuzz/record.json``. ``--sanitized build/sanitize/address``, after ``make
+sanitize``, lets Python's fuzzers call the package that was built there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,24 @@ def compiled(build: Path) -> Path:
     return build
 
 
-def fuzz(name: str, seconds: int, build: Path, seed: int) -> dict[str, Any]:
+def sanitized(folder: Path) -> dict[str, str]:
+    """Return what makes Python import the package under AddressSanitizer that a folder has."""
+    if not (folder / "python/multihead").is_dir():
+        raise SystemExit(f"--sanitized: {folder} has no python/multihead; `make sanitize` makes it")
+    libraries = []
+    for compiler, name in (
+        ("gcc", "libasan.so"),
+        ("gcc", "libubsan.so"),
+        ("g++", "libstdc++.so.6"),
+    ):
+        command = [compiler, f"-print-file-name={name}"]
+        libraries.append(subprocess.check_output(command, text=True).strip())
+    return {"PYTHONPATH": str(folder / "python"), "LD_PRELOAD": ":".join(libraries)}
+
+
+def fuzz(
+    name: str, seconds: int, build: Path, seed: int, environment: dict[str, str]
+) -> dict[str, Any]:
     """Run one fuzzer; return how many inputs it ran, and what it found."""
     grown, kept = build / "grown" / name, build / "found" / name
     for folder in (grown, kept):
@@ -61,7 +79,10 @@ def fuzz(name: str, seconds: int, build: Path, seed: int) -> dict[str, Any]:
     ]
     if (CORPUS / name).is_dir():
         words.append(str(CORPUS / name))
-    own = {"FUZZ_BUILD": str(build), "ASAN_OPTIONS": _ASAN}
+    asan = _ASAN + ":detect_leaks=0" * (name in PYTHON)  # Python's own are not our business
+    own = {"FUZZ_BUILD": str(build), "ASAN_OPTIONS": asan}
+    if name in PYTHON:
+        own |= environment
     log = build / f"{name}.log"
     before = set(kept.iterdir())
     with log.open("w") as file:
@@ -135,6 +156,7 @@ def main() -> int:
     parser.add_argument("--fuzzers", default="", help="names of some: all, if none is given")
     parser.add_argument("--at-once", type=int, default=2, help="processes")
     parser.add_argument("--record", action="store_true", help="add to fuzz/record.json")
+    parser.add_argument("--sanitized", type=Path, metavar="FOLDER", help="see above")
     chosen = parser.parse_args()
     names = chosen.fuzzers.replace(",", " ").split() or [*NATIVE, *PYTHON]
     for name in names:
@@ -146,9 +168,12 @@ def main() -> int:
     if set(names) & set(NATIVE):
         compiled(build)
     build.mkdir(parents=True, exist_ok=True)
+    environment = sanitized(chosen.sanitized.resolve()) if chosen.sanitized else {}
     seed = int(time.time()) % 2**31 + 1
     with ThreadPoolExecutor(chosen.at_once) as pool:
-        running = [pool.submit(fuzz, name, chosen.seconds, build, seed) for name in names]
+        running = [
+            pool.submit(fuzz, name, chosen.seconds, build, seed, environment) for name in names
+        ]
         results = [x.result() for x in running]
     for result in results:
         print(f"{result['name']}: {result['runs']} inputs, {len(result['found'])} found")

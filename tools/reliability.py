@@ -136,7 +136,8 @@ def fuzzed(_: dict[str, Any]) -> str:
     rows = [[f"`{name}`", f"{sum(of.values()):,}"] for name, of in record["fuzzers"].items()]
     rows.append(["all", f"{record['total']:,}"])
     kinds = sorted({kind for of in record["fuzzers"].values() for kind in of})
-    return table(["fuzzer", "inputs"], rows) + "\n\n" + wrapped(f"On {'; '.join(kinds)}.")
+    calls = "".join(f" `{name}` made {n:,} calls in its." for name, n in record["calls"].items())
+    return table(["fuzzer", "inputs"], rows) + "\n\n" + wrapped(f"On {'; '.join(kinds)}.{calls}")
 
 
 def machine(found: dict[str, Any]) -> str:
