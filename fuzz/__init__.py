@@ -23,4 +23,4 @@ PYTHON = {  # name: module, in the order in which they run
     "torch_module": "fuzz.torch_module",
     "torch_functions": "fuzz.torch_functions",
 }
-NATIVE = ("bnns",)
+NATIVE = ("bnns", "bnns_shipped")

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,11 @@ def sanitized(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder / "python"), "LD_PRELOAD": ":".join(libraries)}
 
 
+def _limited() -> None:
+    most = (MEMORY - 512) << 20
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
 def fuzz(
     name: str, seconds: int, build: Path, seed: int, environment: dict[str, str]
 ) -> dict[str, Any]:
@@ -77,8 +83,9 @@ def fuzz(
         "-entropic=0",  # a third of the time of short inputs
         *(f"-artifact_prefix={kept}/", str(grown)),
     ]
-    if (CORPUS / name).is_dir():
-        words.append(str(CORPUS / name))
+    seeds = CORPUS / name.removesuffix("_shipped")
+    if seeds.is_dir():
+        words.append(str(seeds))
     asan = _ASAN + ":detect_leaks=0" * (name in PYTHON)  # Python's own are not our business
     own = {"FUZZ_BUILD": str(build), "ASAN_OPTIONS": asan}
     if name in PYTHON:
@@ -93,6 +100,7 @@ def fuzz(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_limited if name == "bnns_shipped" else None,  # whose malloc has no limit
         )
         try:
             status = process.wait(seconds + GRACE)
