@@ -123,7 +123,8 @@ def step(draws: Draws, model: Model) -> None:
         options["attn_mask"] = net_draws.mask_of(draws, kind, four, float_dtype, True)
     judge.show(made, count, rows, lengths, cache, model.dtype, model.of_torch, options.keys())
     kept = judge.Kept([*inputs, options.get("attn_mask")])
-    if not room and cache.window is None:
+    too_long = (lengths > 2**40 - count).any()
+    if too_long or (not room and cache.window is None):
         own = [cache.keys, cache.values, cache._rows, cache._lengths]
         return judge.must_refuse(lambda: model.call(inputs, **options), [*own, *inputs], "no room")
     before = cache.keys.copy(), cache.values.copy()

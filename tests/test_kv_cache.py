@@ -327,6 +327,25 @@ def test_what_makes_no_sense_is_refused(
     assert cache.lengths.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_a_text_that_would_be_too_long_is_refused_before_anything_moves(
+    tokens: int, rng: np.random.Generator
+) -> None:
+    layer = mh.MultiheadAttention(16, 2, window=(7, None), batch_first=True, seed=0).eval()
+    x = rng.standard_normal((1, 40, 16), np.float32)
+    cache = layer.new_kv_cache(1, 20)
+    layer(x[:, :18], x[:, :18], x[:, :18], is_causal=True, kv_cache=cache, need_weights=False)
+    state = cache.state_dict() | {"lengths": np.array([2**40 - 1])}
+    cache.load_state_dict(state)
+    before = {name: x.copy() for name, x in cache.state_dict().items()}
+    with pytest.raises(ValueError, match=r"kv_cache: expected texts of 2\*\*40 tokens at most"):
+        layer(*[x[:, :tokens]] * 3, is_causal=True, kv_cache=cache, need_weights=False)
+    for name, kept in cache.state_dict().items():
+        np.testing.assert_array_equal(kept, before[name], err_msg=name)
+    layer(*[x[:, :1]] * 3, is_causal=True, kv_cache=cache, need_weights=False)
+    assert cache.lengths.tolist() == [2**40]
+
+
 def test_a_layer_with_rows_after_its_keys_has_none() -> None:
     layer = mh.MultiheadAttention(8, 2, add_zero_attn=True)
     with pytest.raises(ValueError, match="kv_cache: expected a layer without rows after its keys"):

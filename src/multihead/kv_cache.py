@@ -16,6 +16,8 @@ from multihead.checks import dims, integer, wrong, wrong_type
 from multihead.locks import give_lock
 from multihead.memory import new_zeros
 
+LONGEST = 2**40  # tokens of a text: what the engine tells apart
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -266,7 +268,7 @@ class KVCache:
                 raise wrong_type(name, own.dtype.name, x.dtype.name)
         used = min(keys.shape[2], values.shape[2])
         rows = self._each("rows", rows, 0, used)
-        lengths = self._each("lengths", lengths, 0, 2**40)
+        lengths = self._each("lengths", lengths, 0, LONGEST)
         if self._window is None and (lengths != rows).any():
             raise wrong("lengths", f"{rows.tolist()}, as there is no window", lengths.tolist())
         if (lengths < rows).any():
@@ -309,6 +311,9 @@ class KVCache:
 
     def parts(self, tokens: int, whole: bool) -> list[slice]:
         """Cut new tokens into parts that each have room; `whole`: into one, or raise."""
+        if (self._lengths > LONGEST - tokens).any():
+            expected = f"texts of 2**40 tokens at most, {tokens} more included (reset)"
+            raise wrong("kv_cache", expected, f"lengths {self._lengths.tolist()}")
         most = self.capacity if self._window is None else self.capacity - self._window
         fits = int(self._rows.max(initial=0)) + tokens <= self.capacity
         if fits or tokens <= most or self._window is None:
