@@ -93,6 +93,19 @@ def test_bfloat16_with_all_options(draw: int, rng: np.random.Generator) -> None:
     run_and_compare(rng, BFLOAT16, [x for x in OPTIONS if rng.random() < 0.5])
 
 
+@pytest.mark.usefixtures("isa")
+def test_scores_far_beyond_the_cap_are_as_exact(rng: np.random.Generator) -> None:
+    q, k, v, d_out = (rng.standard_normal((2, 3, 20, 64)) for _ in range(4))
+    options: dict[str, Any] = {"softcap": 0.5, "scale": 1.0}  # scores to some 40 times the cap
+    out, cache = scaled_dot_product_attention(q, k, v, return_cache=True, **options)
+    grads = scaled_dot_product_attention_backward(d_out, cache)
+    expected = reference.attention(q, k, v, **options)
+    wanted = reference.attention_backward(expected, d_out)
+    assert_close(out, expected.out, 1e-14, "out")
+    for name, grad in zip("qkv", grads, strict=False):
+        assert_close(grad, getattr(wanted, name), tolerance(GRADIENT, q.dtype), name)
+
+
 @pytest.mark.parametrize(
     "names", [["window", "causal"], ["softcap", "alibi"], ["sinks", "lengths"]]
 )

@@ -7,7 +7,11 @@
 namespace multihead::MULTIHEAD_ISA {
 namespace {
 
-// 1 - 2^x for -40 <= x <= 0, without cancellation near 0.
+// What 2^x is nothing beside 1 for.
+template <class T>
+constexpr T kVanishes = sizeof(T) == 4 ? T(-40) : T(-64);
+
+// 1 - 2^x from kVanishes to 0, without cancellation near 0.
 template <class T>
 MULTIHEAD_INLINE Vec<T> one_less_exp2(Vec<T> x) {
   using E = Exp2<T>;
@@ -40,7 +44,7 @@ MULTIHEAD_INLINE Vec<T> tanh(Vec<T> x, T scale) {
   const Bits<T> sign = reinterpret_cast<Bits<T>>(splat(T(-0.0)));
   const Bits<T> bits = reinterpret_cast<Bits<T>>(x);
   const Vec<T> down = reinterpret_cast<Vec<T>>(bits | sign) * (T(2.8853900817779268) * scale);
-  const Vec<T> e = one_less_exp2<T>(maximum(splat(T(-40)), down));  // of -2 |x| log2(e)
+  const Vec<T> e = one_less_exp2<T>(maximum(splat(kVanishes<T>), down));  // of -2 |x| log2(e)
   const Vec<T> y = divided<T>(e, splat(T(2)) - e);
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Bits<T>>(y) | (bits & sign));
 }

@@ -183,6 +183,7 @@ class Run {
     if (v == Verdict::Accept && draws_.flip(0.4)) {
       if (apply_backward(filter, cache, &work_size, nullptr)) found("a question failed");
       if (!p_.untouched()) found("a question changed an array");
+      if (work_size > 1u << 26) return;
       work.reset(new char[work_size]);
     }
     std::vector<char> was;
