@@ -155,7 +155,7 @@ def check_package(model: str, best: str, lacking: str, python: Path) -> str:
 
 def objects(build: Path) -> list[Path]:
     """Return the package's objects of the engine and its kernels."""
-    folders = [path for path in build.iterdir() if path.name not in ("cross", "sanitize")]
+    folders = [path for path in build.iterdir() if path.name not in ("cross", "fuzz", "sanitize")]
     found = [path for folder in folders for path in folder.rglob("*.o")]
     made = [x for x in found if "multihead_objects.dir" in str(x) or "kernels_" in str(x)]
     newest: dict[str, Path] = {}  # of several environments' builds
