@@ -28,10 +28,13 @@ double largest(const Numbers& x) {
   return most;
 }
 
+// What is less than this share of numbers as they are drawn float16 may not have.
+constexpr double kLeast = 1e-3;
+
 void expect(const Numbers& is, const Numbers& wanted, double bound, double scale,
             const std::string& name) {
   if (is.size() != wanted.size()) found(name + ": another size");
-  const double most = bound * std::max(largest(wanted), scale);
+  const double most = bound * std::max({largest(wanted), scale, kLeast});
   for (size_t i = 0; i < is.size(); ++i)
     if (!(std::fabs(is[i] - wanted[i]) <= most))
       found(name + ": " + std::to_string(is[i]) + " at " + std::to_string(i) + ", not " +
