@@ -201,7 +201,7 @@ void apply_backward(Filter& f, const ApplyArguments& a, const BackwardArguments&
   // The call.
   const Block64 staged(count.used(), f.allocator);
   const Workspace memory(to.workspace, of_workspace, f.allocator);
-  Arena arena(staged.data());
+  Arena arena(staged);
   Staging staging(arena, true);
   LayerCall l = layer_call(call, header.counter, staging);
   const View d_out = staging.input(g.output.target);

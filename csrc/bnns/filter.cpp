@@ -170,7 +170,7 @@ void Filter::copy_weights() {
   Arena none;
   copy(none, false);
   copies = Block64(none.used(), allocator);
-  Arena arena(copies.data());
+  Arena arena(copies);
   copy(arena, true);
   output.weights = output.weights.permuted(1, 2, 0);
 }

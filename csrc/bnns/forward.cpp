@@ -54,7 +54,7 @@ void apply_forward(Filter& f, const ApplyArguments& a, const ForwardArguments& t
   const Block64 staged(count.used(), f.allocator);
   const Workspace memory(to.workspace, of_workspace, f.allocator);
   const uint64_t counter = f.dropout > 0 ? f.calls.fetch_add(1) : 0;
-  Arena arena(staged.data());
+  Arena arena(staged);
   Staging staging(arena, true);
   LayerCall l = layer_call(call, counter, staging);
   const View out = staging.output(output);

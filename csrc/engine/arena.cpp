@@ -85,6 +85,7 @@ Block64::Block64(size_t bytes, const Allocator& from) : from_(from) {
 }
 
 Block64::~Block64() {
+  if (data_) platform::allow(data_, bytes_);
   if (from_.allocate) {
     if (data_) from_.release(data_);
   } else if (!(bytes_ >= kHugePage && data_ && g_kept->give(data_, bytes_))) {

@@ -6,6 +6,8 @@
 #include <new>
 #include <utility>
 
+#include "../platform/guards.h"
+
 namespace multihead {
 
 constexpr size_t kAlign = 64;
@@ -44,18 +46,29 @@ class Block64 {
 };
 
 // Hands out parts of a block. Without a block it counts only: a layout runs once to learn its
-// size and once to take its memory.
+// size and once to take its memory. Between parts of a block of our own a sanitizer keeps guard.
 class Arena {
  public:
   Arena() = default;
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(const Block64& block) : Arena(block.data()) { guarded_ = true; }
+
+  // The memory of another arena's part, which is guarded likewise.
+  static Arena within(void* base) {
+    Arena arena(base);
+    arena.guarded_ = true;
+    return arena;
+  }
 
   template <class T>
   T* take(int64_t n) {
     constexpr size_t kMost = size_t(1) << 62;  // more than there is, and sums of it do not wrap
     if (n < 0 || size_t(n) > kMost / sizeof(T) || used_ > kMost) throw std::bad_alloc();
     char* at = base_ ? base_ + used_ : nullptr;
-    used_ += (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    const size_t bytes = (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    if (at) platform::allow(at, bytes);
+    if (at && guarded_) platform::forbid(at + bytes, platform::kGuard);
+    used_ += bytes + platform::kGuard;
     return reinterpret_cast<T*>(at);
   }
   size_t used() const { return used_; }
@@ -63,6 +76,7 @@ class Arena {
  private:
   char* base_ = nullptr;
   size_t used_ = 0;
+  bool guarded_ = false;
 };
 
 }  // namespace multihead

@@ -74,7 +74,7 @@ void CachedLayer<E>::run(std::initializer_list<W*> weights, size_t scratch, Add 
   Arena counted;
   layout(counted);
   const Block64 block(counted.used(), call_.layer.resources.allocator);
-  Arena arena(block.data());
+  Arena arena(block);
   layout(arena);
   std::vector<Phase> phases;
   for (const W* w : weights) w->add_packing(phases, kernels_);

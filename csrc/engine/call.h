@@ -56,8 +56,8 @@ struct PreparedCall {
     };
     const Block64 block(resources.workspace ? 0 : layout_bytes(layout), resources.allocator);
     const Block64 of_workers(layout_bytes(all_workers), resources.allocator);
-    Arena arena(resources.workspace ? resources.workspace : block.data());
-    Arena arena_of_workers(of_workers.data());
+    Arena arena = resources.workspace ? Arena(resources.workspace) : Arena(block);
+    Arena arena_of_workers(of_workers);
     layout(arena);
     all_workers(arena_of_workers);
     add_passes();

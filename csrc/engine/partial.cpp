@@ -87,7 +87,7 @@ void merge_attention(const KernelSet& set, const MergeCall& call) {
     count.take<Acc<E>>(call.out.size[3]);
     WorkerMemory memory(workers);
     const Block64 block(count.used() * size_t(workers) + 4096 * size_t(workers));
-    Arena arena(block.data());
+    Arena arena(block);
     memory.layout(arena, count.used());
     run_phases({{call.out.size[0] * heads,
                  [&](int64_t task, int worker) {

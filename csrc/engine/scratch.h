@@ -56,7 +56,7 @@ class WorkerMemory {
     each_ = size_t(round_up(int64_t(each), 4096));
     base_ = arena.take<char>(int64_t(each_) * workers_);
   }
-  Arena of(int worker) const { return Arena(base_ + size_t(worker) * each_); }
+  Arena of(int worker) const { return Arena::within(base_ + size_t(worker) * each_); }
 
  private:
   int workers_;
