@@ -45,9 +45,10 @@ SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache 
 sanitize: $(VENV)/.test
 	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
 
-# the engine's threads, and those of its callers, under ThreadSanitizer
-sanitize-threads:
-	tools/sanitize/threads.sh $(BUILD)
+# the engine's threads, and those of its callers, Python's and PyTorch's too, under ThreadSanitizer
+THREADED ?= $(addprefix tests/test_,$(addsuffix .py,concurrent_calls concurrent_filters torch_concurrent))
+sanitize-threads: $(VENV)/.test
+	tools/sanitize/threads.sh $(BUILD) $(BIN)/python $(THREADED) $(ARGS)
 
 # random calls of every face: make fuzz SECONDS=600 FUZZERS="bnns layer" RECORD=1
 SECONDS ?= 60

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +57,25 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = mh.get_num_threads()
     mh.set_num_threads(request.param)
     yield request.param
+    mh.set_num_threads(before)
+
+
+@pytest.fixture
+def changing() -> Iterator[None]:
+    """Let another thread set the number of threads to this and that during the test."""
+    before, done = mh.get_num_threads(), threading.Event()
+
+    def change() -> None:
+        for number in itertools.cycle((1, 2, 5, 3, 9, 1, 17)):
+            mh.set_num_threads(number)
+            if done.wait(0.001):
+                return
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
     mh.set_num_threads(before)
 
 

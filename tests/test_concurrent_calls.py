@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import multihead as mh
+from callers import CALLERS, at_once
 from cases import Construction, layer_step, make_call, make_layer
 from digests import digest
 from multihead import functional
 from tolerance import GRADIENT, assert_close, tolerance
 
 pytestmark = pytest.mark.timeout(120)
-CALLERS = 16
-
-
-@pytest.fixture
-def changing() -> Iterator[None]:
-    """Let another thread set the number of threads to this and that during the test."""
-    before, done = mh.get_num_threads(), threading.Event()
-
-    def change() -> None:
-        for number in itertools.cycle((1, 2, 5, 3, 9, 1, 17)):
-            mh.set_num_threads(number)
-            if done.wait(0.001):
-                return
-
-    thread = threading.Thread(target=change)
-    thread.start()
-    yield
-    done.set()
-    thread.join()
-    mh.set_num_threads(before)
-
-
-def at_once(work: Callable[[int], Any]) -> list[Any]:
-    """Call with 0 to 15 from as many threads, which begin together."""
-    barrier = threading.Barrier(CALLERS)
-
-    def begin(i: int) -> Any:
-        barrier.wait(30)
-        return work(i)
-
-    with ThreadPoolExecutor(CALLERS) as pool:
-        return list(pool.map(begin, range(CALLERS)))
 
 
 def of_layers(seed: int) -> str:
