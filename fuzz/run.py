@@ -79,6 +79,7 @@ def fuzz(
         folder.mkdir(parents=True, exist_ok=True)
     words = [
         *(f"-max_total_time={seconds}", f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}"),
+        f"-report_slow_units={TIMEOUT}",
         *(f"-max_len={LONGEST}", f"-seed={seed}", "-print_final_stats=1", "-len_control=0"),
         "-entropic=0",  # a third of the time of short inputs
         *(f"-artifact_prefix={kept}/", str(grown)),
