@@ -13,6 +13,7 @@ from callers import CALLERS, at_once
 from cases import Construction, layer_step, make_call, make_layer
 from digests import digest
 from multihead import functional
+from scripts import printed
 from tolerance import GRADIENT, assert_close, tolerance
 
 pytestmark = pytest.mark.timeout(120)
@@ -167,3 +168,28 @@ def test_a_cache_that_threads_share_serves_one_of_them_at_a_time() -> None:
             use()
     lock.release()
     cache.reset()
+
+
+def test_the_first_calls_of_a_process_may_come_at_once() -> None:
+    code = """
+import threading
+import numpy as np
+import multihead as mh
+from multihead import functional
+mh.set_num_threads(8)
+q = np.random.default_rng(0).standard_normal((2, 4, 150, 16), np.float32)
+begin, found = threading.Barrier(8), []
+def attend():
+    found.append(functional.scaled_dot_product_attention(q, q, q).tobytes())
+def first():
+    begin.wait(30)
+    attend()
+callers = [threading.Thread(target=first) for _ in range(8)]
+for caller in callers:
+    caller.start()
+for caller in callers:
+    caller.join()
+attend()
+print(len(found), len(set(found)))
+"""
+    assert printed(code) == "9 1\n"
