@@ -74,7 +74,8 @@ class Run {
     for (int i = 0; i <= before; ++i) {
       if (i == before) spoil_at(1);
       const CallSeen c = see_call(p_, f_, p_.call, true);
-      if (c.verdict == Verdict::Accept && p_.call.batch > 1u << 22) return;  // of seconds, all empty
+      if (c.verdict == Verdict::Accept && p_.call.batch > 1u << 22)
+        return;  // of seconds, all empty
       if (!owes(c.verdict) || !forward(filter, c, uint64_t(i), i == before)) return;
     }
     if (p_.o.in_place || spoiled_) return;
