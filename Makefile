@@ -41,7 +41,8 @@ processors: $(VENV)/.test
 	$(BIN)/python tools/processors.py $(BUILD) $(BIN)/python
 
 # the engine and Python's extension under AddressSanitizer and UndefinedBehaviorSanitizer
-SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse))
+SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache checkpoint bnns bnns_misuse \
+  torch_functional torch_concurrent torch_layer_options torch_kv_cache torch_in_place))
 sanitize: $(VENV)/.test
 	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
 
