@@ -42,7 +42,8 @@ processors: $(VENV)/.test
 
 # the engine and Python's extension under AddressSanitizer and UndefinedBehaviorSanitizer
 SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse checkpoint \
-  layer_options torch_module torch_functional torch_kv_cache torch_nested torch_varlen torch_in_place))
+  layer_options torch_module torch_functional torch_concurrent torch_layer_options torch_kv_cache torch_nested \
+  torch_varlen torch_in_place))
 sanitize: $(VENV)/.test
 	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
 

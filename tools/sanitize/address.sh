@@ -7,19 +7,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=$(realpath -m "${1:-build}")/sanitize/address python=$2
 shift 2
 source tools/kernel_flags.sh
-source tools/sanitize/package.sh
+source tools/sanitize/shared.sh
 sanitizers=(-g -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 compile_library "$build" g++ -O1 "${sanitizers[@]}"
 g++ -shared -fsanitize=address,undefined "$build"/*.o -o "$build/libmultihead.so" -pthread
 
-# the calls of the digest, on each set of kernels that this processor runs
 g++ -O1 "${sanitizers[@]}" "${exact_flags[@]}" tests/native/digest.cpp "$build"/*.o \
   -o "$build/digest" -pthread
-for isa in $(sets_here); do
-  MULTIHEAD_ISA=$isa "$build/digest" | grep -vxFf tests/native/digests.txt &&
-    { echo "$isa: not the bits of tests/native/digests.txt"; exit 1; }
-  echo "$isa: the bits of tests/native/digests.txt, and nothing found"
-done
+run_digests "$build" "nothing found"
 
 gcc -std=c99 -D_POSIX_C_SOURCE=200112L -g -fsanitize=address,undefined tests/native/bnns_program.c \
   -L"$build" -lmultihead -Wl,-rpath,"$build" -lm -lpthread -o "$build/bnns_program"

@@ -13,20 +13,13 @@ fi
 build=$(realpath -m "${1:-build}")/sanitize/threads python=$2
 shift 2
 source tools/kernel_flags.sh
-source tools/sanitize/package.sh
+source tools/sanitize/shared.sh
 sanitizer=(-g -fsanitize=thread)
 compile_library "$build" g++ -O1 "${sanitizer[@]}"
 g++ -shared -fsanitize=thread "$build"/*.o -o "$build/libmultihead.so" -pthread
 g++ -O1 "${sanitizer[@]}" "${exact_flags[@]}" tests/native/digest.cpp "$build"/*.o \
   -o "$build/digest" -pthread
-for isa in $(sets_here); do
-  MULTIHEAD_ISA=$isa "$build/digest" 3 >"$build/digest.txt"
-  if grep -vxFf tests/native/digests.txt "$build/digest.txt"; then
-    echo "$isa: not the bits of tests/native/digests.txt"
-    exit 1
-  fi
-  echo "$isa: the bits of tests/native/digests.txt, and no race"
-done
+run_digests "$build" "no race" 3
 gcc -std=c99 -D_POSIX_C_SOURCE=200112L "${sanitizer[@]}" tests/native/bnns_program.c -L"$build" \
   -lmultihead -Wl,-rpath,"$build" -lm -lpthread -o "$build/bnns_program"
 "$build/bnns_program"

@@ -1,16 +1,36 @@
-# Sourced: Python's package under a sanitizer, and its tests.
+# Sourced: what is run under each sanitizer.
 # shellcheck shell=bash disable=SC2154
 
-# The installed package in BUILD/python, with BUILD's library and an extension that is compiled with the
-# same flags: sanitized_package BUILD PYTHON FLAG... Python's own allocations, and nanobind's, are not
-# our business.
-sanitized_package() {
-  local build=$1 python=$2 package nanobind numpy include suffix source
+# Runs BUILD/digest on each set of kernels that this processor runs: run_digests BUILD FOUND WORD...,
+# FOUND what is said where it ends well, WORD its own. Its status counts, and so do its bits.
+run_digests() {
+  local build=$1 found=$2 isa
   shift 2
-  package=$("$python" -c "import multihead, os; print(os.path.dirname(multihead.__file__))")
+  for isa in $(sets_here); do
+    MULTIHEAD_ISA=$isa "$build/digest" "$@" >"$build/digest.txt"
+    if grep -vxFf tests/native/digests.txt "$build/digest.txt"; then
+      echo "$isa: not the bits of tests/native/digests.txt"
+      exit 1
+    fi
+    echo "$isa: the bits of tests/native/digests.txt, and $found"
+  done
+}
+
+# The installed package in BUILD/python, with BUILD's library: copied_package BUILD PYTHON
+copied_package() {
+  local build=$1 package
+  package=$("$2" -c "import multihead, os; print(os.path.dirname(multihead.__file__))")
   rm -rf "$build/python" && mkdir -p "$build/python"
   cp -rL "$package" "$build/python/multihead"
   cp "$build/libmultihead.so" "$build/python/multihead/"
+}
+
+# The same, with an extension that is compiled with the library's flags: sanitized_package BUILD PYTHON
+# FLAG... Python's own allocations, and nanobind's, are not our business.
+sanitized_package() {
+  local build=$1 python=$2 nanobind numpy include suffix source
+  copied_package "$build" "$python"
+  shift 2
   read -r nanobind numpy include suffix < <("$python" -c "import nanobind, numpy, sysconfig
 print(nanobind.source_dir() + '/..', numpy.get_include(), sysconfig.get_path('include'),
       sysconfig.get_config_var('EXT_SUFFIX'))")
