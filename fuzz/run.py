@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -29,15 +28,6 @@ GRACE = 240  # and for what a process does before and after its inputs
 MEMORY = 3072  # MiB
 _ASAN = "allocator_may_return_null=1:malloc_context_size=4:quarantine_size_mb=32"
 LONGEST = 256  # bytes of an input
-
-
-def compiled(build: Path) -> Path:
-    """Compile the fuzzers of the C functions; as root, apt gets the compiler that lacks."""
-    found = [shutil.which(x) for x in ("clang++", *(f"clang++-{n}" for n in range(14, 26)))]
-    if not any(found) and shutil.which("apt-get") and os.getuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", "-qq", "clang"], stdout=subprocess.DEVNULL)
-    subprocess.run([ROOT / "fuzz/native/build.sh", str(build), sys.executable], check=True)
-    return build
 
 
 def fuzz(name: str, seconds: int, build: Path, seed: int) -> dict[str, Any]:
@@ -132,7 +122,7 @@ def main() -> int:
             )
     build = chosen.build.resolve()
     if set(names) & set(NATIVE):
-        compiled(build)
+        subprocess.run([ROOT / "fuzz/native/build.sh", str(build), sys.executable], check=True)
     build.mkdir(parents=True, exist_ok=True)
     seed = int(time.time()) % 2**31 + 1
     with ThreadPoolExecutor(chosen.at_once) as pool:
