@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads fuzz reliability bench accuracy lint format docs clean
+.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -51,6 +51,11 @@ sanitize: $(VENV)/.test
 THREADED ?= $(addprefix tests/test_,$(addsuffix .py,concurrent_calls concurrent_filters torch_concurrent))
 sanitize-threads: $(VENV)/.test
 	tools/sanitize/threads.sh $(BUILD) $(BIN)/python $(THREADED) $(ARGS)
+
+# the engine and its faces under Clang's checks of integers; as root, apt gets Clang
+INTEGERS ?= $(addprefix tests/test_,$(addsuffix .py,errors sizes functional ragged kv_cache bnns bnns_misuse))
+sanitize-integer: $(VENV)/.test
+	tools/sanitize/integer.sh $(BUILD) $(BIN)/python $(INTEGERS) $(ARGS)
 
 # random calls of every face: make fuzz SECONDS=600 FUZZERS="bnns layer" RECORD=1
 SECONDS ?= 60

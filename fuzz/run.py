@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -39,10 +38,7 @@ LONGEST = 256  # bytes of an input
 
 
 def compiled(build: Path) -> Path:
-    """Compile the fuzzers of the C functions; as root, apt gets the compiler that lacks."""
-    found = [shutil.which(x) for x in ("clang++", *(f"clang++-{n}" for n in range(14, 26)))]
-    if not any(found) and shutil.which("apt-get") and os.getuid() == 0:
-        subprocess.run(["apt-get", "install", "-y", "-qq", "clang"], stdout=subprocess.DEVNULL)
+    """Compile the fuzzers of the C functions."""
     # fuzzers compute in one thread; compilers need not
     own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [ROOT / "fuzz/native/build.sh", str(build), sys.executable]

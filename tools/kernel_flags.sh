@@ -64,3 +64,12 @@ sets_here() {
     if grep -qw "$flag" /proc/cpuinfo; then echo "$isa"; fi
   done
 }
+
+# Names Clang's C++ compiler; fails where there is none.
+clang_here() {
+  local name
+  for name in clang++ $(seq -f 'clang++-%g' 25 -1 14); do
+    if command -v "$name"; then return; fi
+  done
+  return 1
+}

@@ -65,6 +65,7 @@ PROMISES = (
 TARGETS = {
     "sanitize": r"nothing found$|\bpassed\b",
     "sanitize-threads": r"no race$|\bpassed\b",
+    "sanitize-integer": r"nothing found$|\bpassed\b",
     "processors": r"\bpassed\b",
 }
 

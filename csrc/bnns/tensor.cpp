@@ -271,10 +271,10 @@ bool overlap(const Tensor& a, const Tensor& b) {
     }
   }
   if (circle == 0) return true;
-  const int64_t between = int64_t((first_b - first_a) % uintptr_t(circle));
-  const int64_t distance =
-      first_b >= first_a ? between
-                         : (circle - int64_t((first_a - first_b) % uintptr_t(circle))) % circle;
+  const bool after = first_b >= first_a;
+  const uintptr_t between = after ? first_b - first_a : first_a - first_b;
+  const int64_t rest = int64_t(between % uintptr_t(circle));
+  const int64_t distance = after ? rest : (circle - rest) % circle;
   return !(distance >= arc[0] && circle - distance >= arc[1]);
 }
 

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# Builds the fuzzers of the C functions: fuzz/native/build.sh BUILD_DIR PYTHON. `bnns` has the engine in
-# it, with every kernel set of the architecture, under AddressSanitizer and UndefinedBehaviorSanitizer;
-# `bnns_shipped` calls the library of the installed package, as it is: many times as fast.
-# What has not changed is not compiled again.
+# Builds the fuzzers of the C functions: fuzz/native/build.sh BUILD_DIR PYTHON [FLAG...]. `bnns` has the
+# engine in it, with every kernel set of the architecture, under AddressSanitizer and
+# UndefinedBehaviorSanitizer, or with the flags given. `bnns_shipped` calls the library of the installed
+# package, as it is: many times as fast; it is not built with flags of one's own.
+# What has not changed is not compiled again. As root, apt gets the compiler that lacks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=$1 python=$2
+shift 2
+sanitizers=("${@:--fsanitize=address,undefined}")
 mkdir -p "$build/shipped"
 source tools/kernel_flags.sh
 
-compiler=$(command -v clang++ || true)
-for version in $(seq 25 -1 14); do
-  [ -n "$compiler" ] || compiler=$(command -v "clang++-$version" || true)
-done
-if [ -z "$compiler" ]; then
+if ! compiler=$(clang_here) && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+  apt-get install -y -qq clang >/dev/null || true
+fi
+if ! compiler=$(clang_here); then
   echo "the fuzzer of the C functions needs Clang (Debian, Ubuntu: apt install clang)" >&2
   exit 1
 fi
-flags=("${exact_flags[@]}" -O2 -g1 -fno-omit-frame-pointer -MMD -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+flags=("${exact_flags[@]}" -O2 -g1 -fno-omit-frame-pointer -MMD "${sanitizers[@]}" -fno-sanitize-recover=all)
 
 # compiles a line of arguments, unless its object is newer than all that it is made of
 cat >"$build/compile.sh" <<'SCRIPT'
@@ -43,15 +45,16 @@ cmp -s "$build/tolerances.new" "$build/tolerances.h" || cp "$build/tolerances.ne
 
 {
   # kernels steer nothing; undefined behaviour in them is for `make sanitize`, since it takes a compiler minutes
-  library_commands "$build" | sed -e '/kernels_/s/^/-fno-sanitize=undefined /' \
+  library_commands "$build" | sed -e '/kernels_/s/^/-fno-sanitize=undefined,integer /' \
     -e '/kernels_/!s/^/-fsanitize-coverage=inline-8bit-counters,pc-table /'
   for source in fuzz/native/*.cpp; do
-    extra=
+    extra=-fno-sanitize=integer
     case $source in */oracle.cpp) extra="-O2 -fno-sanitize=all" ;; esac  # sums: most of the time
     echo "$extra -I$build -c $source -o $build/$(echo "$source" | tr / _).o"
   done
 } | xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "bash $build/compile.sh $compiler ${flags[*]} {}"
-"$compiler" -fsanitize=fuzzer,address,undefined "$build"/*.o -o "$build/bnns" -pthread
+"$compiler" "${sanitizers[@]}" -fsanitize=fuzzer "$build"/*.o -o "$build/bnns" -pthread
+[ $# = 0 ] || exit 0
 
 for source in fuzz/native/*.cpp; do  # whose own branches steer here
   steer=-fsanitize-coverage=inline-8bit-counters,pc-table
