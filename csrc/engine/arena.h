@@ -53,6 +53,9 @@ class Arena {
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   explicit Arena(const Block64& block) : Arena(block.data()) { guarded_ = true; }
 
+  // What is laid out from here on is kept by others, who know its size: without guards.
+  void unguarded() { gap_ = 0, guarded_ = false; }
+
   // The memory of another arena's part, which is guarded likewise.
   static Arena within(void* base) {
     Arena arena(base);
@@ -67,15 +70,15 @@ class Arena {
     char* at = base_ ? base_ + used_ : nullptr;
     const size_t bytes = (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
     if (at) platform::allow(at, bytes);
-    if (at && guarded_) platform::forbid(at + bytes, platform::kGuard);
-    used_ += bytes + platform::kGuard;
+    if (at && guarded_) platform::forbid(at + bytes, gap_);
+    used_ += bytes + gap_;
     return reinterpret_cast<T*>(at);
   }
   size_t used() const { return used_; }
 
  private:
   char* base_ = nullptr;
-  size_t used_ = 0;
+  size_t used_ = 0, gap_ = platform::kGuard;
   bool guarded_ = false;
 };
 

@@ -84,7 +84,10 @@ void Layer<E>::layout_backward(Arena& arena) {
 
 template <class E>
 size_t Layer<E>::cache_bytes() {
-  return run_.layout_bytes([&](Arena& arena) { layout_cache(arena); });
+  return run_.layout_bytes([&](Arena& arena) {
+    arena.unguarded();
+    layout_cache(arena);
+  });
 }
 
 template <class E>
@@ -114,6 +117,7 @@ void Layer<E>::forward(const View& out, const WeightsView& weights, const CacheM
                 run_.attention.weights_scratch(weights), projection_.scratch(weights_.out.m())});
   const auto layout = [&](Arena& arena) {
     Arena kept(kept_at);
+    kept.unguarded();
     layout_forward(arena, cache ? &kept : nullptr);
   };
   run_.run(
@@ -134,6 +138,7 @@ template <class E>
 void Layer<E>::backward(const CacheMemory& cache, const View& d_out, const WeightsView& d_weights,
                         const LayerGradients& d) {
   Arena kept(cache(cache_bytes()));
+  kept.unguarded();
   weights_for_backward();
   layout_cache(kept);
   gradients_.forward = tiles_;
