@@ -69,8 +69,10 @@ class Arena {
     if (n < 0 || size_t(n) > kMost / sizeof(T) || used_ > kMost) throw std::bad_alloc();
     char* at = base_ ? base_ + used_ : nullptr;
     const size_t bytes = (size_t(n) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-    if (at) platform::allow(at, bytes);
-    if (at && guarded_) platform::forbid(at + bytes, gap_);
+    if (at && guarded_) {
+      platform::allow(at, bytes);  // where the last task's guards lay
+      platform::forbid(at + bytes, gap_);
+    }
     used_ += bytes + gap_;
     return reinterpret_cast<T*>(at);
   }
