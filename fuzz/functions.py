@@ -45,7 +45,7 @@ def lengths(draws: Draws) -> tuple[int, int, int]:
         return draws.integers(1, 3), draws.integers(1, 6), draws.integers(250, 700)
     if way == 14:
         return draws.integers(8, 14), draws.integers(1, 6), draws.integers(1, 20)
-    return tuple(draws.integers(0, 3) for _ in "NLS")  # type: ignore[return-value]
+    return draws.integers(0, 3), draws.integers(0, 3), draws.integers(0, 3)
 
 
 def values(draws: Draws, shape: tuple[int, ...], dtype: Any) -> Any:

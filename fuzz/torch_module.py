@@ -193,7 +193,11 @@ def wrong(draws: Draws, given: Given) -> None:
         given.module(**arguments)
     except CLEAN as why:
         judge.expect(str(why), f"{type(why).__name__} says nothing")
-    except (AttributeError, NotImplementedError, IndexError):
+    except (
+        AttributeError,
+        NotImplementedError,
+        IndexError,
+    ):  # of tensors that PyTorch stumbles over
         judge.expect(not isinstance(old, torch.Tensor) or _from_torch(given, arguments), "unclean")
     else:
         judge.expect(not certain, f"{name} was taken")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,29 +12,24 @@ from memory_faults import Case, normal
 
 
 def torch_module() -> Case:
-    made = mht.MultiheadAttention(24, 3, batch_first=True)
-    x = torch.from_numpy(normal(2, 70, 24)).requires_grad_()
-
-    def call() -> Any:
-        made.zero_grad()
-        x.grad = None
-        out, weights = made(x, x, x)
-        (out.sum() + weights.square().sum()).backward()
-        return [out.detach().numpy(), *(p.grad.numpy() for p in (x, *made.parameters()))]
-
-    return Case(call, [x.detach().numpy(), *(p.detach().numpy() for p in made.parameters())])
+    return step_of(lambda module: module)
 
 
 def compiled_module() -> Case:
     """The operations that PyTorch's compiler calls: forward and backward."""
+    return step_of(lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"))
+
+
+def step_of(called: Callable[[torch.nn.Module], Callable[..., Any]]) -> Any:
+    """A module's forward and backward, through what is made of it."""
     made = mht.MultiheadAttention(24, 3, batch_first=True)
-    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    attend = called(made)
     x = torch.from_numpy(normal(2, 70, 24)).requires_grad_()
 
     def call() -> Any:
         made.zero_grad()
         x.grad = None
-        out, weights = compiled(x, x, x)
+        out, weights = attend(x, x, x)
         (out.sum() + weights.square().sum()).backward()
         return [out.detach().numpy(), *(p.grad.numpy() for p in (x, *made.parameters()))]
 
