@@ -13,22 +13,27 @@ from fuzz.draws import Draws
 from multihead.arrays import encode
 
 
+def floats(x: Any) -> bool:
+    """Whether something is an array of floats, bfloat16's among them."""
+    return (
+        isinstance(x, np.ndarray)
+        and not isinstance(x, np.ma.MaskedArray)
+        and (x.dtype.kind == "f" or x.dtype == layer_calls.BFLOAT16)
+    )
+
+
 def fits(layer: mh.MultiheadAttention, state: Any) -> bool:
     """Whether a layer should take a state."""
     own = layer.state_dict()
     return set(state) == set(own) and all(
-        isinstance(x, np.ndarray)
-        and not isinstance(x, np.ma.MaskedArray)
-        and (x.dtype.kind == "f" or x.dtype == layer_calls.BFLOAT16)
-        and x.shape == own[name].shape
-        for name, x in state.items()
+        floats(x) and x.shape == own[name].shape for name, x in state.items()
     )
 
 
 def spoil(draws: Draws, layer: mh.MultiheadAttention, state: dict[str, Any]) -> Any:
     """Change something of a state."""
     own = layer.parameters()
-    names = [x for x in own if isinstance(state.get(x), np.ndarray) and state[x].dtype.kind in "fV"]
+    names = [x for x in own if floats(state.get(x))]  # spoiled before, some are not
     if not names:
         return state
     name = draws.choice(names)
