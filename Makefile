@@ -41,8 +41,8 @@ processors: $(VENV)/.test
 	$(BIN)/python tools/processors.py $(BUILD) $(BIN)/python
 
 # the engine and Python's extension under AddressSanitizer and UndefinedBehaviorSanitizer
-SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse checkpoint \
-  layer_options torch_module torch_functional torch_concurrent torch_layer_options torch_kv_cache torch_nested \
+SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse \
+  bnns_overlaps bnns_descriptors checkpoint layer_options torch_module torch_functional torch_concurrent torch_layer_options torch_kv_cache torch_nested \
   torch_varlen torch_in_place))
 sanitize: $(VENV)/.test
 	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
@@ -53,7 +53,8 @@ sanitize-threads: $(VENV)/.test
 	tools/sanitize/threads.sh $(BUILD) $(BIN)/python $(THREADED) $(ARGS)
 
 # the engine and its faces under Clang's checks of integers; as root, apt gets Clang
-INTEGERS ?= $(addprefix tests/test_,$(addsuffix .py,errors sizes functional ragged kv_cache bnns bnns_misuse))
+INTEGERS ?= $(addprefix tests/test_,$(addsuffix .py,errors sizes functional ragged kv_cache bnns bnns_misuse \
+  bnns_overlaps bnns_descriptors))
 sanitize-integer: $(VENV)/.test
 	tools/sanitize/integer.sh $(BUILD) $(BIN)/python $(INTEGERS) $(ARGS)
 

@@ -42,7 +42,8 @@ class Promise:
 
 PROMISES = (
     Promise(
-        "wrong arguments: an error that changes nothing", ("errors", "attributes", "bnns_misuse")
+        "wrong arguments: an error that changes nothing",
+        ("errors", "attributes", "bnns_misuse", "bnns_overlaps", "bnns_descriptors"),
     ),
     Promise("sizes beyond any memory, and beyond 2³¹", ("sizes",)),
     Promise("memory that runs out, at every allocation", ("out_of_memory",)),
