@@ -27,10 +27,10 @@ class Kept {
   void* take(size_t& bytes) {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock) return nullptr;
-    for (size_t i = blocks_.size(); i-- > 0;) {
-      const Entry entry = blocks_[i];
+    for (size_t n = blocks_.size(); n > 0; --n) {
+      const Entry entry = blocks_[n - 1];
       if (entry.bytes < bytes || entry.bytes > 2 * bytes) continue;
-      blocks_.erase(blocks_.begin() + int64_t(i));
+      blocks_.erase(blocks_.begin() + int64_t(n) - 1);
       total_ -= entry.bytes;
       bytes = entry.bytes;
       return entry.data;
