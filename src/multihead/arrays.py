@@ -153,7 +153,9 @@ def _from_dlpack_of(x: Any) -> Callable[[Any], Any] | None:
 def _borrow(name: str, x: Any) -> tuple[Array, Kind]:
     """View a DLPack array's memory as NumPy; bfloat16 comes as its bits."""
     if not hasattr(x, "__dlpack__"):
-        raise wrong_type(name, "a NumPy array or one that speaks DLPack", type(x).__name__)
+        convertible = isinstance(x, list | tuple) or hasattr(x, "__array__")
+        got = type(x).__name__ + f" (np.asarray({name}))" * convertible
+        raise wrong_type(name, "a NumPy array or one that speaks DLPack", got)
     if getattr(x, "requires_grad", False):
         expected = f"an array outside autograd ({name}.detach(); backward() returns the gradients)"
         raise wrong_type(name, expected, "one that requires grad")
@@ -203,10 +205,12 @@ def _regular(array: Array) -> bool:
     return flags.c_contiguous or all(step % array.itemsize == 0 for step in array.strides)
 
 
-def _another_dtype(name: str, got: str, element: Element, instead: str) -> TypeError:
-    """Make the error for a floating array of another dtype, with the ways out."""
+def _another_dtype(name: str, raw: Array, kind: Kind, element: Element, instead: str) -> TypeError:
+    """Make the error for an array of another dtype, with the ways out of real numbers."""
+    got = dtype_name(raw, kind)
     scalar = "ml_dtypes.bfloat16" if element.name == "bfloat16" else f"np.{element.name}"
-    way = f" ({name}.astype({scalar}){instead.format(got)})" if got in _ELEMENTS else ""
+    other = instead.format(got) if got in _ELEMENTS else ""
+    way = f" ({name}.astype({scalar}){other})" if other or raw.dtype.kind in "fiub" else ""
     return wrong_type(name, element.name, got + way)
 
 
@@ -230,7 +234,7 @@ def read(
             return x, x, _NUMPY_KINDS[compute]
     raw, kind = borrow(name, x)
     if dtype_name(raw, kind) != element.name:
-        raise _another_dtype(name, dtype_name(raw, kind), element, instead)
+        raise _another_dtype(name, raw, kind, element, instead)
     if half:
         regular = raw if _regular(raw) else np.array(raw, raw.dtype.newbyteorder("="))
         if not raw.dtype.isnative:  # results are in the order of bytes that the engine writes

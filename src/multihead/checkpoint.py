@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from multihead.arrays import Array
-from multihead.checks import wrong
+from multihead.checks import wrong, wrong_type
 from multihead.files import read, refused, write
 from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
@@ -52,6 +52,9 @@ def save(layer: MultiheadAttention, path: str | os.PathLike[str]) -> None:
     >>> again, again.rng_state
     (MultiheadAttention(embed_dim=8, num_heads=2, dropout=0.1), (3, 0))
     """
+    if not hasattr(layer, "rng_state"):
+        got = type(layer).__name__
+        raise wrong_type("layer", "a MultiheadAttention, and then the path", got)
     tensors = layer.state_dict()
     tensors = {name: _as_bits(x) for name, x in tensors.items()}
     rope = None if layer.rope is None else layer.rope.to_dict()

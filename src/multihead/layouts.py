@@ -105,7 +105,9 @@ def _dense_sizes(sizes: Sizes, batch_first: bool, q: Shape, k: Shape, v: Shape) 
     batch = q[axis] if batched else 1
     if len(k) != len(q) or (batched and k[axis] != batch):
         form = [batch, "S"] if batched else ["S"]
-        raise wrong("key", dims(*(form[::-1] if tokens_first else form), sizes.kdim), k)
+        turned = len(k) == 3 and batched and k[1 - axis] == batch
+        got = f"{k} (key.swapaxes(0, 1) fits)" if turned else k
+        raise wrong("key", dims(*(form[::-1] if tokens_first else form), sizes.kdim), got)
     if v[:-1] != k[:-1] or v[-1] != sizes.vdim:
         raise wrong("value", (*k[:-1], sizes.vdim), v)
     tokens = 0 if tokens_first else -2
@@ -134,8 +136,9 @@ class Dense:
             return None, None
         compute = self.element.compute
         shape = (self.batch, self.sizes.heads, self.queries, self.keys)
+        columns = (self.batch, self.keys) if self.batched else (self.keys,)
         return (
-            padding_mask(padding, self.batch, self.keys, self.batched, compute),
+            padding_mask(padding, columns, compute, self.tokens_first),
             attention_mask(attn, shape, compute),
         )
 

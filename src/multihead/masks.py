@@ -93,18 +93,21 @@ def _cast(array: Array, compute: np.dtype[Any]) -> Array:
 
 
 def padding_mask(
-    mask: Any, batch: int, keys: int, batched: bool, compute: np.dtype[Any]
+    mask: Any, shape: Shape, compute: np.dtype[Any], tokens_first: bool = False
 ) -> Mask | None:
     """Check a key_padding_mask, (N, S) or unbatched (S,)."""
     if mask is None:
         return None
-    shape = (batch, keys) if batched else (keys,)
 
     def check(given: Shape) -> None:
         if given != shape:
-            raise wrong("key_padding_mask", shape, given)
+            way = "key_padding_mask.T" + ", or batch_first=True for the layer," * tokens_first
+            raise wrong("key_padding_mask", shape, _with_way(given, {shape[::-1]: way}))
 
-    array, kind = _read("key_padding_mask", mask, compute, check)
+    lengths = len(shape) == 2 and getattr(mask, "shape", None) == shape[:1]
+    polarity = "lengths? np.arange({1}) >= {0}[:, None]" if lengths else _HIDES
+    polarity = polarity.format("key_padding_mask", shape[-1])
+    array, kind = _read("key_padding_mask", mask, compute, check, polarity)
     return Mask(array, kind and MaskGradient(shape, shape, kind))
 
 
@@ -206,7 +209,7 @@ def merge(
     batch, queries = shape[:2]
     keys = array.shape[-1] if array.ndim else 0
     mask = attention_mask(attn_mask, (batch, heads, queries, keys), compute)
-    padding = padding_mask(key_padding_mask, batch, keys, True, compute)
+    padding = padding_mask(key_padding_mask, (batch, keys), compute)
     assert mask is not None
     scores = (batch, heads, queries, keys)
     by_head = mask.array.reshape(scores) if mask.array.ndim == 3 else mask.array

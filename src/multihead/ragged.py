@@ -9,7 +9,7 @@ from typing import Any, Generic, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
-from multihead.arrays import Array, Kind, borrow
+from multihead.arrays import Array, Kind, borrow, dtype_name
 from multihead.checks import dims, no_memory, wrong, wrong_type
 
 A = TypeVar("A")
@@ -111,7 +111,9 @@ class Ragged(Generic[A]):
                 token = first.shape[1:] if first.ndim in (2, 3) else ("E",)
                 raise wrong(f"sequences[{n}]", dims("L", *token), view.shape)
             if (view.dtype, other.bfloat16) != (first.dtype, kind.bfloat16):
-                raise wrong_type(f"sequences[{n}]", first.dtype, view.dtype)
+                got = dtype_name(view, other)
+                way = f" (sequences[{n}].astype(np.{first.dtype}))" if not kind.bfloat16 else ""
+                raise wrong_type(f"sequences[{n}]", dtype_name(first, kind), got + way)
         lengths = [view.shape[0] for view, _ in pairs]
         values = np.concatenate([view for view, _ in pairs])
         return cls(kind.wrap(values), np.cumsum([0, *lengths]))

@@ -290,6 +290,8 @@ def rope_of(value: Any, head_dim: int) -> Rope | None:
     if isinstance(value, tuple | list) and len(value) == 2:
         value = Rope.from_table(*value)
     if not isinstance(value, Rope):
-        raise wrong_type("rope", "a Rope, a table (cos, sin) or None", type(value).__name__)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        got = type(value).__name__ + f" (Rope(base={value}))" * number
+        raise wrong_type("rope", "a Rope, a table (cos, sin) or None", got)
     value.fit(head_dim)
     return value

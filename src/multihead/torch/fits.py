@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from multihead.arguments import LayerTensors
@@ -149,6 +150,19 @@ def _mask_fits(mask: torch.Tensor, scores: tuple[int, ...]) -> bool:
     return mask.dim() in (2, 3) and same_shape(
         mask.shape, (length, source) if mask.dim() == 2 else (n * heads, length, source)
     )
+
+
+def refuse_arrays(inputs: tuple[Any, Any, Any]) -> None:
+    """Say which input is no tensor: PyTorch's error names none.
+
+    Raises
+    ------
+    TypeError
+        If one is an array of NumPy's.
+    """
+    for name, x in zip(("query", "key", "value"), inputs, strict=True):
+        if isinstance(x, np.ndarray):
+            raise TypeError(f"{name}: expected a tensor, got ndarray (torch.from_numpy({name}))")
 
 
 def explain_mask(module: Any, query: Any, key: Any, mask: Any) -> None:

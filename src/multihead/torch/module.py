@@ -27,7 +27,7 @@ from multihead.torch.decoding import length_after, refuse_beside_cache, sizes_of
 from multihead.torch.dispatch import Ways, compute, needs_grad
 from multihead.torch.engine import forward
 from multihead.torch.exported import exported_layer
-from multihead.torch.fits import compute_dtype, explain_mask
+from multihead.torch.fits import compute_dtype, explain_mask, refuse_arrays
 from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
@@ -248,6 +248,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if dtype is None:
             refuse_quantized(query)
             refuse_without_engine(self, query, kv_cache)
+            refuse_arrays(inputs)
             explain_mask(self, query, key, attn_mask)
             refused: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 query,
