@@ -21,6 +21,7 @@ extensions = [
     "numpydoc",
     "sphinx_copybutton",
     "sphinx_design",
+    "complete",
     "mathml",
 ]
 exclude_patterns = ["_build"]
