@@ -33,6 +33,7 @@ html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 
 # one page for each public name: those of a module's __all__
 autosummary_generate = True

@@ -39,6 +39,33 @@ def test_the_readme_has_code() -> None:
     assert Path("README.md") in PAGES
 
 
+def linked_pages(page: Path) -> set[Path]:
+    """Pages in the tables of contents of a page."""
+    tables = re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    names = [line.strip() for table in tables for line in table.splitlines()]
+    return {page.parent / f"{name}.md" for name in names if name and name[0] != ":"}
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    docs = ROOT / "docs"
+    reached, left = set(), {docs / "index.md"}
+    while left:
+        page = left.pop()
+        reached.add(page)
+        left |= linked_pages(page) - reached
+    assert reached == {ROOT / path for path in TEXTS if path.parts[0] == "docs"}
+
+
+def test_every_module_of_the_api_has_a_page() -> None:
+    listed = re.findall(r"^   (multihead[.\w]*)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert {f"multihead{space}" for space in SPACES} <= set(listed)
+
+
+def test_the_tutorial_s_pictures_are_its_numbers() -> None:
+    command = [sys.executable, "docs/pictures/tutorial.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=str)
 def test_no_code_in_a_page_is_left_out(page: Path) -> None:
     text = (ROOT / page).read_text()
