@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
+.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs linkcheck pictures clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | linkcheck | pictures | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -85,11 +85,21 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+# the site, in docs/_build; warnings are errors
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build $(ARGS)
 
+# what the pages refer to elsewhere is there: needs a network
+linkcheck: $(VENV)/.docs
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck $(ARGS)
+
+# the drawings of the documents, by the float64 oracle
+pictures: $(VENV)/.demo
+	$(BIN)/python tools/mask_pictures.py $(ARGS)
+	$(BIN)/python docs/pictures/tutorial.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # the environment and what the build needs
 $(VENV)/.environment: tools/environment.py pyproject.toml

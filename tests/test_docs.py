@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,16 @@ import multihead
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = sorted(
+IN_C = re.compile(r"^```c\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ANY_CODE = re.compile(r"```[ \t]*(?:\{[\w-]+\}[ \t]*)?(?:py|c\b|pycon|ipython)")
+BUILT = {"_build", "generated"}
+TEXTS = sorted(
     path.relative_to(ROOT)
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    if CODE.search(path.read_text())
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if not BUILT & set(path.relative_to(ROOT).parts)
 )
+PAGES = [path for path in TEXTS if CODE.search((ROOT / path).read_text())]
+C_PAGES = [path for path in TEXTS if IN_C.search((ROOT / path).read_text())]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(multihead.__path__, "multihead.")
@@ -32,12 +39,68 @@ def test_the_readme_has_code() -> None:
     assert Path("README.md") in PAGES
 
 
+def linked_pages(page: Path) -> set[Path]:
+    """Pages in the tables of contents of a page."""
+    tables = re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    names = [line.strip() for table in tables for line in table.splitlines()]
+    return {page.parent / f"{name}.md" for name in names if name and name[0] != ":"}
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    docs = ROOT / "docs"
+    reached, left = set(), {docs / "index.md"}
+    while left:
+        page = left.pop()
+        reached.add(page)
+        left |= linked_pages(page) - reached
+    assert reached == {ROOT / path for path in TEXTS if path.parts[0] == "docs"}
+
+
+def test_every_module_of_the_api_has_a_page() -> None:
+    listed = re.findall(r"^   (multihead[.\w]*)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert {f"multihead{space}" for space in SPACES} <= set(listed)
+
+
+def test_the_tutorial_s_pictures_are_its_numbers() -> None:
+    command = [sys.executable, "docs/pictures/tutorial.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=str)
+def test_no_code_in_a_page_is_left_out(page: Path) -> None:
+    text = (ROOT / page).read_text()
+    found = len(CODE.findall(text)) + len(IN_C.findall(text))
+    assert len(ANY_CODE.findall(text)) == found
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.export calls
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_code_in_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     for block in CODE.findall((ROOT / page).read_text()):
         exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", C_PAGES, ids=str)
+def test_a_c_program_in_a_page_runs(page: Path, tmp_path: Path) -> None:
+    flags = subprocess.run(
+        [sys.executable, "-m", "multihead", "config", "--cflags", "--libs"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.split()
+    for number, source in enumerate(IN_C.findall((ROOT / page).read_text())):
+        program = tmp_path / f"program{number}"
+        (tmp_path / "program.c").write_text(source)
+        strict = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
+        command = ["cc", *strict, tmp_path / "program.c", *flags, "-o", program]
+        subprocess.run(command, timeout=60, check=True)
+        printed = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
+        assert printed.returncode == 0, printed.stderr
+        assert printed.stdout
 
 
 @pytest.mark.parametrize("name", ["multihead", *MODULES])
@@ -48,33 +111,41 @@ def test_examples_of_a_module_run(
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+SPACES = ("", ".functional", ".reference", ".checkpoint", ".plot", ".torch", ".bnns")
+
+
+def public_names(space: str) -> list[str]:
+    """Names that a module of the package is meant to be used by."""
+    module = importlib.import_module(f"multihead{space}")
+    own = [name for name, x in vars(module).items() if inspect.getmodule(x) is module]
+    return getattr(module, "__all__", [name for name in own if not name.startswith("_")])
+
+
 def public_objects() -> dict[str, object]:
-    """Public functions and classes, and the classes' public members, by dotted name."""
+    """Public functions and classes by dotted name."""
     found: dict[str, object] = {}
-    for name in multihead.__all__:
-        value = getattr(multihead, name)
-        if inspect.ismodule(value):
-            for part, inner in vars(value).items():
-                if not part.startswith("_") and getattr(inner, "__module__", "") == value.__name__:
-                    found[f"{name}.{part}"] = inner
-        else:
-            found[name] = value
+    for space in SPACES:
+        module = importlib.import_module(f"multihead{space}")
+        for name in public_names(space):
+            found[f"multihead{space}.{name}"] = getattr(module, name)
     return {name: value for name, value in found.items() if callable(value)}
 
 
 PUBLIC = public_objects()
+FROM_CALLS = ("Result", "Cache", "Gradients")  # shown by the examples of the functions
+OF_CTYPES = ("ALLOCATE", "FREE")  # types of C functions, which hold no docstring
 MEMBERS = {
     f"{name}.{part}": member
     for name, value in PUBLIC.items()
     if inspect.isclass(value)
     for part, member in inspect.getmembers(value)
+    if getattr(member, "__module__", None) != "torch.nn.modules.module"
     if not part.startswith("_") and (inspect.isfunction(member) or isinstance(member, property))
 }
 
 
-# what a function returns is shown by the function's own example
 @pytest.mark.parametrize(
-    "name", [name for name in PUBLIC if not name.endswith(("Result", "Cache"))]
+    "name", [name for name in PUBLIC if not name.endswith((*FROM_CALLS, *OF_CTYPES))]
 )
 def test_a_public_name_has_an_example(name: str) -> None:
     assert ">>> " in (inspect.getdoc(PUBLIC[name]) or "")

@@ -23,11 +23,29 @@ Size: TypeAlias = c_size_t | None
 
 
 class BNNSError(ValueError):
-    """A call was refused; the message names the parameter, what was expected and what came."""
+    """A call was refused; the message names the parameter, what was expected and what came.
+
+    Examples
+    --------
+    >>> from multihead import bnns
+    >>> try:
+    ...     bnns.BNNSFilterCreateLayerMultiheadAttention(None)
+    ... except bnns.BNNSError as error:
+    ...     print(error)
+    BNNSFilterCreateLayerMultiheadAttention: layer_params: expected an address, got NULL
+    """
 
 
 def last_error() -> str:
-    """Return why this thread's last call failed; empty if it did not."""
+    """Return why this thread's last call failed; empty if it did not.
+
+    Examples
+    --------
+    >>> from multihead import bnns
+    >>> bnns.BNNSFilterCreateLayerMultiheadAttention(None, raw=True)
+    >>> bnns.last_error()
+    'BNNSFilterCreateLayerMultiheadAttention: layer_params: expected an address, got NULL'
+    """
     found: bytes = LIBRARY.multihead_last_error()
     return found.decode()
 
@@ -87,6 +105,22 @@ class Filter:
     ------
     BNNSError
         If the layer's descriptors do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead import bnns
+    >>> w = bnns.NDArrayDescriptor.from_array(np.ones((4, 2, 2), np.float32))
+    >>> x = bnns.NDArrayDescriptor.from_array(np.ones((3, 4), np.float32), data=False)
+    >>> side = bnns.MHAProjectionParameters(target_desc=x, weights=w)
+    >>> w_out = bnns.NDArrayDescriptor.from_array(np.ones((4, 4), np.float32))
+    >>> output = bnns.MHAProjectionParameters(target_desc=x, weights=w_out)
+    >>> layer = bnns.LayerParametersMultiheadAttention(
+    ...     query=side, key=side, value=side, output=output
+    ... )
+    >>> with bnns.Filter(layer) as made:
+    ...     made.handle is not None
+    True
     """
 
     def __init__(
@@ -126,7 +160,23 @@ def BNNSFilterCreateLayerMultiheadAttention(  # noqa: N802 - the C name
 ) -> int | None:
     """Create a filter and return its handle; destroy it with `BNNSFilterDestroy`.
 
-    With ``raw=True`` a failure returns None instead of raising `BNNSError`.
+    With ``raw=True`` a failure returns None instead of raising `BNNSError`. `Filter` creates and
+    destroys.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead import bnns
+    >>> w = bnns.NDArrayDescriptor.from_array(np.ones((4, 2, 2), np.float32))
+    >>> x = bnns.NDArrayDescriptor.from_array(np.ones((3, 4), np.float32), data=False)
+    >>> side = bnns.MHAProjectionParameters(target_desc=x, weights=w)
+    >>> w_out = bnns.NDArrayDescriptor.from_array(np.ones((4, 4), np.float32))
+    >>> output = bnns.MHAProjectionParameters(target_desc=x, weights=w_out)
+    >>> layer = bnns.LayerParametersMultiheadAttention(
+    ...     query=side, key=side, value=side, output=output
+    ... )
+    >>> handle = bnns.BNNSFilterCreateLayerMultiheadAttention(layer)
+    >>> bnns.BNNSFilterDestroy(handle)
     """
     made: int | None = LIBRARY.BNNSFilterCreateLayerMultiheadAttention(
         _pointer(layer_params), _pointer(filter_params)
@@ -137,7 +187,13 @@ def BNNSFilterCreateLayerMultiheadAttention(  # noqa: N802 - the C name
 
 
 def BNNSFilterDestroy(filter_: int | None) -> None:  # noqa: N802 - the C name
-    """Destroy a filter; None does nothing."""
+    """Destroy a filter; None does nothing.
+
+    Examples
+    --------
+    >>> from multihead import bnns
+    >>> bnns.BNNSFilterDestroy(None)
+    """
     LIBRARY.BNNSFilterDestroy(filter_)
 
 
@@ -166,6 +222,28 @@ def BNNSApplyMultiheadAttention(  # noqa: N802 - the C name
 
     A size (``ctypes.c_size_t``) whose buffer is None asks for it. Returns 0; a failure raises
     `BNNSError`, or returns -1 with ``raw=True``, and writes nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead import bnns
+    >>> w = bnns.NDArrayDescriptor.from_array(np.ones((4, 2, 2), np.float32))
+    >>> x = bnns.NDArrayDescriptor.from_array(np.ones((3, 4), np.float32), data=False)
+    >>> side = bnns.MHAProjectionParameters(target_desc=x, weights=w)
+    >>> w_out = bnns.NDArrayDescriptor.from_array(np.ones((4, 4), np.float32))
+    >>> output = bnns.MHAProjectionParameters(target_desc=x, weights=w_out)
+    >>> layer = bnns.LayerParametersMultiheadAttention(
+    ...     query=side, key=side, value=side, output=output
+    ... )
+    >>> tokens, out = np.eye(3, 4, dtype=np.float32), np.empty((3, 4), np.float32)
+    >>> memory, no_cache = (tokens, 0), (None, None, None, None)
+    >>> with bnns.Filter(layer) as made:
+    ...     bnns.BNNSApplyMultiheadAttention(
+    ...         made, 1, tokens, 0, *memory, None, 0, *memory, out, 0, None, *no_cache
+    ...     )
+    0
+    >>> out[0].tolist()
+    [4.0, 4.0, 4.0, 4.0]
     """
     return _checked(
         LIBRARY.BNNSApplyMultiheadAttention(
@@ -210,6 +288,33 @@ def BNNSApplyMultiheadAttentionBackward(  # noqa: N802 - the C name
 
     ``output_param_delta.target_desc`` is the gradient that comes in. Returns 0; a failure raises
     `BNNSError`, or returns -1 with ``raw=True``, and writes nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead import bnns
+    >>> w = bnns.NDArrayDescriptor.from_array(np.ones((4, 2, 2), np.float32))
+    >>> x = bnns.NDArrayDescriptor.from_array(np.ones((3, 4), np.float32), data=False)
+    >>> side = bnns.MHAProjectionParameters(target_desc=x, weights=w)
+    >>> w_out = bnns.NDArrayDescriptor.from_array(np.ones((4, 4), np.float32))
+    >>> output = bnns.MHAProjectionParameters(target_desc=x, weights=w_out)
+    >>> layer = bnns.LayerParametersMultiheadAttention(
+    ...     query=side, key=side, value=side, output=output
+    ... )
+    >>> tokens, d_value = np.eye(3, 4, dtype=np.float32), np.empty((3, 4), np.float32)
+    >>> come_in = bnns.NDArrayDescriptor.from_array(np.ones((3, 4), np.float32))
+    >>> d_output = bnns.MHAProjectionParameters(target_desc=come_in)
+    >>> to_value = bnns.NDArrayDescriptor.from_array(d_value)
+    >>> of_value = bnns.MHAProjectionParameters(target_desc=to_value)
+    >>> memory, no_cache = (tokens, 0), (0, None, None, None)
+    >>> with bnns.Filter(layer) as made:
+    ...     bnns.BNNSApplyMultiheadAttentionBackward(
+    ...         *(made, 1, *memory, None, *memory, None, 0, None, *memory, of_value, None),
+    ...         *(None, None, None, 0, d_output, *no_cache),
+    ...     )
+    0
+    >>> d_value[0].tolist()
+    [16.0, 16.0, 16.0, 16.0]
     """
     return _checked(
         LIBRARY.BNNSApplyMultiheadAttentionBackward(

@@ -14,20 +14,38 @@ MAX_TENSOR_DIMENSION = 8
 
 
 class NDArrayFlags(IntEnum):
-    """Whether a gradient replaces what is in its array, or is added to it."""
+    """Whether a gradient replaces what is in its array, or is added to it.
+
+    Examples
+    --------
+    >>> NDArrayFlags.BackpropAccumulate.value
+    1
+    """
 
     BackpropSet = 0
     BackpropAccumulate = 1
 
 
 class FilterFlags(IntEnum):
-    """Flags of `FilterParameters`: `UseClientPtr` reads the weights at each call."""
+    """Flags of `FilterParameters`: `UseClientPtr` reads the weights at each call.
+
+    Examples
+    --------
+    >>> FilterParameters(flags=FilterFlags.UseClientPtr).flags
+    1
+    """
 
     UseClientPtr = 1
 
 
 class DataType(IntEnum):
-    """Element types; a layer takes the three floats, and Boolean for masks."""
+    """Element types; a layer takes the three floats, and Boolean for masks.
+
+    Examples
+    --------
+    >>> hex(DataType.Float32)
+    '0x10020'
+    """
 
     Float16 = 0x10010
     Float32 = 0x10020
@@ -44,7 +62,13 @@ class DataType(IntEnum):
 
 
 class DataLayout(IntEnum):
-    """Where the element of an index lies; ``bnns.h`` has the formulas."""
+    """Where the element of an index lies; ``bnns.h`` has the formulas.
+
+    Examples
+    --------
+    >>> hex(DataLayout.RowMajorMatrix)
+    '0x20000'
+    """
 
     Vector = 0x10000
     OneDLastMajor = 0x18000
@@ -103,7 +127,15 @@ class _Keeper(ctypes.Structure):
 
 
 class NDArrayDescriptor(_Keeper):
-    """``BNNSNDArrayDescriptor``: an array's layout, sizes, strides (in elements) and data."""
+    """``BNNSNDArrayDescriptor``: an array's layout, sizes, strides (in elements) and data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> d = NDArrayDescriptor.from_array(np.zeros((2, 3), np.float32))
+    >>> DataType(d.data_type).name, d.data is not None
+    ('Float32', True)
+    """
 
     _fields_ = (
         ("flags", c_uint32),
@@ -190,7 +222,16 @@ class NDArrayDescriptor(_Keeper):
 
 
 class MHAProjectionParameters(_Keeper):
-    """``BNNSMHAProjectionParameters``: a projection's target, weights and bias, or gradients."""
+    """``BNNSMHAProjectionParameters``: a projection's target, weights and bias, or gradients.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = NDArrayDescriptor.from_array(np.zeros((4, 2, 2), np.float32))
+    >>> projection = MHAProjectionParameters(weights=w)  # without a bias
+    >>> projection.weights.size[:3], projection.bias.data
+    ([4, 2, 2], None)
+    """
 
     _fields_ = (
         ("target_desc", NDArrayDescriptor),
@@ -200,7 +241,14 @@ class MHAProjectionParameters(_Keeper):
 
 
 class LayerParametersMultiheadAttention(_Keeper):
-    """``BNNSLayerParametersMultiheadAttention``: a layer."""
+    """``BNNSLayerParametersMultiheadAttention``: a layer.
+
+    Examples
+    --------
+    >>> layer = LayerParametersMultiheadAttention(add_zero_attn=True, dropout=0.5, seed=3)
+    >>> layer.dropout, layer.query.bias.data
+    (0.5, None)
+    """
 
     _fields_ = (
         ("query", MHAProjectionParameters),
@@ -220,7 +268,13 @@ FREE = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 class FilterParameters(_Keeper):
-    """``BNNSFilterParameters``: flags, threads (0: all), memory functions (`ALLOCATE`, `FREE`)."""
+    """``BNNSFilterParameters``: flags, threads (0: all), memory functions (`ALLOCATE`, `FREE`).
+
+    Examples
+    --------
+    >>> FilterParameters(n_threads=2).n_threads
+    2
+    """
 
     _fields_ = (
         ("flags", c_uint32),

@@ -43,6 +43,11 @@ class Rules:
         Positions of the keys in the dropout mask, instead of key offset + 0, 1, 2...
     placed : int, optional
         How many of the keys have a position; the others, which come last, are seen from anywhere.
+
+    Examples
+    --------
+    >>> Rules(window=(3, 0)).scale is None  # 1 / sqrt(D)
+    True
     """
 
     is_causal: bool = False

@@ -34,6 +34,11 @@ class Options:
         Features 2 i and 2 i + 1 are turned together, not i and i + pairs.
     dropout, seed, counter
         As in `dropout_mask`.
+
+    Examples
+    --------
+    >>> Options(num_heads=4).dropout
+    0.0
     """
 
     num_heads: int
