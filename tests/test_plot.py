@@ -128,6 +128,11 @@ def test_a_picture_is_the_same_file_each_time(ending: str, tmp_path: Path) -> No
     assert b"Date" not in first
 
 
+def test_a_notebook_shows_a_picture() -> None:
+    shown = attention_map(np.eye(4), WORDS)._repr_png_()  # type: ignore[attr-defined]
+    assert shown.startswith(b"\x89PNG")
+
+
 EVEN = np.full((2, 2), 0.5)
 
 

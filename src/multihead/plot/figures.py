@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_SCREEN = 100  # points an inch
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -17,7 +20,16 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         message = 'multihead.plot needs matplotlib: pip install "multihead[plot]"'
         raise ImportError(message) from error
-    return Figure(figsize=(width, height), layout="compressed")
+
+    class Shown(Figure):  # type: ignore[misc,unused-ignore]
+        """A figure that a notebook shows without being told to."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=_SCREEN)
+            return file.getvalue()
+
+    return Shown(figsize=(width, height), layout="compressed")
 
 
 def bare(axes: Axes) -> Axes:
