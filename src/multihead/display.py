@@ -50,7 +50,7 @@ def _strip(bars: list[tuple[int, int]]) -> str:
     label = f"Lengths of sequences: {', '.join(str(length) for _, length in bars)}"
     return (
         f'<svg role="img" aria-label="{escape(label)}" width="{width * len(bars)}" height="40" '
-        f'fill="currentColor" fill-opacity="0.6">{drawn}</svg>'
+        f'style="display:block" fill="currentColor" fill-opacity="0.6">{drawn}</svg>'
     )
 
 

@@ -43,7 +43,7 @@ const STOPS = {
   light: [[252, 252, 251], [190, 214, 234], [94, 154, 200], [26, 92, 154], [8, 38, 82]],
   dark: [[29, 32, 37], [26, 66, 104], [34, 122, 158], [116, 190, 170], [246, 240, 170]],
 };
-let colours = [];
+let colours = [], pixels = [];  // the same as bytes of an image
 
 function prepareColours() {
   const stops = dark.matches ? STOPS.dark : STOPS.light;
@@ -51,11 +51,12 @@ function prepareColours() {
     const at = Math.min(i / 255 * (stops.length - 1), stops.length - 1.001), n = Math.floor(at);
     return stops[n].map((from, c) => Math.round(from + (at - n) * (stops[n + 1][c] - from)));
   });
+  pixels = new Uint32Array(Uint8Array.from(colours.flatMap((colour) => [...colour, 255])).buffer);
 }
 
-function colourOf(weight) {
+function stepOf(weight) {
   const share = weight > 0 && S > 1 ? 1 + Math.log(weight) / Math.log(S) : 0;
-  return colours[Math.round(255 * Math.max(0, Math.min(1, share)))];
+  return Math.round(255 * Math.max(0, Math.min(1, share)));
 }
 
 const css = (colour) => `rgb(${colour.join(" ")})`;

@@ -18,16 +18,14 @@ function drawMap() {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.font = font;
   context.textBaseline = "middle";
-  const map = current(), token = looking();
-  for (let i = 0; i < L; i++) {
-    for (let j = 0; j < S; j++) {
-      context.fillStyle = css(colourOf(map[i * S + j]));
-      context.fillRect(left + j * cell, top + i * cell, cell, cell);
-    }
-    context.fillStyle = style.color;
-    context.textAlign = "right";
-    context.fillText(short(queries[i]), left - 5, top + (i + 0.5) * cell);
-  }
+  const small = thumbnailOf(state.layer, state.head).button.firstChild;
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, left, top, cell * S, cell * L);
+  context.fillStyle = style.color;
+  context.textAlign = "right";
+  queries.forEach((word, i) => {
+    context.fillText(short(word), left - 5, top + (i + 0.5) * cell);
+  });
   context.textAlign = "left";
   keys.forEach((word, j) => {
     context.save();
@@ -40,7 +38,7 @@ function drawMap() {
   context.strokeRect(left, top, cell * S, cell * L);
   context.strokeStyle = style.getPropertyValue("--mark");
   context.lineWidth = 2;
-  context.strokeRect(left, top + token * cell, cell * S, cell);
+  context.strokeRect(left, top + looking() * cell, cell * S, cell);
   frame = { left, top, cell };
   canvas.setAttribute("aria-label", `${byId("chosen").textContent}: ${L} rows, ${S} columns. `
     + "The same numbers are in the table below.");

@@ -7,7 +7,7 @@ const current = () => layers[state.layer][state.head];
 const looking = () => (state.hovered === null ? state.token : state.hovered);
 
 function paint(element, weight) {
-  const colour = colourOf(weight);
+  const colour = colours[stepOf(weight)];
   element.style.background = css(colour);
   element.style.color = inkOn(colour);
 }
@@ -29,6 +29,7 @@ function mark(buttons, chosen) {
 }
 
 const thumbnails = [];  // of { button, layer, head }, row by row
+const thumbnailOf = (layer, head) => thumbnails.find((t) => t.layer === layer && t.head === head);
 
 function buildHeads() {
   const most = Math.max(...layers.map((maps) => maps.length));
@@ -63,7 +64,7 @@ function buildHeads() {
     event.preventDefault();
     if (to < 0 || to >= layers.length || column < 0 || column > lastOf(layer)) return;
     choose(to, column);
-    thumbnails.find((t) => t.layer === to && t.head === column).button.focus();
+    thumbnailOf(to, column).button.focus();
   });
 }
 
@@ -71,9 +72,8 @@ function paintHeads() {
   for (const { button, layer, head } of thumbnails) {
     const context = button.firstChild.getContext("2d");
     const image = context.createImageData(S, L);
-    layers[layer][head].forEach((weight, i) => {
-      image.data.set([...colourOf(weight), 255], 4 * i);
-    });
+    const drawn = new Uint32Array(image.data.buffer);
+    layers[layer][head].forEach((weight, i) => { drawn[i] = pixels[stepOf(weight)]; });
     context.putImageData(image, 0, 0);
   }
 }
@@ -129,8 +129,7 @@ function showHead() {
   byId("layer").value = layer;
   options.value = head;
   byId("chosen").textContent = titleOf(layer, head);
-  mark(thumbnails.map((t) => t.button),
-    thumbnails.findIndex((t) => t.layer === layer && t.head === head));
+  mark(thumbnails.map((t) => t.button), thumbnails.indexOf(thumbnailOf(layer, head)));
   fillNumbers();
   showToken();
 }
@@ -183,8 +182,8 @@ function recolour() {
 prepareColours();
 buildHeads();
 buildTokens();
-showHead();
 paintHeads();
+showHead();
 drawScale();
 byId("map").addEventListener("click", (event) => {
   const at = cellAt(event);
