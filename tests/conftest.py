@@ -23,6 +23,8 @@ import kernel_sets
 import multihead as mh
 from multihead import _native
 
+collect_ignore = ["test_maps_browser.py"]  # needs a browser: `make browser` names it
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

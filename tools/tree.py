@@ -26,6 +26,8 @@ FOLDERS = {
     "src/multihead/torch": "PyTorch's face",
     "src/multihead/bnns": "Apple's BNNS API through ctypes",
     "src/multihead/reference": "the layer in plain float64 NumPy: the oracle",
+    "src/multihead/plot": "pictures of attention, by matplotlib",
+    "src/multihead/maps": "attention maps of a model, as a page for a browser",
     "src/multihead/signatures": "what type checkers see of the calls",
     "benchmarks": "what `make bench` runs; no part of the package",
     "tools": "the scripts behind the Makefile",

@@ -1,10 +1,11 @@
-"""The command line: ``python -m multihead config``."""
+"""The command line: ``python -m multihead``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
+from multihead.maps import command
 from multihead.threads import show_config
 
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status, 0.
+        The exit status: 0, or 2 after an error.
 
     Examples
     --------
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit: 2
     """
     options = _parser().parse_args(arguments)
+    if options.command == "maps":
+        return command.run(options)
     _config(options.cflags, options.libs)
     return 0
 
@@ -44,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.add_argument("--cflags", action="store_true", help="to include <multihead/bnns.h>")
     config.add_argument("--libs", action="store_true", help="to link with the library")
+
+    maps = commands.add_parser(
+        "maps",
+        help="write where an encoder's heads look in a text, for a browser",
+        description=command.DESCRIPTION,
+    )
+    command.add_arguments(maps)
     return parser
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from multihead.arrays import Array, Kind, borrow, dtype_name
 from multihead.checks import dims, no_memory, wrong, wrong_type
+from multihead.display import ragged_html
 
 A = TypeVar("A")
 
@@ -213,6 +214,9 @@ class Ragged(Generic[A]):
         pairs = zip("E" if len(sizes) == 1 else "HD", sizes, strict=True)
         token = ", ".join(f"{name}={size}" for name, size in pairs)
         return f"Ragged(N={len(self)}, total={total}, {token}{span})"
+
+    def _repr_html_(self) -> str:
+        return ragged_html(self)
 
 
 def same_offsets(x: Ragged[Any], offsets: Array) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from multihead.arrays import element_of
 from multihead.cache import SET_TO_NONE, CacheSlot, usable
 from multihead.checks import boolean, integer, probability, wrong, wrong_type
+from multihead.display import layer_html
 from multihead.layer_rules import LayerRules, layer_rules
 from multihead.layouts import Sizes
 from multihead.mask_warning import MaskWatch
@@ -287,6 +288,9 @@ class LayerState(AttentionParameters):
         """
         shape = tuple(query.shape)
         return merge(attn_mask, key_padding_mask, shape, self.num_heads, self._element.compute)
+
+    def _repr_html_(self) -> str:
+        return layer_html(self)
 
     def __repr__(self) -> str:
         defaults = {

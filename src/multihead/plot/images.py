@@ -1,4 +1,4 @@
-"""Pictures of attention. Needs matplotlib: `pip install "multihead[plot]"`."""
+"""Maps of one query over images, a column for each image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from multihead.plot.figures import bare, new_figure
+from multihead.plot.scale import Scale
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["attention_maps"]
 
 
 def attention_maps(
@@ -24,8 +25,9 @@ def attention_maps(
 ) -> Figure:
     """Draw where each head looks in each image.
 
-    Every image is a column: the image itself, one map for each head, and their mean. The maps share
-    one colour scale that starts at 0; the outline of the image is drawn over them.
+    Every image is a column: the image itself, one map for each head, and their mean, drawn over a
+    pale image. The maps share one scale: colour says how many times its even share, 1 over the
+    number of patches, a weight is, from 1, which has no colour, to the largest, at least 4.
 
     Parameters
     ----------
@@ -63,29 +65,21 @@ def attention_maps(
     """
     images, weights = np.asarray(images), np.asarray(weights)
     _check(images, weights, titles)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = 'multihead.plot needs matplotlib: pip install "multihead[plot]"'
-        raise ImportError(message) from error
-
     maps, labels = _rows(weights)
     count, rows = len(images), 1 + len(labels)
-    figure = Figure(figsize=(size * (count + 1.6), size * (rows + 0.4)), layout="compressed")
+    figure = new_figure(size * (count + 1.6), size * (rows + 0.4))
     axes = figure.subplots(rows, count, squeeze=False)
-    highest = float(maps.max()) or 1.0
+    scale = Scale(maps, maps.shape[2] * maps.shape[3], over_image=True)
     for n in range(count):
-        _bare(axes[0, n]).imshow(images[n], cmap="gray_r")
+        bare(axes[0, n]).imshow(images[n], cmap="gray_r")
         if titles is not None:
             axes[0, n].set_title(titles[n], fontsize=9)
         for row, label in enumerate(labels, start=1):
-            heat = _overlay(_bare(axes[row, n]), images[n], maps[n, row - 1], highest)
+            heat = outline(bare(axes[row, n]), images[n], maps[n, row - 1], scale)
             if n == 0:
                 axes[row, 0].set_ylabel(label, fontsize=9)
     axes[0, 0].set_ylabel("image", fontsize=9)
-    bar = figure.colorbar(heat, ax=axes[1:, :], fraction=0.03, pad=0.02)
-    bar.set_label("attention weight", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+    scale.bar(figure, heat, axes[1:, :])
     return figure
 
 
@@ -109,21 +103,8 @@ def _rows(weights: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
     return np.concatenate([weights, weights.mean(axis=1, keepdims=True)], axis=1), [*labels, "mean"]
 
 
-def _bare(axes: Axes) -> Axes:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("0.85")
-    return axes
-
-
-def _overlay(axes: Axes, image: NDArray[Any], heat: NDArray[Any], highest: float) -> Any:
-    """Draw the heat over a pale image, and return what the colour bar needs."""
-    from matplotlib.colors import LinearSegmentedColormap
-
+def outline(axes: Axes, image: NDArray[Any], weights: NDArray[Any], scale: Scale) -> Any:
+    """Draw weights over a pale image, and return what the colour bar needs."""
     height, width = image.shape
-    frame = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(image, cmap="gray_r", alpha=0.35)
-    stops = [(1.0, 0.65, 0.0, 0.0), (0.95, 0.35, 0.0, 0.6), (0.65, 0.0, 0.15, 0.9)]
-    clear_to_red = LinearSegmentedColormap.from_list("clear_to_red", stops)
-    return axes.imshow(heat, cmap=clear_to_red, vmin=0, vmax=highest, extent=frame)
+    return scale.draw(axes, weights, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
