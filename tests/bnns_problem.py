@@ -128,7 +128,8 @@ def place(
     values = np.asarray(values)
     first = int(batched)
     strides = [0] * values.ndim
-    reach = 1  # in elements, of what has a stride so far
+    # in elements, of what has a stride so far; neighbours may lie apart, too
+    reach = int(rng.integers(1, 3)) if gaps and explicit else 1
     for axis in NEAREST[layout]:
         strides[first + axis] = reach
         room = int(rng.integers(1, 4)) if gaps and explicit else 0
@@ -210,6 +211,8 @@ class Options:
         )
         if flip(0.1):
             drawn.T, drawn.S = 70, 130  # more than one tile
+        if flip(0.1):
+            drawn.d_model = 150  # more than one group of features
         for name, value in given.items():
             setattr(drawn, name, value)
         return drawn
@@ -479,6 +482,7 @@ class Problem:
                 scale[name] = sizes[name]
                 scale[f"{name}.weights"] = sizes[f"{letter}_proj_weight"]
                 scale[f"{name}.bias"] = sizes[f"{letter}_proj_weight"]
+        scale["value.bias"] = sizes["value_bias"]
         grads["output.weights"] = found["out_proj.weight"].T
         if "output.bias" in s:
             grads["output.bias"] = found["out_proj.bias"]
