@@ -130,18 +130,22 @@ class Encoder:
 
     def encode(self, tokens: list[list[int]]) -> Array:
         """Return the embeddings (N, E) of N texts as tokens, in this thread."""
-        lengths = [len(x) for x in tokens]
-        starts = np.cumsum([0, *lengths])
-        x = self.words[np.concatenate(tokens)]
-        x += self.places[np.concatenate([np.arange(n) for n in lengths])]
-        self.norm(x)
-        batch = mh.Ragged(x, starts)
-        scratch = Scratch(self.sizes.width, self.blocks[0].up.shape[1])
-        for block in self.blocks:
-            batch = block(batch, scratch)
+        batch = self.hidden(tokens, len(self.blocks))
         sums = np.add.reduceat(batch.values, batch.offsets[:-1], axis=0)
         sums /= np.sqrt(np.vecdot(sums, sums))[:, None]  # a mean has the direction of its sum
         return sums
+
+    def hidden(self, tokens: list[list[int]], blocks: int) -> mh.Ragged[Array]:
+        """Return what the first blocks make of N texts, a vector (E,) for each token."""
+        lengths = [len(x) for x in tokens]
+        x = self.words[np.concatenate(tokens)]
+        x += self.places[np.concatenate([np.arange(n) for n in lengths])]
+        self.norm(x)
+        batch = mh.Ragged(x, np.cumsum([0, *lengths]))
+        scratch = Scratch(self.sizes.width, self.blocks[0].up.shape[1])
+        for block in self.blocks[:blocks]:
+            batch = block(batch, scratch)
+        return batch
 
 
 def batches(tokens: list[list[int]], about: int) -> Iterator[list[list[int]]]:
