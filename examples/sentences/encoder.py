@@ -33,9 +33,8 @@ class Norm:
     def __call__(self, x: Array) -> None:
         """Normalise the rows of x (total, E)."""
         width = x.shape[1]
-        x -= x.mean(axis=1, keepdims=True)
-        square = np.vecdot(x, x)
-        x *= (1 / np.sqrt(square / width + self.eps))[:, None]
+        x -= (x @ np.full(width, 1 / width, x.dtype))[:, None]
+        x *= (1 / np.sqrt(np.vecdot(x, x) / width + self.eps))[:, None]
         x *= self.scale
         x += self.shift
 
