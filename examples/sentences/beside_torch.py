@@ -19,8 +19,9 @@ from sentences.encoder import Encoder
 from sentences.model_files import Array, ModelFiles
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens
-TOKENS = 8192  # of the texts of one length
-ROUNDS = 7
+TOKENS = 4096  # of the texts of one length
+ROUNDS = 5
+MIXED = 256  # texts, of up to the tokens that the model is meant for
 
 Encode = Callable[[list[str]], Array]
 
@@ -83,10 +84,10 @@ def measured(encoders: dict[str, Encode], texts: list[str]) -> dict[str, float]:
     return {name: len(texts) / statistics.median(of) for name, of in seconds.items()}
 
 
-def cases(rng: np.random.Generator) -> dict[str, list[int]]:
-    """Return the lengths of the texts of each case."""
+def cases(longest: int, rng: np.random.Generator) -> dict[str, list[int]]:
+    """Return the lengths of the texts of each case; mixed ones are even on a log scale."""
     found = {str(n): [n] * (TOKENS // n) for n in LENGTHS}
-    mixed = np.exp(rng.uniform(np.log(LENGTHS[0]), np.log(LENGTHS[-1]), 256)).astype(int)
+    mixed = np.exp(rng.uniform(np.log(LENGTHS[0]), np.log(longest), MIXED)).astype(int)
     return found | {"mixed": mixed.tolist()}
 
 
@@ -98,7 +99,7 @@ def measure(files: ModelFiles, encoder: Encoder) -> None:
     print(", ".join(f"{name} {version(name)}" for name in packages))
     print("\nsentences a second, medians; in brackets, times sentence-transformers")
     print("tokens    texts   sentence-transformers   with multihead   this example")
-    for name, lengths in cases(np.random.default_rng(0)).items():
+    for name, lengths in cases(files.sizes.longest, np.random.default_rng(0)).items():
         texts = texts_of(files, lengths)
         ours, theirs, under = (f for f in measured(encoders, texts).values())
         print(

@@ -119,11 +119,13 @@ class Encoder:
     def __call__(self, texts: Sequence[str]) -> Array:
         """Return the embeddings (N, E) of N texts."""
         tokens = [x.ids for x in self.tokenizer.encode_batch_fast(list(texts))]
-        with (
-            self._pools.limit(limits=1),
-            ThreadPoolExecutor(self.threads) as workers,
-        ):
-            parts = list(workers.map(self.encode, batches(tokens, TOKENS)))
+        runs = list(batches(tokens, TOKENS))
+        with self._pools.limit(limits=1):
+            if len(runs) < 2 or self.threads == 1:
+                parts = [self.encode(run) for run in runs]
+            else:
+                with ThreadPoolExecutor(self.threads) as workers:
+                    parts = list(workers.map(self.encode, runs))
         empty = np.empty((0, self.sizes.width), np.float32)
         return np.concatenate([empty, *parts])
 
