@@ -24,6 +24,8 @@ FOLDERS = {
     "csrc": "the table through which faces reach the engine",
     "src/multihead": "what users import: checks arguments, allocates results, calls the engine",
     "src/multihead/torch": "PyTorch's face",
+    "src/multihead/cli": "the command line: `multihead`",
+    "src/multihead/cli/check": "`multihead check`",
     "src/multihead/bnns": "Apple's BNNS API through ctypes",
     "src/multihead/reference": "the layer in plain float64 NumPy: the oracle",
     "src/multihead/signatures": "what type checkers see of the calls",
