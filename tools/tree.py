@@ -26,6 +26,7 @@ FOLDERS = {
     "src/multihead/torch": "PyTorch's face",
     "src/multihead/cli": "the command line: `multihead`",
     "src/multihead/cli/check": "`multihead check`",
+    "src/multihead/cli/bench": "`multihead bench`",
     "src/multihead/bnns": "Apple's BNNS API through ctypes",
     "src/multihead/reference": "the layer in plain float64 NumPy: the oracle",
     "src/multihead/signatures": "what type checkers see of the calls",

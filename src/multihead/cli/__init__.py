@@ -31,6 +31,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("info", "multihead.cli.info", "what is installed, and what was found here"),
     Command("check", "multihead.cli.check", "hold this installation to the float64 oracle"),
+    Command("bench", "multihead.cli.bench", "time it beside what else is installed"),
     Command("config", "multihead.cli.config", "settings, and a C compiler's flags"),
 )
 

@@ -119,24 +119,24 @@ class Console:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show how far it has got, on standard error, in a terminal where rich is; call it each step.
+def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show how far it has got, on standard error, in a terminal where rich is; tell it where.
 
     Examples
     --------
     >>> with progress("counting", 3) as step:
-    ...     for _ in range(3):
-    ...         step()
+    ...     for done in range(3):
+    ...         step(done + 1)
     """
     console = rich_console(stderr=True)
     if console is None:
-        yield lambda: None
+        yield lambda done: None
         return
     from rich.progress import Progress
 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _text(cell: Cell) -> str:

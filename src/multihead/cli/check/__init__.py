@@ -25,7 +25,8 @@ DESCRIPTION = (
     "error beside its tolerance, where it comes closest. The exit status is 1 if a part is bad. It "
     "takes seconds."
 )
-SECONDS = 25.0  # after which no further part is begun
+GOOD, BAD, UNFINISHED = "good", "bad", "unfinished"
+SECONDS = 25.0  # after which nothing further is begun
 
 # parts that are compared with an oracle, and what makes their problems for a dtype
 PARTS: dict[str, Callable[[str], list[Problem]]] = {
@@ -50,12 +51,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Check everything and write the verdict."""
     start, findings = time.monotonic(), []
     with progress("checking", len(PARTS) + 1) as step:
-        for found in _findings(start):
+        for done, found in enumerate(_findings(start), 1):
             findings += found
-            step()
-    bad = [finding.part for finding in findings if not finding.good]
+            step(done)
     document: dict[str, Any] = {
-        "verdict": "bad" if bad else "good",
+        "verdict": _verdict(findings),
         "version": mh.__version__,
         "machine": machine.description(),
         "kernel_sets": _native.available_isas(),
@@ -65,28 +65,34 @@ def run(options: argparse.Namespace, console: Console) -> int:
     }
     if console.document(options, document):
         _write(console, findings, document)
-    return 1 if bad else 0
+    return 0 if document["verdict"] == GOOD else 1
+
+
+def _verdict(findings: list[Finding]) -> str:
+    if all(finding.good for finding in findings):
+        return GOOD
+    return UNFINISHED if all(each.good or each.late for each in findings) else BAD
 
 
 def _findings(start: float) -> Iterator[list[Finding]]:
+    def late() -> bool:
+        return time.monotonic() - start > SECONDS
+
     for part, make in PARTS.items():
-        yield _late(start, [part]) or _compared(part, make)
-    yield _late(start, BITS) or _same_bits()
+        yield _compared(part, make, late)
+    yield _same_bits(late)
 
 
-def _late(start: float, parts: tuple[str, ...] | list[str]) -> list[Finding]:
-    if time.monotonic() - start < SECONDS:
-        return []
-    return [Finding(part, faults=[f"not checked: {SECONDS:g} s were over"]) for part in parts]
-
-
-def _compared(part: str, make: Callable[[str], list[Problem]]) -> list[Finding]:
+def _compared(
+    part: str, make: Callable[[str], list[Problem]], late: Callable[[], bool]
+) -> list[Finding]:
     """Compare a part's problems with their oracles, in every dtype on every kernel set."""
     outputs, gradients = Finding(f"{part}, results"), Finding(f"{part}, gradients")
     sets = _native.available_isas() if part != "oracle" else ["NumPy"]
     try:
         for dtype in DTYPES:
-            for problem in make(dtype):
+            outputs.late = outputs.late or late()
+            for problem in [] if outputs.late else make(dtype):
                 for isa in sets:
                     for name, actual in _run(problem, isa).items():
                         kind = FORWARD if name in OUTPUTS else GRADIENT
@@ -96,11 +102,13 @@ def _compared(part: str, make: Callable[[str], list[Problem]]) -> list[Finding]:
                         finding.add(name, reached, bound, (dtype, isa))
     except Exception as fault:  # whatever it is, the check goes on
         outputs.faults.append(f"{type(fault).__name__}: {fault}")
-    return [found for found in (outputs, gradients) if found.comparisons or found.faults]
+    gradients.late = outputs.late and gradients.comparisons > 0
+    return [each for each in (outputs, gradients) if each.comparisons or each.faults or each.late]
 
 
 def _run(problem: Problem, isa: str) -> dict[str, Any]:
-    before = _native.isa()
+    before = _native.isa(), mh.get_num_threads()
+    mh.set_num_threads(1)  # that more give the same bits is a part of its own
     if isa in _native.available_isas():
         _native.use_isa(isa)
     try:
@@ -108,13 +116,17 @@ def _run(problem: Problem, isa: str) -> dict[str, Any]:
             warnings.simplefilter("ignore", mh.MaskWarning)
             return problem.run()
     finally:
-        _native.use_isa(before)
+        _native.use_isa(before[0])
+        mh.set_num_threads(before[1])
 
 
-def _same_bits() -> list[Finding]:
+def _same_bits(late: Callable[[], bool]) -> list[Finding]:
     threads, again, sets = (Finding(part) for part in BITS)
     try:
         for dtype in DTYPES:
+            if late():
+                threads.late = again.late = sets.late = True
+                break
             alike: dict[str, str] = {}
             for isa in _native.available_isas():
                 (_, first), (_, second), *others = bits.hashes(isa, dtype)
@@ -128,7 +140,7 @@ def _same_bits() -> list[Finding]:
                 sets.same(found == next(iter(alike.values())), f"{isa} in {dtype}")
     except Exception as fault:  # whatever it is, the check goes on
         threads.faults.append(f"{type(fault).__name__}: {fault}")
-    return [threads, again] + [sets] * bool(sets.comparisons)
+    return [threads, again] + [sets] * bool(sets.comparisons or sets.late)
 
 
 def _write(console: Console, findings: list[Finding], document: dict[str, Any]) -> None:
@@ -146,14 +158,18 @@ def _write(console: Console, findings: list[Finding], document: dict[str, Any]) 
             console.say(f"{finding.part}: {fault}")
     said = f"{sum(finding.comparisons for finding in findings)} comparisons"
     took = f"{said} in {document['seconds']:.1f} s"
-    if bad:
+    if document["verdict"] == BAD:
         console.say(f"Bad: {len(bad)} of {len(findings)} parts; {took}.", "bold red")
+    elif document["verdict"] == UNFINISHED:
+        late = f"{len(bad)} of {len(findings)} parts had no time, nothing is wrong in the others"
+        console.say(f"Unfinished: {late}; {took}. Is the machine busy?", "bold yellow")
     else:
         console.say(f"Good: {took}.", "bold green")
 
 
 def _row(finding: Finding) -> list[Cell]:
     verdict = ("ok", "green") if finding.good else ("BAD", "bold red")
+    verdict = ("late", "yellow") if finding.late else verdict
     if finding.error is None or finding.tolerance is None:
         return [finding.part, "", "", "", verdict]
     figures = f"{finding.error:.1e}", f"{finding.tolerance:.1e}"

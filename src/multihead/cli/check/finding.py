@@ -22,6 +22,8 @@ class Finding:
         How many arrays were compared.
     faults : list of str
         What was wrong; empty where all is well.
+    late : bool
+        Whether there was no time for it.
     """
 
     part: str
@@ -31,6 +33,7 @@ class Finding:
     isa: str = ""
     comparisons: int = 0
     faults: list[str] = field(default_factory=list)
+    late: bool = False
 
     def add(self, name: str, error: float, tolerance: float, place: tuple[str, str]) -> None:
         """Take in one comparison; `place` is dtype and kernel set.
@@ -60,8 +63,8 @@ class Finding:
 
     @property
     def good(self) -> bool:
-        """Whether something was compared, and nothing was wrong."""
-        return self.comparisons > 0 and not self.faults
+        """Whether all was compared, and nothing was wrong."""
+        return self.comparisons > 0 and not self.faults and not self.late
 
     def document(self) -> dict[str, Any]:
         """Return it, ready for JSON, which has no infinity."""
