@@ -43,7 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"how long to measure in all, about; default {SECONDS:g}",
     )
     parser.add_argument("--threads", type=count, metavar="T", help="for everyone")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        metavar="DTYPE",
+        help=f"{', '.join(DTYPES)}; default {DTYPES[0]}",
+    )
     parser.add_argument(
         "--plot", type=_picture, metavar="FILE", help="draw a chart; .png or .svg, by matplotlib"
     )

@@ -71,9 +71,7 @@ def write(console: Console, document: dict[str, Any], old: dict[str, Any]) -> No
     console.heading(f"since {old['date']}")
     for name in ("version", "isa", "threads", "dtype"):
         if old[name] != document[name]:
-            console.say(
-                f"The earlier run was of another {name}: {old[name]}, not {document[name]}."
-            )
+            console.say(f"The earlier run had {name} {old[name]}, this one {document[name]}.")
     if old["machine"]["processor"] != document["machine"]["processor"]:
         console.say(f"The earlier run was on another machine: {old['machine']['processor']}.")
     if not found:
@@ -90,7 +88,9 @@ def write(console: Console, document: dict[str, Any], old: dict[str, Any]) -> No
     console.line()
     slower = [each for each in found if each["verdict"] == "slower"]
     judged = [each for each in found if each["verdict"] != "busy"]
-    count = f"{len(slower) or 'none'} of {len(judged)}"
-    console.say(f"Slower by more than {NOISE - 1:.0%}: {count}.", "red" if slower else "")
+    if judged:
+        count = f"{len(slower) or 'none'} of {len(judged)}"
+        console.say(f"Slower by more than {NOISE - 1:.0%}: {count}.", "red" if slower else "")
     if len(judged) < len(found):
-        console.say("The machine was busy in the others, in one run or both: they are not judged.")
+        missing = f"{len(found) - len(judged)} of {len(found)} are not judged"
+        console.say(f"{missing}: the machine was busy, in one run or both.", "yellow")

@@ -69,7 +69,8 @@ def enter(problem: Problem, names: Sequence[str]) -> tuple[dict[str, Steps], dic
             continue
         missing = [package for package in needs if find_spec(package) is None]
         if missing:
-            absent[name] = f"needs {' and '.join(missing)}"
+            whole = len(missing) == len(needs)
+            absent[name] = "not installed" if whole else f"needs {' and '.join(missing)}"
         elif problem.dtype not in dtypes:
             absent[name] = f"does not compute {problem.dtype}"
         else:
