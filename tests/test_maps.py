@@ -143,3 +143,15 @@ def test_a_page_needs_neither_tokenizers_nor_matplotlib() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert int(done.stdout) > 1000
+
+
+def test_numbers_for_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bert_models.write(tmp_path / "model")
+    assert main(["maps", str(model), "the river", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    weights = np.array(told["weights"])
+    assert weights.shape[2:] == (len(told["tokens"]),) * 2
+    assert np.abs(weights.sum(-1) - 1).max() < 1e-4
+    file = tmp_path / "maps.json"
+    assert main(["maps", str(model), "the river", "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == told

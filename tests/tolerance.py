@@ -1,28 +1,33 @@
-"""The one table of tolerances: largest error over the largest reference entry."""
+"""Assertions within the one table of tolerances, `multihead.tolerance`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-FORWARD, GRADIENT, TORCH = "forward", "gradient", "torch"
+from multihead.tolerance import (
+    CANCELLED,
+    CENTRAL_DIFFERENCES,
+    FORWARD,
+    GRADIENT,
+    TORCH,
+    tolerance,
+)
+from multihead.tolerance import error as error_of
 
-TOLERANCE: dict[str, dict[str, float]] = {
-    FORWARD: {"float32": 2e-6, "float64": 1e-12, "float16": 1e-3, "bfloat16": 8e-3},
-    GRADIENT: {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 16e-3},
-    TORCH: {"float32": 1e-5, "float64": 1e-12},
-}
-CANCELLED = 0.1  # a gradient below this share of its terms is measured against that share of them
-CENTRAL_DIFFERENCES = 1e-7  # of float64, with a step of 1e-5
-
-
-def tolerance(kind: str, dtype: Any) -> float:
-    """The bound for one kind of comparison in one dtype."""
-    name = "bfloat16" if dtype == ml_dtypes.bfloat16 else np.dtype(dtype).name
-    return TOLERANCE[kind][name]
+__all__ = [
+    "CANCELLED",
+    "CENTRAL_DIFFERENCES",
+    "FORWARD",
+    "GRADIENT",
+    "TORCH",
+    "assert_all_close",
+    "assert_close",
+    "error",
+    "tolerance",
+]
 
 
 def error(actual: Any, expected: Any, name: str = "", *, scale: float = 0.0) -> float:
@@ -32,16 +37,9 @@ def error(actual: Any, expected: Any, name: str = "", *, scale: float = 0.0) -> 
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(expected)
-    assert (np.isfinite(actual) == finite).all(), f"{name}: not finite in other places"
-    if not finite.any():
-        return 0.0
-    largest = max(float(np.abs(expected[finite]).max()), scale)
-    difference = float(np.abs(actual[finite] - expected[finite]).max())
-    if not difference:
-        return 0.0
-    return difference / largest if largest else np.inf
+    same = np.isfinite(actual.astype(np.float64)) == np.isfinite(expected.astype(np.float64))
+    assert same.all(), f"{name}: not finite in other places"
+    return error_of(actual, expected, scale)
 
 
 def assert_close(

@@ -10,14 +10,17 @@ from typing import Any
 
 from multihead.arrays import Array
 from multihead.checks import integer
+from multihead.cli.console import Console
 
-DESCRIPTION = """Run a BERT encoder on a text and write where its heads look: a page for a browser
-that needs no network (--html), a picture of one head (--picture), or both."""
+DESCRIPTION = (
+    "Run a BERT encoder on a text and write where its heads look: a page for a browser that needs "
+    "no network (--html), a picture of one head or of a layer's (--picture), or numbers (--json)."
+)
 _MODEL = """folder with config.json, model.safetensors and tokenizer.json, or the name of an
 installed package that has one"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to a parser."""
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument("text", metavar="TEXT", help="a sentence or a few")
@@ -32,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, metavar="N", help="of the picture, from 1")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, console: Console) -> int:
     """Run the command; return its exit status."""
     try:
         _check(options)
-        _write(options)
+        _write(options, console)
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"multihead maps: {error}", file=sys.stderr)
         return 2
@@ -44,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.html is None and options.picture is None:
-        raise ValueError("nothing to write: name a file with --html or --picture")
+    if options.html is None and options.picture is None and options.json is None:
+        raise ValueError("nothing to write: name a file with --html or --picture, or say --json")
     if options.picture is None and (options.layer, options.head) != (None, None):
         raise ValueError("--layer and --head choose a picture: name a file with --picture")
     if options.picture is not None and options.layer is None:
@@ -55,25 +58,31 @@ def _check(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
 
 
-def _write(options: argparse.Namespace) -> None:
+def _write(options: argparse.Namespace, console: Console) -> None:
     from multihead.maps.encoder import BertEncoder
 
     tokens, weights = BertEncoder(options.model)(options.text)
+    layers, heads = weights.shape[:2]
     drawn = None if options.picture is None else _picture(options, tokens, weights)
+    written = {}
     if options.html is not None:
         from multihead.maps.page import page
 
-        layers, heads = weights.shape[:2]
         name = os.path.basename(os.path.normpath(options.model))
         note = f"{name}: {layers} layers of {heads} heads, {len(tokens)} tokens."
         text = page(weights, tokens, note=note)
         options.html.write_text(text, encoding="utf-8")
-        print(f"{options.html}: {len(tokens)} tokens, {len(text) / 1e6:.1f} MB")
+        written[str(options.html)] = f"{len(tokens)} tokens, {len(text) / 1e6:.1f} MB"
     if drawn is not None:
         from multihead.plot import save
 
         save(drawn, options.picture)
-        print(f"{options.picture}: {_chosen(options)}")
+        written[str(options.picture)] = _chosen(options)
+    # (layers, heads, queries, keys)
+    document = {"tokens": tokens, "weights": weights.round(6).tolist(), "files": [*written]}
+    if console.document(options, document):
+        for file, what in written.items():
+            console.line(f"{file}: {what}")
 
 
 def _chosen(options: argparse.Namespace) -> str:
