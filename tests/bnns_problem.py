@@ -123,13 +123,13 @@ def place(
     explicit: bool = True,
     flags: NDArrayFlags = NDArrayFlags.BackpropSet,
     misaligned: bool = False,
+    apart: bool = False,
 ) -> Slot:
     """Put values (in the order of their indices) where the layout wants them."""
     values = np.asarray(values)
     first = int(batched)
     strides = [0] * values.ndim
-    # in elements, of what has a stride so far; neighbours may lie apart, too
-    reach = int(rng.integers(1, 3)) if gaps and explicit else 1
+    reach = 1 + apart  # in elements, of what has a stride so far
     for axis in NEAREST[layout]:
         strides[first + axis] = reach
         room = int(rng.integers(1, 4)) if gaps and explicit else 0
@@ -175,6 +175,7 @@ class Options:
     gaps: bool = False
     explicit: bool = True
     misaligned: bool = False
+    apart: bool = False  # neighbours, too: every second element is skipped
     accumulate: bool = False
     shared: bool = False  # key and value are one array
     allocator: Any = None
@@ -211,8 +212,6 @@ class Options:
         )
         if flip(0.1):
             drawn.T, drawn.S = 70, 130  # more than one tile
-        if flip(0.1):
-            drawn.d_model = 150  # more than one group of features
         for name, value in given.items():
             setattr(drawn, name, value)
         return drawn
@@ -262,6 +261,7 @@ class Problem:
                 explicit=o.explicit or bool(rng.random() < 0.3),
                 flags=NDArrayFlags.BackpropSet if flags is None else flags,
                 misaligned=o.misaligned and kind == "float",
+                apart=o.apart,
             )
 
         def flag() -> NDArrayFlags:
@@ -482,7 +482,6 @@ class Problem:
                 scale[name] = sizes[name]
                 scale[f"{name}.weights"] = sizes[f"{letter}_proj_weight"]
                 scale[f"{name}.bias"] = sizes[f"{letter}_proj_weight"]
-        scale["value.bias"] = sizes["value_bias"]
         grads["output.weights"] = found["out_proj.weight"].T
         if "output.bias" in s:
             grads["output.bias"] = found["out_proj.bias"]

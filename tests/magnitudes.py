@@ -69,7 +69,6 @@ def magnitudes(result: Result, d_out: Any, d_weights: Any = None) -> dict[str, f
         "q_proj_weight": np.tensordot(d_q, query, ((0, 1), (0, 1))),
         "k_proj_weight": np.tensordot(d_k, key, ((0, 1), (0, 1))),
         "in_proj_bias": np.concatenate([d_q.sum((0, 1)), d_k.sum((0, 1))]),
-        "value_bias": d_heads.sum((0, 2)),  # all that queries pass on to the values
         "sinks": sinks.sum((0, 2)),
         "bias_k": extra.sum(0),
         "attn_mask": d_scores.sum(tuple(axis for axis, size in enumerate(shape) if size == 1)),

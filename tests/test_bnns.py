@@ -67,6 +67,19 @@ def test_any_problem_agrees_with_the_oracle(
     check(problem)
 
 
+@pytest.mark.parametrize("accumulate", [True, False])
+@pytest.mark.parametrize("client", [True, False])
+def test_nothing_need_lie_side_by_side(
+    client: bool, accumulate: bool, rng: np.random.Generator
+) -> None:
+    wide = {"d_model": 150, "k_dim": 70, "v_dim": 65, "d_key": 17, "d_value": 33}
+    rules = {"attention_biases": True, "key_mask": True, "attention": "float 3"}
+    how = {"client": client, "accumulate": accumulate, "gaps": True, "apart": True}
+    problem = Problem.make(rng, Options(T=70, S=130, **wide, **rules, **how))
+    run(problem, True)
+    check(problem)
+
+
 SLOTS = {
     "query": 2,
     "key": 2,
