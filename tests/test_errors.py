@@ -11,6 +11,7 @@ import pytest
 
 import multihead as mh
 from cases import Construction, make_layer
+from multihead import _native
 
 N, L, S, E, H = 2, 4, 7, 12, 3
 
@@ -344,3 +345,14 @@ def test_dropout_is_checked_when_set(layer: mh.MultiheadAttention) -> None:
     with pytest.raises(ValueError, match="dropout"):
         layer.dropout = 1.5
     assert layer.dropout == 0.5
+
+
+def test_the_engine_itself_writes_to_no_frozen_array(rng: np.random.Generator) -> None:
+    d_out, out = rng.standard_normal((2, 1, 2, 5, 8), dtype=np.float32)
+    frozen = np.zeros((1, 2, 5), np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="result: expected a writable array"):
+        _native.delta(d_out, out, frozen)
+    assert not frozen.any()
+    _native.delta(d_out, out, result := np.zeros_like(frozen))
+    np.testing.assert_allclose(result, (d_out * out).sum(-1), rtol=1e-5, atol=1e-6)

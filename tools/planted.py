@@ -31,7 +31,7 @@ TESTS = [
     *("score_rules", "layer_options", "functional", "kv_cache", "packed", "ragged", "merging"),
     *("bnns", "bnns_misuse", "bnns_overlaps", "errors", "sizes", "state", "half_keys", "dropout"),
     *("few_queries", "bfloat16", "half_arrays", "gradients", "attention_core", "masks", "numbers"),
-    *("determinism", "concurrent_calls", "torch_functional", "torch_layer_options"),
+    *("determinism", "concurrent_calls", "torch_functional", "torch_layer_options", "torch_varlen"),
 ]
 LIMIT = 600  # seconds for the tests of one fault
 # kernel sets that the tests do without: a fault is in those that users have, too
