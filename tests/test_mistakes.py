@@ -274,10 +274,11 @@ mistake(
 )
 mistake(
     "the opposite polarity",
-    attends(attn_mask=np.zeros((L, L), bool)),
+    called(attn_mask=np.tri(L, dtype=bool)),
     mh.MaskWarning,
-    "attn_mask: 5 of 5 queries see no key in any sequence; True means attend (~attn_mask?)",
+    "attn_mask: 1 of 5 queries see no key in any sequence; True means ignore (~attn_mask?)",
 )
+
 
 # options
 mistake(

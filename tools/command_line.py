@@ -17,7 +17,7 @@ from multihead.cli.environment import VARIABLES, table
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "command_line.md"
 ENVIRONMENT = ROOT / "docs" / "environment.md"
-COMMAND = re.compile(r"(<!-- multihead ([\w-]+) -->\n).*?(<!-- / -->)", re.S)
+COMMAND = re.compile(r"(<!-- multihead ([\w -]+?) -->\n).*?(<!-- / -->)", re.S)
 READ = {variable.name for variable in VARIABLES}
 TABLE = re.compile(r"(<!-- environment -->\n).*?(<!-- /environment -->)", re.S)
 
@@ -26,7 +26,7 @@ def output(command: str) -> str:
     """Run a command and return what it writes, its own words first."""
     kept = {name: value for name, value in os.environ.items() if name not in READ}
     done = subprocess.run(
-        [sys.executable, "-m", "multihead", command],
+        [sys.executable, "-m", "multihead", *command.split()],
         env=kept | {"COLUMNS": "72"},
         stdout=subprocess.PIPE,
         text=True,

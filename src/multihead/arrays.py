@@ -209,8 +209,9 @@ def _another_dtype(name: str, raw: Array, kind: Kind, element: Element, instead:
     """Make the error for an array of another dtype, with the ways out of real numbers."""
     got = dtype_name(raw, kind)
     scalar = "ml_dtypes.bfloat16" if element.name == "bfloat16" else f"np.{element.name}"
-    other = instead.format(got) if got in _ELEMENTS else ""
-    way = f" ({name}.astype({scalar}){other})" if other or raw.dtype.kind in "fiub" else ""
+    ours = got in _ELEMENTS
+    other = instead.format(got) if ours else ""
+    way = f" ({name}.astype({scalar}){other})" if ours or raw.dtype.kind in "fiub" else ""
     return wrong_type(name, element.name, got + way)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from multihead.cli.bench.contenders import Steps
@@ -14,6 +12,9 @@ from multihead.cli.bench.problem import Problem
 
 def steps(problem: Problem) -> Steps:
     """Return the compiled function and its backward."""
+    import jax
+    import jax.numpy as jnp
+
     jax.config.update("jax_enable_x64", problem.dtype == "float64")
     exact = "float64" if problem.dtype == "float64" else "float32"
     x, d_out, *params = (jnp.asarray(a, problem.dtype) for a in problem.numpy(exact))
