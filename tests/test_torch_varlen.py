@@ -312,8 +312,12 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], match: str) -> Non
 def test_offsets_are_checked_compiled_too() -> None:
     x = torch.randn(31, 4, 8)
     compiled = torch.compile(varlen_attn, backend="eager", fullgraph=True)
-    with pytest.raises(ValueError, match="offsets that rise from 0 to 31"):
-        compiled(x, x, x, torch.tensor([0, 9, 30]), torch.tensor([0, 9, 31]), 22, 22)
+    ends = torch.tensor([0, 9, 20, 31])
+    compiled(x, x, x, ends, ends, 22, 22)
+    for wrong in ([0, 9, 20, 30], [0, 20, 9, 31], [1, 9, 20, 31]):
+        for given in ((torch.tensor(wrong), ends), (ends, torch.tensor(wrong))):
+            with pytest.raises(ValueError, match="offsets that rise from 0 to 31"):
+                compiled(x, x, x, *given, 22, 22)
 
 
 def test_it_is_a_leaf_of_a_graph() -> None:
