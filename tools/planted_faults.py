@@ -275,6 +275,14 @@ FAULTS = (
         "load(total) + sum[j]",
     ),
     Fault(
+        "hidden keys keep their probability",
+        "mask bit",
+        f"{KERNELS}/attention_forward.h",
+        "if (Masked) p[j] = select(mask_of_bits<A>(t.visible[r], int(lane) + j * W), p[j], "
+        "Vec<A>{});",
+        "",
+    ),
+    Fault(
         "delta is added to the gradient of scores",
         "sign",
         f"{KERNELS}/attention_backward.h",
@@ -282,10 +290,38 @@ FAULTS = (
         "d = p * (d + delta[j]);",
     ),
     Fault(
+        "pairs of keys that begin at an odd one draw anew too late",
+        "index",
+        f"{KERNELS}/dropout.h",
+        "if (c == 0 || indices[c] >> 1 != indices[c - 1] >> 1)",
+        "if (c % 2 == 0)",
+    ),
+    Fault(
+        "a mask whose columns lie apart is read side by side",
+        "stride",
+        f"{KERNELS}/masks.h",
+        "word |= uint64_t(row[(c0 + c) * stride] != 0) << c;",
+        "word |= uint64_t(row[c0 + c] != 0) << c;",
+    ),
+    Fault(
         "bfloat16 is cut off, not rounded",
         "rounding",
         f"{KERNELS}/vec_half.h",
         "const U32 rounded = (bits + 0x7FFFu + (top & 1)) >> 16;",
         "const U32 rounded = bits >> 16;",
+    ),
+    Fault(
+        "a coefficient of exp2 is wrong in its sixth digit",
+        "number",
+        f"{KERNELS}/exp2.h",
+        "0.240226477f,",
+        "0.240226977f,",
+    ),
+    Fault(
+        "a cap in float64 is as exact as in float32",
+        "number",
+        f"{KERNELS}/tanh.h",
+        "sizeof(T) == 4 ? T(-40) : T(-64)",
+        "T(-40)",
     ),
 )

@@ -35,10 +35,10 @@ fi
 "$@" && echo "$*" >"$object.how"
 SCRIPT
 
-PYTHONPATH=tests "$python" -c '
-from tolerance import FORWARD, GRADIENT, TOLERANCE
+"$python" -c '
+from multihead.tolerance import FORWARD, GRADIENT, tolerance
 for name, kind in (("kForward", FORWARD), ("kGradient", GRADIENT)):
-    of = ", ".join(str(TOLERANCE[kind][x]) for x in ("float32", "float16", "bfloat16"))
+    of = ", ".join(str(tolerance(kind, x)) for x in ("float32", "float16", "bfloat16"))
     print(f"constexpr double {name}[] = {{{of}}};")
 ' >"$build/tolerances.new"
 cmp -s "$build/tolerances.new" "$build/tolerances.h" || cp "$build/tolerances.new" "$build/tolerances.h"
