@@ -104,9 +104,9 @@ def padding_mask(
             way = "key_padding_mask.T" + ", or batch_first=True for the layer," * tokens_first
             raise wrong("key_padding_mask", shape, _with_way(given, {shape[::-1]: way}))
 
-    lengths = len(shape) == 2 and getattr(mask, "shape", None) == shape[:1]
-    polarity = "lengths? np.arange({1}) >= {0}[:, None]" if lengths else _HIDES
-    polarity = polarity.format("key_padding_mask", shape[-1])
+    polarity = _HIDES
+    if len(shape) == 2 and getattr(mask, "shape", None) == shape[:1]:
+        polarity = f"lengths? np.arange({shape[1]}) >= {{0}}[:, None]"
     array, kind = _read("key_padding_mask", mask, compute, check, polarity)
     return Mask(array, kind and MaskGradient(shape, shape, kind))
 
