@@ -22,11 +22,14 @@ NOT_FLOATS = (
     "U3",
     "M8[s]",
 )
+LARGEST = 1 << 24  # bytes that a draw may copy: arrays of a few bytes, counted often, claim more
 HUGE = ((2**31, 4), (2**40, 8), (1, 2**45), (2**20, 2**20, 4), (2**14, 2**14, 2**14, 2**14))
 
 
 def arrays_of(draws: Draws, x: Any) -> Any:
     """An array in the place of another, of the same values mostly, that is wrong somewhere."""
+    if x.nbytes > LARGEST:
+        return anything(draws)
     way = draws.integers(10)
     if way == 0 or x.ndim == 0:
         return x[..., None]
@@ -88,7 +91,7 @@ def anything(draws: Draws) -> Any:
 
 def placed(draws: Draws, x: Any) -> Any:
     """The same values, perhaps elsewhere: spread, turned, backwards, not aligned, swapped bytes."""
-    if x.nbytes > 1 << 24:  # of few bytes, counted often: a copy would have them all
+    if x.nbytes > LARGEST:
         return x
     way = draws.integers(12)
     if way == 0 and x.itemsize > 1 and x.dtype.kind == "f":

@@ -55,7 +55,7 @@ def spoil(draws: Draws, layer: mh.MultiheadAttention, state: dict[str, Any]) -> 
         state[name] = own[name][::-1]
     elif way == 6:
         dtype = draws.choice(["float16", "float32", "float64", ">f4", ">f2", layer_calls.BFLOAT16])
-        if state[name].size < 1 << 20:
+        if state[name].nbytes <= hostile.LARGEST:
             state[name] = state[name].astype(dtype)
     elif way == 7:
         state[name] = hostile.placed(draws, state[name])
