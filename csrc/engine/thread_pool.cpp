@@ -23,6 +23,8 @@ using platform::pause;
 
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kWaking = std::chrono::microseconds(100);  // what it takes at most, on a free core
+constexpr auto kShare = std::chrono::microseconds(20);    // of tasks that are taken together
+constexpr int64_t kMostShared = 1 << 20;
 constexpr int kMaxThreads = 1024;
 
 struct alignas(64) Progress {
@@ -77,16 +79,41 @@ struct Region {
     if (state.leave) state.leave();
   }
 
+  struct Share {
+    int64_t begin, end;
+    int64_t size() const { return end - begin; }
+  };
+
+  // Take the next tasks of a phase; in the end few, so that all workers end together.
+  Share take(Progress& at, int64_t tasks, int64_t most) const {
+    int64_t begin = at.next.load(std::memory_order_relaxed), end;
+    do {
+      const int64_t left = std::max<int64_t>(tasks - begin, 0);
+      end = begin + std::min(left, std::clamp<int64_t>(left / (4 * workers), 1, most));
+    } while (begin < end && !at.next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    return {begin, end};
+  }
+
+  // Tasks that are as short as what it costs to take one are taken together.
+  void run_shares(const Phase& phase, Progress& at, int worker) {
+    int64_t most = 1;
+    auto begin = Clock::now();
+    for (Share share; (share = take(at, phase.tasks, most)).size() > 0;) {
+      for (int64_t task = share.begin; task < share.end; ++task)
+        if (!ending()) phase.run(task, worker);
+      at.done.fetch_add(share.size(), std::memory_order_release);
+      const auto now = Clock::now();
+      if (now - begin < kShare) most = std::min<int64_t>(2 * most, kMostShared);
+      if (now - begin > 2 * kShare) most = std::max<int64_t>(most / 2, 1);
+      begin = now;
+    }
+  }
+
   void run_tasks(int worker) {
     for (size_t i = 0; i < phases.size(); ++i) {
       const Phase& phase = phases[i];
       Progress& at = progress[i];
-      for (;;) {
-        const int64_t task = at.next.fetch_add(1, std::memory_order_relaxed);
-        if (task >= phase.tasks) break;
-        if (!ending()) phase.run(task, worker);
-        at.done.fetch_add(1, std::memory_order_release);
-      }
+      run_shares(phase, at, worker);
       for (int spins = 0; at.done.load(std::memory_order_acquire) < phase.tasks; ++spins) {
         pause();
         if (spins <= 4096) continue;

@@ -26,7 +26,10 @@ class Asked(NamedTuple):
 
     def __bool__(self) -> bool:
         """Whether there is anything."""
-        return any(x is not None for x in self)
+        nothing = self.window is None and self.query_offset is None and self.key_lengths is None
+        return not (
+            nothing and self.softcap is None and self.alibi_slopes is None and self.sinks is None
+        )
 
 
 class ScoreRules(NamedTuple):

@@ -126,12 +126,13 @@ def scaled_dot_product_attention(
         rest: tuple[Any, ...] = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
         leaf: torch.Tensor = as_leaf(scaled_dot_product_attention, (*inputs, *rest))
         return leaf
-    lead = None
+    lead, alike = None, False
     plain = type(is_causal) is bool and type(enable_gqa) is bool
     if plain and isinstance(dropout_p, (int, float)) and isinstance(scale, _SCALES):
         tensors_alone = all(isinstance(x, torch.Tensor) for x in inputs)
         if tensors_alone and (attn_mask is None or isinstance(attn_mask, torch.Tensor)):
-            lead = _lead(inputs, attn_mask, dropout_p, enable_gqa)
+            alike = not enable_gqa and _alike(inputs)
+            lead = _lead(inputs, attn_mask, dropout_p, enable_gqa, alike)
     if type(scale) is int and abs(scale) > _LARGEST:  # PyTorch says what it says of such numbers
         lead = None
     if lead is None and extended:
@@ -144,8 +145,10 @@ def scaled_dot_product_attention(
     dtype, mask = query.dtype, attn_mask
     if torch.is_autocast_enabled("cpu") and dtype in NARROW:
         dtype = torch.get_autocast_dtype("cpu")
-    of_keys = (*lead[:-1], key.shape[-3]) if enable_gqa else lead
-    q, k, v = _four_axes(query, lead), _four_axes(key, of_keys), _four_axes(value, of_keys)
+    q, k, v = inputs
+    if not alike:
+        of_keys = (*lead[:-1], key.shape[-3]) if enable_gqa else lead
+        q, k, v = _four_axes(query, lead), _four_axes(key, of_keys), _four_axes(value, of_keys)
     mask = None if mask is None else _mask_axes(mask, lead)
     factor = 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else float(scale)
     options = AttentionOptions(NAMES[dtype], is_causal, factor, float(dropout_p), None)
@@ -161,11 +164,23 @@ def scaled_dot_product_attention(
         given = query, key, value, attn_mask, dropout_p, is_causal
         if torch._fused_sdp_choice(*given, scale=scale, enable_gqa=enable_gqa) == _MATH:
             out = out.clone()  # which PyTorch lets be changed in place before backward
-    return out.reshape(*lead, *out.shape[2:])
+    return out if alike else out.reshape(*lead, *out.shape[2:])
+
+
+def _alike(inputs: tuple[torch.Tensor, ...]) -> bool:
+    """Whether query, key and value have one shape of four axes, as nearly always."""
+    if torch.compiler.is_compiling():  # where a comparison would hold for this run alone
+        return False
+    query, key, value = inputs
+    return bool(query.dim() == 4 and query.shape == key.shape == value.shape)
 
 
 def _lead(
-    inputs: tuple[torch.Tensor, ...], mask: Any, probability: float, grouped: bool
+    inputs: tuple[torch.Tensor, ...],
+    mask: Any,
+    probability: float,
+    grouped: bool,
+    alike: bool = False,
 ) -> tuple[int, ...] | None:
     """Return the axes before the last two; None if the engine does not compute this call."""
     query, key, value = inputs
@@ -180,18 +195,14 @@ def _lead(
     for x in inputs:
         if x.is_nested or x.dim() < 2 or x.dtype not in accepted or not readable(x):
             return None
-    if not same(query.shape[-1], key.shape[-1]) or not same(key.shape[-2], value.shape[-2]):
-        return None
     if not 0 <= probability <= 1:
         return None
-    leads = [x.shape[:-2] for x in inputs]
-    if grouped:
-        if min(map(len, leads)) < 1 or not same(leads[1][-1], leads[2][-1]) or leads[1][-1] == 0:
-            return None
-        if leads[0][-1] % leads[1][-1]:
-            return None
-        leads[1:] = [(*lead[:-1], leads[0][-1]) for lead in leads[1:]]
-    lead = broadcast(leads)
+    if alike:
+        lead: tuple[int, ...] | None = query.shape[:2]
+    elif same(query.shape[-1], key.shape[-1]) and same(key.shape[-2], value.shape[-2]):
+        lead = _common([x.shape[:-2] for x in inputs], grouped)
+    else:
+        return None
     if lead is None or mask is None:
         return lead
     if dtype in HALF:
@@ -200,6 +211,17 @@ def _lead(
         return None
     scores = (*lead, query.shape[-2], key.shape[-2])
     return lead if mask.dim() >= 2 and broadcasts(mask.shape, scores) else None
+
+
+def _common(leads: list[Any], grouped: bool) -> tuple[int, ...] | None:
+    """Return the shape that the axes before the last two broadcast to; None if there is none."""
+    if grouped:
+        if min(map(len, leads)) < 1 or not same(leads[1][-1], leads[2][-1]) or leads[1][-1] == 0:
+            return None
+        if leads[0][-1] % leads[1][-1]:
+            return None
+        leads[1:] = [(*lead[:-1], leads[0][-1]) for lead in leads[1:]]
+    return broadcast(leads)
 
 
 def _four_axes(x: torch.Tensor, lead: tuple[int, ...]) -> torch.Tensor:

@@ -54,7 +54,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend as transformers' models ask: heads before tokens, and tokens first in the result."""
     _refuse(query, attention_mask, options)
-    if query.device.type != "cpu":
+    if not query.is_cpu:
         theirs: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module,
             query,
@@ -190,12 +190,13 @@ def _rules(
 
 def _refuse(query: torch.Tensor, mask: Any, options: dict[str, Any]) -> None:
     """Raise where the result would not be what the model asks for."""
-    for name in _LACKING if query.device.type == "cpu" else (*_LACKING, *_OURS):
+    on_cpu = query.is_cpu
+    for name in _LACKING if on_cpu else (*_LACKING, *_OURS):
         if options.get(name) is not None:
             raise ValueError(
                 f'attention "{NAME}" does not support {name}: use attn_implementation="eager"'
             )
-    if mask is not None or query.device.type == "cpu":
+    if mask is not None or on_cpu:
         return
     for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
         ends = options.get(name)

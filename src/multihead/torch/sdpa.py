@@ -36,8 +36,9 @@ def new_out(call: AttentionCall) -> torch.Tensor:
         return packed
     n, heads, length, _ = q.shape
     width = call.tensors.value.shape[3]
+    _, of_heads, of_tokens, _ = q.stride()
     out: torch.Tensor
-    if q.stride(1) < q.stride(2):  # not a view, which could not be changed in place
+    if of_heads < of_tokens:  # not a view, which could not be changed in place
         strides = length * heads * width, width, heads * width, 1
         out = q.new_empty_strided((n, heads, length, width), strides, dtype=dtype)
     else:

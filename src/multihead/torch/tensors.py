@@ -76,38 +76,21 @@ def engine_reads(tensors: _Tensors) -> _Tensors:
     return read
 
 
-def _keys(x: torch.Tensor) -> int:
-    """Return what PyTorch dispatches on: device, layout, signs to be turned, what is in its way."""
-    keys: int = torch._C._dispatch_keys(x).raw_repr()
-    return keys
-
-
-def _usual_keys() -> frozenset[int]:
-    made = [torch.empty(0, device="cpu")]
-    with torch.inference_mode():
-        made.append(torch.empty(0, device="cpu"))
-    return frozenset(map(_keys, made))
-
-
-_USUAL = _usual_keys()
-
-
 def readable(x: torch.Tensor) -> bool:
     """Whether a tensor is a usual one in CPU memory, or stands for one while PyTorch traces."""
     kind = type(x)
-    own = kind is torch.Tensor or kind is torch.nn.Parameter
-    if own and not torch.compiler.is_compiling() and _keys(x) in _USUAL:  # nearly always
-        return True
-    layout = x.layout
-    if not own:
-        jagged = x.is_nested and layout == torch.jagged
+    compiling = torch.compiler.is_compiling()
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        layout, on_cpu = x.layout, x.is_cpu
+    else:
+        jagged = x.is_nested and x.layout == torch.jagged
         if not jagged and not isinstance(x, _STAND_INS):
             return False
-    if x.device.type != "cpu" or (layout != torch.strided and layout != torch.jagged):
+        layout, on_cpu = x.layout, x.device.type == "cpu"
+    if not on_cpu or (layout != torch.strided and layout != torch.jagged):
         return False
-    if torch.compiler.is_compiling():  # operations receive settled tensors
-        return True
-    return not (x.is_neg() or x._is_zerotensor())
+    # operations receive settled tensors
+    return compiling or not (x.is_neg() or x._is_zerotensor())
 
 
 def batched(x: torch.Tensor | None) -> bool:
