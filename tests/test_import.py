@@ -47,6 +47,22 @@ def test_public_names_are_there() -> None:
     assert hasattr(mh.functional, "scaled_dot_product_attention")
 
 
+@pytest.mark.timeout(60)
+def test_faces_are_imported_where_they_are_named() -> None:
+    code = """
+import sys, multihead as mh
+print([x for x in dir(mh) if not x.startswith("_") and x not in mh.__all__])
+print("multihead.bnns" in sys.modules, mh.bnns.__name__)
+sys.modules["torch"] = None  # as if there were none
+print(hasattr(mh, "torch"))
+"""
+    assert run(code).splitlines() == [
+        "['bnns', 'maps', 'plot', 'torch']",
+        "False multihead.bnns",
+        "False",
+    ]
+
+
 @pytest.mark.timeout(240)
 def test_importing_the_torch_face_takes_little_beyond_torch() -> None:
     code = """

@@ -21,7 +21,7 @@ from multihead.threadpools import register_if_loaded, register_threadpoolctl
 from multihead.threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from multihead import checkpoint, functional, reference
+    from multihead import bnns, checkpoint, functional, maps, plot, reference, torch  # noqa: F401
 
     __version__: str
 
@@ -40,13 +40,25 @@ __all__ = [
     "show_config",
 ]
 
+_ASIDE = ("bnns", "maps", "plot", "torch")  # modules that are not in __all__: some want an extra
+_MODULES = ("checkpoint", "functional", "reference", *_ASIDE)
+
 register_if_loaded()
+
+
+def __dir__() -> list[str]:
+    """Name what is public."""
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*__all__, *_ASIDE, "__version__", *own})
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use what most programs do without."""
-    if name in ("checkpoint", "functional", "reference"):
-        return importlib.import_module(f"multihead.{name}")
+    if name in _MODULES:
+        try:
+            return importlib.import_module(f"multihead.{name}")
+        except ImportError as why:  # so that hasattr() says no
+            raise AttributeError(f"multihead.{name}: {why}") from why
     if name == "__version__":
         from importlib.metadata import version
 
