@@ -19,7 +19,7 @@ from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
 from multihead.score_rules import Window
 from multihead.seeds import Seed, seed_from
-from multihead.signatures import layer_backward, layer_call, typed_as
+from multihead.signatures import layer_backward, layer_call, layer_init, typed_as
 from multihead.state import LayerState, SizeOptions, checked_sizes
 from multihead.suggestions import shown_without_unknown, unknown
 
@@ -160,6 +160,7 @@ class MultiheadAttention(LayerState):
     ((3, 5, 8), np.float32(15.0))
     """
 
+    @typed_as(layer_init)
     @shown_without_unknown
     def __init__(
         self,

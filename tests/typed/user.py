@@ -38,6 +38,7 @@ def layer_of_numpy(layer: mh.MultiheadAttention, x: Floats, flag: bool) -> None:
     layer.training = False
     layer.num_heads = 3  # type: ignore[misc]
     layer(x, x, x, is_casual=True)  # type: ignore[call-overload]
+    mh.MultiheadAttention(8, 2, droput=0.1)  # type: ignore[call-arg]
     layer.load_state_dict(layer.state_dict())
 
 
