@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from multihead.cli import USAGE
 from multihead.cli.environment import VARIABLES
@@ -24,12 +26,14 @@ def is_command(arguments: Sequence[str], original: Sequence[str]) -> bool:
     True
     >>> is_command(["-m", "info"], ["python", "-m", "multihead", "info"])
     True
+    >>> is_command(["-m", "info"], ["python", "-Im", "multihead", "info"])
+    True
     >>> is_command(["-m", "multihead"], ["python", "-m", "pytest", "multihead"])
     False
     """
     if arguments[:1] == ["-m"]:  # until Python has found the module
-        words = list(original)
-        return "-m" in words and words[words.index("-m") + 1 :][:1] == ["multihead"]
+        named = (name for word, name in pairwise(original) if re.fullmatch(r"-\w*m", word))
+        return next(named, "") == "multihead"
     program = os.path.basename(arguments[0]) if arguments else ""
     return program in ("multihead", "multihead.exe")
 
