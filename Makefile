@@ -116,6 +116,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src benchmarks tests/typed
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.lint
@@ -157,5 +158,5 @@ $(VENV)/.trained: constraints.txt $(VENV)/.environment
 
 # the checkers need no build
 $(VENV)/.lint: constraints.txt $(VENV)/.environment
-	$(PIP) install --quiet --constraint constraints.txt ruff mypy clang-format numpy
+	$(PIP) install --quiet --constraint constraints.txt ruff mypy basedpyright clang-format numpy
 	@touch $@

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from apple_library import write_functions, write_header
+
 ROOT = Path(__file__).resolve().parents[1]
 CMAKE = shutil.which("cmake") or str(Path(sys.executable).parent / "cmake")
 
@@ -137,6 +139,22 @@ def test_a_c_program_finds_it_through_cmake(
     done(CMAKE, "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={installed[kind]}")
     done(CMAKE, "--build", build)
     assert len(done(build / "train").splitlines()) == 6
+
+
+@pytest.mark.timeout(900)
+def test_a_program_s_own_names_come_before_the_static_library_s(
+    installed: dict[str, Path], tmp_path: Path
+) -> None:
+    write_header(tmp_path)
+    folder = library_folder(installed["static"])
+    flags = done(
+        *("pkg-config", "--cflags", "--libs", "multihead"),
+        PKG_CONFIG_PATH=str(folder / "pkgconfig"),
+    ).split()
+    sources = [ROOT / "tests/native/beside_apple.c", write_functions(tmp_path)]
+    options = ["-DMULTIHEAD_BNNS_PREFIX", f"-I{tmp_path}", "-o", tmp_path / "program"]
+    done("cc", *sources, *options, *flags, "-lm")
+    assert done(tmp_path / "program") == "passed\n"
 
 
 def test_plain_cmake_builds_for_release(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 import multihead as mh
 from command_line import run, run_in_terminal, surroundings, words
 from multihead.cli import COMMANDS, Console, check, machine, main
+from multihead.cli.bench.process import REMOVED
 from multihead.cli.environment import VARIABLES, table
 
 ROOT = Path(__file__).resolve().parents[1]
 ESCAPE = "\x1b"
+SCRIPT = "import sys\nfrom multihead.cli import main\nsys.exit(main())\n"
 QUICK = ("info", "config")  # what takes no time
 
 
@@ -204,12 +206,68 @@ def test_config_says_every_variable_and_its_value() -> None:
     assert values["MULTIHEAD_ISA"] is None
 
 
-def test_every_variable_that_is_read_is_known() -> None:
-    read = re.compile(r"""(?:getenv\(|environ(?:\.get)?[(\[])\s*"(\w+)\"""")
-    sources = [*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "src").rglob("*.py")]
-    found = {name for path in sources for name in read.findall(path.read_text())}
-    assert {"MULTIHEAD_ISA", "OMP_NUM_THREADS", "NO_COLOR"} <= found
-    assert found <= {variable.name for variable in VARIABLES}
+def test_the_variables_that_are_read_are_those_that_are_known() -> None:
+    read = re.compile(
+        r"""(?:getenv\(|environ(?:\.\w+)?[(\[])\s*"(\w+)\"|"((?:MULTIHEAD|NO)_[A-Z_]+)\""""
+    )
+    endings = (".cpp", ".h", ".py")
+    sources = [path for path in ROOT.glob("csrc/**/*") if path.suffix in endings]
+    sources += [path for path in ROOT.glob("src/**/*.py") if path.name != "environment.py"]
+    found = {"".join(names) for path in sources for names in read.findall(path.read_text())}
+    by_python = {"COLUMNS"}  # shutil.get_terminal_size
+    assert found | by_python | {*REMOVED} == {variable.name for variable in VARIABLES}
+
+
+REFUSED = {"MULTIHEAD_ISA": "sse9", "MULTIHEAD_NUM_THREADS": "many"}
+IGNORED = {
+    "OMP_NUM_THREADS": "many",
+    "COLUMNS": "-3",
+    "NO_COLOR": "what",
+    "TERM": "nonsense",
+    "OPENBLAS_CORETYPE": "Nonsense",
+}
+
+
+def test_each_variable_has_a_wrong_value() -> None:
+    assert {*REFUSED, *IGNORED} == {variable.name for variable in VARIABLES}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("word", ["--help", "--version", *(command.name for command in COMMANDS)])
+def test_a_wrong_variable_ends_a_command_in_one_line(name: str, word: str) -> None:
+    value = REFUSED[name]
+    done = run(word, **{name: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"multihead: {name}: expected .*, got '{value}'\n", done.stderr)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("word", ["--help", *QUICK])
+def test_wrong_variables_that_are_ignored_end_no_command(word: str) -> None:
+    done = run(word, **IGNORED)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.timeout(120)
+def test_the_entry_point_ends_in_one_line_too(tmp_path: Path) -> None:
+    wrong = surroundings(MULTIHEAD_ISA="sse9")
+    codes = {}
+    for name in ("multihead", "other"):
+        program = tmp_path / name
+        program.write_text(SCRIPT)
+        command = [sys.executable, str(program), "info"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=wrong)
+        codes[name] = done.returncode, len(done.stderr.splitlines())
+    assert codes["multihead"] == (2, 1)
+    assert codes["other"][0] == 1
+    assert codes["other"][1] > 1  # another program sees the ImportError, and where it came from
+
+
+@pytest.mark.timeout(120)
+def test_info_does_not_say_that_threads_come_from_what_is_ignored() -> None:
+    assert "OMP_NUM_THREADS" not in run("info", OMP_NUM_THREADS="many").stdout
+    assert "with OMP_NUM_THREADS=1" in run("info", OMP_NUM_THREADS="1,2").stdout
 
 
 @pytest.mark.timeout(120)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
@@ -56,9 +58,17 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     assert reached == {ROOT / path for path in TEXTS if path.parts[0] == "docs"}
 
 
-def test_every_module_of_the_api_has_a_page() -> None:
+def test_the_public_modules_are_named_alike_everywhere() -> None:
+    expected = {f"multihead{space}" for space in SPACES}
+    named = re.compile(r"\bmultihead(?:\.[a-z]+)*")
     listed = re.findall(r"^   (multihead[.\w]*)$", (ROOT / "docs" / "api.md").read_text(), re.M)
-    assert {f"multihead{space}" for space in SPACES} <= set(listed)
+    assert set(listed) == expected
+    policy = (ROOT / "docs" / "policies.md").read_text().partition("`__all__` of ")[2]
+    assert set(named.findall(policy.partition("those of the")[0])) == expected
+    checked = (ROOT / "docs" / "_extensions" / "complete.py").read_text()
+    modules = re.search(r"^MODULES = (\(.*\))$", checked, re.M)
+    assert modules
+    assert ast.literal_eval(modules[1]) == SPACES  # `make docs` finds that each name has a page
 
 
 def test_the_tutorial_s_pictures_are_its_numbers() -> None:
@@ -115,14 +125,7 @@ def test_examples_of_a_module_run(
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-SPACES = ("", ".functional", ".reference", ".checkpoint", ".plot", ".torch", ".bnns")
-
-
-def public_names(space: str) -> list[str]:
-    """Names that a module of the package is meant to be used by."""
-    module = importlib.import_module(f"multihead{space}")
-    own = [name for name, x in vars(module).items() if inspect.getmodule(x) is module]
-    return getattr(module, "__all__", [name for name in own if not name.startswith("_")])
+SPACES = ("", ".functional", ".reference", ".checkpoint", ".maps", ".plot", ".torch", ".bnns")
 
 
 def public_objects() -> dict[str, object]:
@@ -130,7 +133,7 @@ def public_objects() -> dict[str, object]:
     found: dict[str, object] = {}
     for space in SPACES:
         module = importlib.import_module(f"multihead{space}")
-        for name in public_names(space):
+        for name in getattr(module, "__all__", ()):
             found[f"multihead{space}.{name}"] = getattr(module, name)
     return {name: value for name, value in found.items() if callable(value)}
 
@@ -153,6 +156,22 @@ MEMBERS = {
 )
 def test_a_public_name_has_an_example(name: str) -> None:
     assert ">>> " in (inspect.getdoc(PUBLIC[name]) or "")
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_public_module_says_what_it_has(space: str) -> None:
+    module = importlib.import_module(f"multihead{space}")
+    assert module.__doc__
+    names = module.__all__
+    assert len(set(names)) == len(names)
+    assert all(hasattr(module, name) for name in names)
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *MEMBERS])
+def test_help_shows_what_may_be_given(name: str) -> None:
+    shown = (PUBLIC | MEMBERS)[name]
+    if inspect.isroutine(shown) or inspect.isclass(shown):
+        assert "unknown_options" not in pydoc.render_doc(shown)
 
 
 @pytest.mark.parametrize("name", MEMBERS)

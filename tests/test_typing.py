@@ -22,6 +22,7 @@ def test_the_package_says_that_it_has_types() -> None:
 @pytest.mark.parametrize(
     ("name", "function"),
     [
+        ("layer_init", mh.MultiheadAttention.__init__),
         ("layer_call", mh.MultiheadAttention.__call__),
         ("layer_backward", mh.MultiheadAttention.backward),
         ("attention_call", functional.scaled_dot_product_attention),
@@ -36,8 +37,8 @@ def test_overloads_have_the_names_order_and_defaults_of_the_code(
     home = sys.modules[getattr(signatures, name).__module__]
     body = ast.parse(inspect.getsource(home)).body
     found = [x for x in body if isinstance(x, ast.FunctionDef) and x.name == name]
-    assert len(found) > 3
-    for overload in found[:-1]:
+    assert len(found) == 1 or len(found) > 3
+    for overload in found[: max(len(found) - 1, 1)]:  # the last of several is what they share
         arguments = overload.args
         positional = [*arguments.posonlyargs, *arguments.args]
         assert [x.arg for x in (*positional, *arguments.kwonlyargs)] == [x.name for x in expected]

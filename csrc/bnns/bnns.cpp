@@ -5,6 +5,7 @@
 
 #include "../engine/thread_pool.h"
 #include "../faces/guarded.h"
+#include "../platform/other_names.h"
 #include "apply.h"
 
 namespace {
@@ -91,6 +92,15 @@ int BNNSApplyMultiheadAttentionBackward(
                     key_attn_bias_delta, value_attn_bias_delta, backprop_cache_size, backprop_cache,
                     workspace_size, workspace});
   });
+}
+
+// For programs that were compiled against Apple's header; those against ours ask for multihead_*.
+#define MULTIHEAD_APPLE_S(name) MULTIHEAD_ALSO_NAMED(multihead_##name, name)
+extern "C" {
+MULTIHEAD_APPLE_S(BNNSFilterCreateLayerMultiheadAttention)
+MULTIHEAD_APPLE_S(BNNSFilterDestroy)
+MULTIHEAD_APPLE_S(BNNSApplyMultiheadAttention)
+MULTIHEAD_APPLE_S(BNNSApplyMultiheadAttentionBackward)
 }
 
 const char* multihead_last_error(void) { return t_error.c_str(); }

@@ -1,4 +1,4 @@
-"""Every public name has a page, with the signature that users call.
+"""Every public name has a page.
 
 A name without one is a warning, which `make docs` takes for an error.
 """
@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-MODULES = ("", ".functional", ".reference", ".checkpoint", ".plot", ".torch", ".bnns")
+MODULES = ("", ".functional", ".reference", ".checkpoint", ".maps", ".plot", ".torch", ".bnns")
 logger = logging.getLogger(__name__)
 
 
@@ -26,14 +26,7 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
                 logger.warning("no page describes %s.%s", space, name)
 
 
-def shorten(*event: Any) -> tuple[str, Any] | None:
-    """Leave out of a signature what only makes a misspelt argument's error."""
-    signature, returned = event[-2:]
-    return None if signature is None else (signature.replace(", **unknown_options", ""), returned)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Check once all pages are read."""
-    app.connect("autodoc-process-signature", shorten)
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

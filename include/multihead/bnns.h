@@ -4,6 +4,9 @@
  * Everything is described in docs/bnns.md; the comments here give shapes and what must hold. Sizes
  * and strides count elements. Functions that return int return 0, or -1 and write nothing:
  * multihead_last_error() then says why.
+ *
+ * A program that includes Apple's header too defines MULTIHEAD_BNNS_PREFIX: all names here then
+ * have multihead_ before them, as multihead_BNNSFilterDestroy and multihead_BNNSDataTypeFloat32.
  */
 #ifndef MULTIHEAD_BNNS_H
 #define MULTIHEAD_BNNS_H
@@ -24,11 +27,30 @@
 #define MULTIHEAD_API __attribute__((visibility("default")))
 #endif
 
+/* The symbol of a function begins with multihead_ whatever the program calls it: no other library
+ * has it. A program that was compiled against Apple's header asks for the plain name, which is
+ * there too, but on macOS, where it is Accelerate's. */
+#if defined(__GNUC__)
+#define MULTIHEAD_TEXT_OF(word) #word
+#define MULTIHEAD_TEXT(word) MULTIHEAD_TEXT_OF(word)
+#define MULTIHEAD_SYMBOL(name) __asm__(MULTIHEAD_TEXT(__USER_LABEL_PREFIX__) "multihead_" #name)
+#else
+#define MULTIHEAD_SYMBOL(name)
+#endif
+
+/* Beside Apple's header: every name of its own with multihead_ before it. */
+#ifdef MULTIHEAD_BNNS_PREFIX
+#include "bnns_names.h"
+#define MULTIHEAD_BNNS_NAME(name) multihead_##name
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+#ifndef BNNS_MAX_TENSOR_DIMENSION
 #define BNNS_MAX_TENSOR_DIMENSION 8
+#endif
 
 typedef uint32_t BNNSNDArrayFlags;
 enum {
@@ -122,9 +144,10 @@ typedef void* BNNSFilter;
 /* Returns NULL on failure. */
 MULTIHEAD_API BNNSFilter
 BNNSFilterCreateLayerMultiheadAttention(const BNNSLayerParametersMultiheadAttention* layer_params,
-                                        const BNNSFilterParameters* filter_params);
+                                        const BNNSFilterParameters* filter_params)
+    MULTIHEAD_SYMBOL(BNNSFilterCreateLayerMultiheadAttention);
 
-MULTIHEAD_API void BNNSFilterDestroy(BNNSFilter filter);
+MULTIHEAD_API void BNNSFilterDestroy(BNNSFilter filter) MULTIHEAD_SYMBOL(BNNSFilterDestroy);
 
 /* A size pointer whose buffer is NULL asks for the size, and nothing is computed. */
 MULTIHEAD_API int BNNSApplyMultiheadAttention(
@@ -132,7 +155,8 @@ MULTIHEAD_API int BNNSApplyMultiheadAttention(
     size_t key_stride, const BNNSNDArrayDescriptor* key_mask, size_t key_mask_stride,
     const void* value, size_t value_stride, void* output, size_t output_stride,
     const BNNSNDArrayDescriptor* add_to_attention, size_t* backprop_cache_size,
-    void* backprop_cache, size_t* workspace_size, void* workspace);
+    void* backprop_cache, size_t* workspace_size, void* workspace)
+    MULTIHEAD_SYMBOL(BNNSApplyMultiheadAttention);
 
 MULTIHEAD_API int BNNSApplyMultiheadAttentionBackward(
     BNNSFilter F, size_t batch_size, const void* query, size_t query_stride,
@@ -142,7 +166,8 @@ MULTIHEAD_API int BNNSApplyMultiheadAttentionBackward(
     BNNSMHAProjectionParameters* value_param_delta, const BNNSNDArrayDescriptor* add_to_attention,
     BNNSNDArrayDescriptor* key_attn_bias_delta, BNNSNDArrayDescriptor* value_attn_bias_delta,
     const void* output, size_t output_stride, BNNSMHAProjectionParameters* output_param_delta,
-    size_t backprop_cache_size, void* backprop_cache, size_t* workspace_size, void* workspace);
+    size_t backprop_cache_size, void* backprop_cache, size_t* workspace_size, void* workspace)
+    MULTIHEAD_SYMBOL(BNNSApplyMultiheadAttentionBackward);
 
 /* Not Apple's. */
 
@@ -156,6 +181,11 @@ MULTIHEAD_API int multihead_get_num_threads(void);
 
 #ifdef __cplusplus
 }
+#endif
+
+#ifdef MULTIHEAD_BNNS_PREFIX
+#undef MULTIHEAD_BNNS_NAME
+#define MULTIHEAD_BNNS_NAME(name) name
 #endif
 
 #endif

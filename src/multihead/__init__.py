@@ -10,7 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from multihead import _native  # noqa: F401  # first: what it refuses, NumPy may stumble over
+try:  # first: what it refuses, NumPy may stumble over
+    from multihead import _native  # noqa: F401
+except ImportError as error:
+    from multihead.cli.start import end_if_command
+
+    end_if_command(error)
+    raise
 from multihead.kv_cache import KVCache
 from multihead.layer import MultiheadAttention
 from multihead.mask_warning import MaskWarning

@@ -17,6 +17,8 @@ from multihead.parameters import parameter_shapes
 from multihead.rope import Rope
 from multihead.state import checked_sizes, taken
 
+__all__ = ["load", "load_cache", "save", "save_cache"]
+
 _KEY, _CACHE_KEY = "multihead", "multihead.kv_cache"  # in a file's metadata
 
 

@@ -33,7 +33,7 @@ from multihead.row_statistics import log_sums
 from multihead.score_rules import NO_RULES, Asked, ScoreRules, Window, score_rules
 from multihead.seeds import Seed, seed_from
 from multihead.signatures import attention_backward, attention_call, typed_as
-from multihead.suggestions import unknown
+from multihead.suggestions import shown_without_unknown, unknown
 
 __all__ = [
     "AttentionCache",
@@ -81,6 +81,7 @@ class AttentionCache(NamedTuple):
 
 
 @typed_as(attention_call)
+@shown_without_unknown
 def scaled_dot_product_attention(
     query: Any,
     key: Any,

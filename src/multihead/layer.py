@@ -19,9 +19,9 @@ from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
 from multihead.ragged import Ragged
 from multihead.score_rules import Window
 from multihead.seeds import Seed, seed_from
-from multihead.signatures import layer_backward, layer_call, typed_as
+from multihead.signatures import layer_backward, layer_call, layer_init, typed_as
 from multihead.state import LayerState, SizeOptions, checked_sizes
-from multihead.suggestions import unknown
+from multihead.suggestions import shown_without_unknown, unknown
 
 _NO_DROPOUT = (0.0, 0, 0)
 
@@ -160,6 +160,8 @@ class MultiheadAttention(LayerState):
     ((3, 5, 8), np.float32(15.0))
     """
 
+    @typed_as(layer_init)
+    @shown_without_unknown
     def __init__(
         self,
         embed_dim: int,
@@ -197,6 +199,7 @@ class MultiheadAttention(LayerState):
         self._initialise(np.random.default_rng(self.rng_state[0]))
 
     @typed_as(layer_call)
+    @shown_without_unknown
     def __call__(
         self,
         query: Any,

@@ -14,6 +14,7 @@ from multihead.checks import dims, no_memory, wrong, wrong_type
 from multihead.display import ragged_html
 
 A = TypeVar("A")
+B = TypeVar("B")  # of a batch that is made of what comes, whatever the class is of
 
 
 class Ragged(Generic[A]):
@@ -80,7 +81,7 @@ class Ragged(Generic[A]):
         return Ragged, (self.values, self.offsets)
 
     @classmethod
-    def from_list(cls, sequences: Sequence[A]) -> Ragged[A]:
+    def from_list(cls, sequences: Sequence[B]) -> Ragged[B]:
         """Concatenate N arrays of shape (L_n, E) or (L_n, H, D), all of one dtype, into a batch.
 
         Parameters
@@ -117,7 +118,8 @@ class Ragged(Generic[A]):
                 raise wrong_type(f"sequences[{n}]", dtype_name(first, kind), got + way)
         lengths = [view.shape[0] for view, _ in pairs]
         values = np.concatenate([view for view, _ in pairs])
-        return cls(kind.wrap(values), np.cumsum([0, *lengths]))
+        made: Ragged[Any] = cls(kind.wrap(values), np.cumsum([0, *lengths]))
+        return made
 
     @property
     def lengths(self) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from multihead.arrays import borrow, decode, dtype_name, element_of, read, resto
 from multihead.checks import wrong, wrong_type
 from multihead.rope import Rope
 
+A = TypeVar("A")
 
-def rotate(x: Any, rope: Rope, positions: Any = None) -> Any:
+
+def rotate(x: A, rope: Rope, positions: Any = None) -> A:
     """Turn the features of tokens by the angles of their positions.
 
     Parameters
@@ -48,10 +50,11 @@ def rotate(x: Any, rope: Rope, positions: Any = None) -> Any:
     >>> product(7, 5), product(102, 100)
     (1.167, 1.167)
     """
-    return _turned("x", x, rope, positions, back=False)
+    turned: A = _turned("x", x, rope, positions, back=False)
+    return turned
 
 
-def rotate_backward(d_out: Any, rope: Rope, positions: Any = None) -> Any:
+def rotate_backward(d_out: A, rope: Rope, positions: Any = None) -> A:
     """Return the gradient of what `rotate` turned: `d_out` turned back.
 
     Parameters
@@ -78,7 +81,8 @@ def rotate_backward(d_out: Any, rope: Rope, positions: Any = None) -> Any:
     >>> np.allclose(mh.functional.rotate_backward(turned, mh.Rope()), x)
     True
     """
-    return _turned("d_out", d_out, rope, positions, back=True)
+    turned: A = _turned("d_out", d_out, rope, positions, back=True)
+    return turned
 
 
 def _turned(name: str, x: Any, rope: Rope, positions: Any, *, back: bool) -> Any:

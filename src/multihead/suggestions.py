@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _MEANT = {
     "q": "query",
@@ -72,3 +75,19 @@ def unknown(function: Any, options: Mapping[str, Any]) -> TypeError:
     name = next(iter(options))
     what = f"{function.__qualname__}() got an unexpected keyword argument {name!r}"
     return TypeError(what + meant(name, names))
+
+
+def shown_without_unknown(function: F) -> F:
+    """Show ``help`` and ``inspect.signature`` no ``**unknown_options``: it is for `unknown` alone.
+
+    Examples
+    --------
+    >>> @shown_without_unknown
+    ... def double(x, **unknown_options): ...
+    >>> inspect.signature(double)
+    <Signature (x)>
+    """
+    whole = inspect.signature(function)
+    known = [x for x in whole.parameters.values() if x.kind is not x.VAR_KEYWORD]
+    vars(function)["__signature__"] = whole.replace(parameters=known)
+    return function

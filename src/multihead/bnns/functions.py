@@ -178,7 +178,7 @@ def BNNSFilterCreateLayerMultiheadAttention(  # noqa: N802 - the C name
     >>> handle = bnns.BNNSFilterCreateLayerMultiheadAttention(layer)
     >>> bnns.BNNSFilterDestroy(handle)
     """
-    made: int | None = LIBRARY.BNNSFilterCreateLayerMultiheadAttention(
+    made: int | None = LIBRARY.multihead_BNNSFilterCreateLayerMultiheadAttention(
         _pointer(layer_params), _pointer(filter_params)
     )
     if made is None and not raw:
@@ -194,7 +194,7 @@ def BNNSFilterDestroy(filter_: int | None) -> None:  # noqa: N802 - the C name
     >>> from multihead import bnns
     >>> bnns.BNNSFilterDestroy(None)
     """
-    LIBRARY.BNNSFilterDestroy(filter_)
+    LIBRARY.multihead_BNNSFilterDestroy(filter_)
 
 
 def BNNSApplyMultiheadAttention(  # noqa: N802 - the C name
@@ -246,7 +246,7 @@ def BNNSApplyMultiheadAttention(  # noqa: N802 - the C name
     [4.0, 4.0, 4.0, 4.0]
     """
     return _checked(
-        LIBRARY.BNNSApplyMultiheadAttention(
+        LIBRARY.multihead_BNNSApplyMultiheadAttention(
             *(_handle(F), batch_size, _address(query), query_stride, _address(key), key_stride),
             *(_pointer(key_mask), key_mask_stride, _address(value), value_stride),
             *(_address(output, "output"), output_stride, _pointer(add_to_attention)),
@@ -317,7 +317,7 @@ def BNNSApplyMultiheadAttentionBackward(  # noqa: N802 - the C name
     [16.0, 16.0, 16.0, 16.0]
     """
     return _checked(
-        LIBRARY.BNNSApplyMultiheadAttentionBackward(
+        LIBRARY.multihead_BNNSApplyMultiheadAttentionBackward(
             *(_handle(F), batch_size, _address(query), query_stride),
             *(_written("query_param_delta", query_param_delta), _address(key), key_stride),
             *(_pointer(key_mask), key_mask_stride, _written("key_param_delta", key_param_delta)),

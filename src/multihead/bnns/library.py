@@ -43,18 +43,18 @@ def _load() -> ctypes.CDLL:
     descriptor, projection = POINTER(NDArrayDescriptor), POINTER(MHAProjectionParameters)
     size, address = c_size_t, c_void_p
     data = (address, size)
-    library.BNNSFilterCreateLayerMultiheadAttention.restype = c_void_p
-    library.BNNSFilterCreateLayerMultiheadAttention.argtypes = (
+    library.multihead_BNNSFilterCreateLayerMultiheadAttention.restype = c_void_p
+    library.multihead_BNNSFilterCreateLayerMultiheadAttention.argtypes = (
         POINTER(LayerParametersMultiheadAttention),
         POINTER(FilterParameters),
     )
-    library.BNNSFilterDestroy.restype = None
-    library.BNNSFilterDestroy.argtypes = (c_void_p,)
-    library.BNNSApplyMultiheadAttention.argtypes = (
+    library.multihead_BNNSFilterDestroy.restype = None
+    library.multihead_BNNSFilterDestroy.argtypes = (c_void_p,)
+    library.multihead_BNNSApplyMultiheadAttention.argtypes = (
         *(c_void_p, size, *data, *data, descriptor, size, *data, *data, descriptor),
         *(POINTER(size), address, POINTER(size), address),
     )
-    library.BNNSApplyMultiheadAttentionBackward.argtypes = (
+    library.multihead_BNNSApplyMultiheadAttentionBackward.argtypes = (
         *(c_void_p, size, *data, projection, *data, descriptor, size, projection),
         *(*data, projection, descriptor, descriptor, descriptor, *data, projection),
         *(size, address, POINTER(size), address),

@@ -18,20 +18,20 @@ VARIABLES = (
         "MULTIHEAD_ISA",
         "engine",
         "The kernel set to compute with, one of those that `multihead info` lists as available; by "
-        "default the fastest. Any other name is an ImportError.",
+        "default the fastest. Any other name is an ImportError, and ends a command.",
     ),
     Variable(
         "MULTIHEAD_NUM_THREADS",
         "engine",
         "How many threads the engine uses, from 1 to 1024; by default as many as there are CPUs "
-        "that the process may use. Anything else is an ImportError.",
+        "that the process may use. Anything else is an ImportError, and ends a command.",
     ),
     Variable(
         "OMP_NUM_THREADS",
         "engine",
         "Where MULTIHEAD_NUM_THREADS is not set: how many threads at most. joblib and others tell "
         "their worker processes so what share of the machine is theirs. Of a list the first "
-        "number counts.",
+        "number counts, and what is none is ignored.",
     ),
     Variable(
         "COLUMNS",

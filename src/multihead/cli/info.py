@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _reason(found: dict[str, Any]) -> str:
-    for name in ("MULTIHEAD_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name):
-            return f"with {name}={os.environ[name]}"
+    ours, share = (
+        os.environ.get(name, "") for name in ("MULTIHEAD_NUM_THREADS", "OMP_NUM_THREADS")
+    )
+    if ours:
+        return f"with MULTIHEAD_NUM_THREADS={ours}"
+    if re.match(r"\s*\+?0*[1-9]", share):  # else the engine ignores it, too
+        return f"with OMP_NUM_THREADS={share}"
     limit = found["cgroup_limit"]
     limited = limit is not None and limit < found["affinity"]
     return "as the cgroup allows" if limited else "one for each CPU"

@@ -11,11 +11,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from multihead.signatures.functional import attention_backward, attention_call
-from multihead.signatures.layer import layer_backward, layer_call
+from multihead.signatures.layer import layer_backward, layer_call, layer_init
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["attention_backward", "attention_call", "layer_backward", "layer_call", "typed_as"]
+__all__ = [
+    "attention_backward",
+    "attention_call",
+    "layer_backward",
+    "layer_call",
+    "layer_init",
+    "typed_as",
+]
 
 
 def typed_as(signature: F) -> Callable[[Callable[..., Any]], F]:

@@ -1,4 +1,4 @@
-"""The overloads of the layer's call and backward."""
+"""The signatures of the layer: its options, and the overloads of its call and backward."""
 
 from __future__ import annotations
 
@@ -9,12 +9,42 @@ from numpy.typing import NDArray
 
 from multihead.kv_cache import KVCache
 from multihead.ragged import Ragged
+from multihead.score_rules import Window
+from multihead.seeds import Seed
 
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 Size = TypeVar("Size", bound=tuple[Any, ...])
 T = TypeVar("T", bound=np.generic)
+
+
+def layer_init(
+    self: Any,
+    embed_dim: int,
+    num_heads: int,
+    dropout: float = 0.0,
+    bias: bool = True,
+    add_bias_kv: bool = False,
+    add_zero_attn: bool = False,
+    kdim: int | None = None,
+    vdim: int | None = None,
+    batch_first: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+    *,
+    num_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    window: Window = None,
+    softcap: float | None = None,
+    alibi: bool = False,
+    sinks: bool = False,
+    rope: Any = None,
+    grad_dtype: Any = None,
+    seed: Seed = None,
+) -> None:
+    """Stand for `MultiheadAttention.__init__`, where a misspelt option has an error of its own."""
+    raise NotImplementedError
 
 
 @overload

@@ -21,12 +21,14 @@ from multihead.torch.accelerate import accelerate, restore
 from multihead.torch.explain import explain
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.report import Report
 from multihead.torch.scope import attention
 from multihead.torch.transformers import register_transformers
 from multihead.torch.varlen import varlen_attn
 
 __all__ = [
     "MultiheadAttention",
+    "Report",
     "accelerate",
     "attention",
     "explain",

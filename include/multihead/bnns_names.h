@@ -1,0 +1,53 @@
+/* Every name that <multihead/bnns.h> shares with Apple's header, but for a macro of one value in
+ * both. Where MULTIHEAD_BNNS_PREFIX is defined, bnns.h declares each as multihead_NAME; behind it,
+ * a name is itself again, and Apple's.
+ */
+#ifndef MULTIHEAD_BNNS_NAMES_H
+#define MULTIHEAD_BNNS_NAMES_H
+
+#define BNNSNDArrayFlags MULTIHEAD_BNNS_NAME(BNNSNDArrayFlags)
+#define BNNSNDArrayFlagBackpropSet MULTIHEAD_BNNS_NAME(BNNSNDArrayFlagBackpropSet)
+#define BNNSNDArrayFlagBackpropAccumulate MULTIHEAD_BNNS_NAME(BNNSNDArrayFlagBackpropAccumulate)
+#define BNNSFlags MULTIHEAD_BNNS_NAME(BNNSFlags)
+#define BNNSFlagsUseClientPtr MULTIHEAD_BNNS_NAME(BNNSFlagsUseClientPtr)
+#define BNNSDataType MULTIHEAD_BNNS_NAME(BNNSDataType)
+#define BNNSDataTypeFloat16 MULTIHEAD_BNNS_NAME(BNNSDataTypeFloat16)
+#define BNNSDataTypeFloat32 MULTIHEAD_BNNS_NAME(BNNSDataTypeFloat32)
+#define BNNSDataTypeBFloat16 MULTIHEAD_BNNS_NAME(BNNSDataTypeBFloat16)
+#define BNNSDataTypeInt8 MULTIHEAD_BNNS_NAME(BNNSDataTypeInt8)
+#define BNNSDataTypeInt16 MULTIHEAD_BNNS_NAME(BNNSDataTypeInt16)
+#define BNNSDataTypeInt32 MULTIHEAD_BNNS_NAME(BNNSDataTypeInt32)
+#define BNNSDataTypeInt64 MULTIHEAD_BNNS_NAME(BNNSDataTypeInt64)
+#define BNNSDataTypeUInt8 MULTIHEAD_BNNS_NAME(BNNSDataTypeUInt8)
+#define BNNSDataTypeUInt16 MULTIHEAD_BNNS_NAME(BNNSDataTypeUInt16)
+#define BNNSDataTypeUInt32 MULTIHEAD_BNNS_NAME(BNNSDataTypeUInt32)
+#define BNNSDataTypeUInt64 MULTIHEAD_BNNS_NAME(BNNSDataTypeUInt64)
+#define BNNSDataTypeBoolean MULTIHEAD_BNNS_NAME(BNNSDataTypeBoolean)
+#define BNNSDataLayout MULTIHEAD_BNNS_NAME(BNNSDataLayout)
+#define BNNSDataLayoutVector MULTIHEAD_BNNS_NAME(BNNSDataLayoutVector)
+#define BNNSDataLayout1DLastMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout1DLastMajor)
+#define BNNSDataLayout1DFirstMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout1DFirstMajor)
+#define BNNSDataLayoutRowMajorMatrix MULTIHEAD_BNNS_NAME(BNNSDataLayoutRowMajorMatrix)
+#define BNNSDataLayoutColumnMajorMatrix MULTIHEAD_BNNS_NAME(BNNSDataLayoutColumnMajorMatrix)
+#define BNNSDataLayout2DLastMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout2DLastMajor)
+#define BNNSDataLayout2DFirstMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout2DFirstMajor)
+#define BNNSDataLayoutSNE MULTIHEAD_BNNS_NAME(BNNSDataLayoutSNE)
+#define BNNSDataLayoutNSE MULTIHEAD_BNNS_NAME(BNNSDataLayoutNSE)
+#define BNNSDataLayoutMHA_DHK MULTIHEAD_BNNS_NAME(BNNSDataLayoutMHA_DHK)
+#define BNNSDataLayout3DLastMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout3DLastMajor)
+#define BNNSDataLayout3DFirstMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout3DFirstMajor)
+#define BNNSDataLayout4DLastMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout4DLastMajor)
+#define BNNSDataLayout4DFirstMajor MULTIHEAD_BNNS_NAME(BNNSDataLayout4DFirstMajor)
+#define BNNSNDArrayDescriptor MULTIHEAD_BNNS_NAME(BNNSNDArrayDescriptor)
+#define BNNSMHAProjectionParameters MULTIHEAD_BNNS_NAME(BNNSMHAProjectionParameters)
+#define BNNSLayerParametersMultiheadAttention \
+  MULTIHEAD_BNNS_NAME(BNNSLayerParametersMultiheadAttention)
+#define BNNSFilterParameters MULTIHEAD_BNNS_NAME(BNNSFilterParameters)
+#define BNNSFilter MULTIHEAD_BNNS_NAME(BNNSFilter)
+#define BNNSFilterCreateLayerMultiheadAttention \
+  MULTIHEAD_BNNS_NAME(BNNSFilterCreateLayerMultiheadAttention)
+#define BNNSFilterDestroy MULTIHEAD_BNNS_NAME(BNNSFilterDestroy)
+#define BNNSApplyMultiheadAttention MULTIHEAD_BNNS_NAME(BNNSApplyMultiheadAttention)
+#define BNNSApplyMultiheadAttentionBackward MULTIHEAD_BNNS_NAME(BNNSApplyMultiheadAttentionBackward)
+
+#endif
