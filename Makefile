@@ -126,7 +126,7 @@ format: $(VENV)/.lint
 
 # the site, in docs/_build; warnings are errors
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build $(ARGS)
+	$(BIN)/python -m sphinx -W --keep-going -d $(BUILD)/doctrees -b html docs docs/_build $(ARGS)
 
 # what the pages refer to elsewhere is there: needs a network
 linkcheck: $(VENV)/.docs

@@ -1,6 +1,9 @@
 """Fine-tune a trained sentence model, in NumPy: see finetuning/README.md."""
 
-from finetuning.command import main
+try:
+    from finetuning.command import main
+except ModuleNotFoundError as why:
+    raise SystemExit(f'{why}: pip install "multihead[examples]"') from None
 
 if __name__ == "__main__":
     main()

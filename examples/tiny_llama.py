@@ -6,4 +6,7 @@ from pathlib import Path
 
 folder = Path(__file__).resolve().with_suffix("")
 sys.path[0] = str(folder)
-runpy.run_path(str(folder / "train.py"), run_name="__main__")
+try:
+    runpy.run_path(str(folder / "train.py"), run_name="__main__")
+except ModuleNotFoundError as why:
+    raise SystemExit(f'{why}: pip install "multihead[demo]"') from None

@@ -50,6 +50,15 @@ DOUBTFUL: dict[str, tuple[dict[str, Any], str]] = {
         {"key_padding_mask": np.ones((N, S), bool)},
         r"key_padding_mask: every key is hidden in every sequence; .* \(~key_padding_mask\?\)",
     ),
+    "padding, 1 = keep": (
+        {"key_padding_mask": ~PADDED},
+        r"key_padding_mask: every key is hidden in 1 of 3 sequences, and the first in all; "
+        r"True means ignore \(~key_padding_mask\?\)",
+    ),
+    "padding of floats, hidden where there are tokens": (
+        {"key_padding_mask": np.where(PADDED, 0, MINUS).astype(np.float32)},
+        "key_padding_mask: every key is hidden in 1 of 3 sequences, and the first in all; -inf",
+    ),
     "zeros and ones": (
         {"attn_mask": lower(L, S).astype(np.float32)},
         "attn_mask: zeros and ones are added to the scores; attn_mask == 0 hides where it is 0",
@@ -65,6 +74,7 @@ FINE: dict[str, dict[str, Any]] = {
     "causal twice": {"attn_mask": CAUSAL, "is_causal": True},
     "padding": {"key_padding_mask": PADDED},
     "padding and causal": {"attn_mask": CAUSAL, "key_padding_mask": PADDED},
+    "padding on the left": {"key_padding_mask": PADDED[:, ::-1]},
     "one sequence hidden": {"key_padding_mask": np.arange(N)[:, None] + np.zeros(S) > 1},
     "a query hidden in one": {"attn_mask": (np.arange(N)[:, None, None, None] == 1) & lower(L, S)},
     "a bias of zeros": {"attn_mask": np.zeros((L, S), np.float32)},
@@ -85,6 +95,14 @@ def test_a_doubtful_mask_warns_once(case: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(of, **masks)
+
+
+def test_each_argument_has_a_warning_of_its_own() -> None:
+    of = layer()
+    for case in ("lower triangle", "no padding, 1 = keep"):
+        masks, message = DOUBTFUL[case]
+        with pytest.warns(mh.MaskWarning, match=f"^{message}"):
+            call(of, **masks)
 
 
 @pytest.mark.parametrize("case", FINE)

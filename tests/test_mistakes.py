@@ -409,7 +409,7 @@ mistake(
     "a cache in training",
     cached(train=True),
     ValueError,
-    "kv_cache: expected None in training mode; layer.eval() before, got one",
+    "kv_cache: expected None in training mode (layer.eval() before decoding), got a KVCache",
 )
 
 # ragged batches

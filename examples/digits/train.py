@@ -6,20 +6,31 @@ python examples/digits/train.py --seed 0 --epochs 60 --out digits-out
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from adam import Adam, warmup_cosine
-from data import Split, jitter, load_split, patches
-from model import Classifier
-from nn import Array, cross_entropy
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.numpy import load_file, save_file
-from threadpoolctl import threadpool_limits
 
-from multihead.plot import attention_maps
+try:
+    from adam import Adam, warmup_cosine
+    from data import Split, jitter, load_split, patches
+    from model import Classifier
+    from nn import Array, cross_entropy
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from safetensors.numpy import load_file, save_file
+    from threadpoolctl import threadpool_limits
+
+    from multihead.plot import attention_maps
+except ModuleNotFoundError as why:
+    raise SystemExit(f'{why}: pip install "multihead[demo]"') from None
 
 PATCH = 2
 GRID = 8 // PATCH
@@ -96,7 +107,8 @@ def main() -> None:
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     started = time.perf_counter()
     # The products outside attention are too small to gain from the threads of a BLAS.
-    with Progress(*columns) as progress, threadpool_limits(1, user_api="blas"):
+    bar = Progress(*columns, disable=not sys.stdout.isatty())
+    with bar as progress, threadpool_limits(1, user_api="blas"):
         task = progress.add_task("", total=options.epochs)
 
         def report(epoch: int, loss: float, held_out: float) -> None:

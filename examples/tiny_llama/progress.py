@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,8 @@ def progress(total: int) -> Iterator[tuple[Advance, Say]]:
         yield lambda word: None, lambda line: print(line, flush=True)
         return
     columns = ("step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, "{task.description}") as bar:
+    bar = Progress(*columns, "{task.description}", disable=not sys.stdout.isatty())
+    with bar:
         task = bar.add_task("", total=total)
         yield (
             lambda word: bar.update(task, advance=1, description=word),

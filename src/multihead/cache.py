@@ -62,7 +62,9 @@ class LayerCache(NamedTuple):
         return attn, padding
 
 
-NO_CALL = "this thread has not called the layer; cache= takes what a call in another one left"
+NO_CALL = (
+    "this thread has not called the layer: call layer(...) first; cache= takes what another left"
+)
 IN_EVAL = "the last call was in eval mode; call layer.train() before it"
 USED_UP = "backward has used it up; to use one again, keep layer.cache and pass cache="
 SET_TO_NONE = "layer.cache was set to None"

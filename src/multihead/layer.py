@@ -64,7 +64,7 @@ class MultiheadAttention(LayerState):
     Parameters
     ----------
     embed_dim : int
-        E, the width of query and output. A multiple of `num_heads`.
+        E, the width of query and output. A multiple of `num_heads`, unless `head_dim` is given.
     num_heads : int
         H; each head has dimension ``D = E / H``.
     dropout : float, default 0.0
@@ -498,7 +498,9 @@ class MultiheadAttention(LayerState):
     ) -> tuple[Any, Any]:
         padding, attn = masks
         if self._training:
-            raise wrong("kv_cache", "None in training mode; layer.eval() before", "one")
+            raise wrong(
+                "kv_cache", "None in training mode (layer.eval() before decoding)", "a KVCache"
+            )
         if padding is not None:
             got = type(padding).__name__
             raise wrong("key_padding_mask", "None beside a cache (truncate the cache)", got)

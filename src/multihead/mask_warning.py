@@ -13,7 +13,9 @@ from multihead.arrays import Array
 class MaskWarning(UserWarning):
     """A mask hides everything from a query in every sequence, or adds zeros and ones to scores.
 
-    Either is allowed, and mostly a mask of the opposite meaning. Switch it off with
+    Or a padding mask hides a whole sequence, and the first key of all others too. All of this is
+    allowed, and mostly a mask of the opposite meaning. A layer warns once for each of its masks,
+    and looks at the first few calls alone; `multihead.torch` does not look. Switch it off with
     ``warnings.simplefilter("ignore", multihead.MaskWarning)``.
 
     Examples
@@ -32,13 +34,14 @@ class MaskWarning(UserWarning):
 
 
 class MaskWatch:
-    """Looks at the first masks that a layer is given, until one is doubtful or `left` is 0.
+    """Looks at the masks of the first `left` calls, and warns once for each argument.
 
     A look is a pass over L x S elements, which no later call has to pay for.
     """
 
     def __init__(self, true_hides: bool, left: int) -> None:
         self._true_hides = true_hides
+        self._doubted: set[str] = set()
         self.left = left
 
     def look(
@@ -55,17 +58,16 @@ class MaskWatch:
         all_hidden_is_fine : bool
             Whether queries see more keys than those of the masks.
         """
-        left = self.left - 1
         for name, mask in masks.items():
-            if mask.size:
+            if mask.size and name not in self._doubted:
                 try:
                     message = self._doubt(name, mask, queries, all_hidden_is_fine)
                 except MemoryError:  # if the call has none either, it says so itself
                     continue
                 if message:
                     warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=3)
-                    left = 0
-        self.left = left
+                    self._doubted.add(name)
+        self.left -= 1
 
     def _doubt(self, name: str, mask: Array, queries: int, fine: bool) -> str:
         is_bool = mask.dtype == np.bool_
@@ -79,7 +81,7 @@ class MaskWatch:
         else:
             hidden = mask.all(-1) if self._true_hides else ~mask.any(-1)
         if name == "key_padding_mask":
-            what = "every key is hidden in every sequence" if hidden.all() else ""
+            what = self._padding_doubt(mask, hidden)
         else:
             rows = np.broadcast_to(hidden.all(tuple(range(hidden.ndim - 1))), queries)
             count = int(rows.sum())
@@ -90,3 +92,15 @@ class MaskWatch:
             return f"{what}; -inf hides"
         polarity = "ignore" if self._true_hides else "attend"
         return f"{what}; True means {polarity} (~{name}?)"
+
+    def _padding_doubt(self, mask: Array, hidden: Array) -> str:
+        """Say what is doubtful of a padding mask, of which so many sequences are all hidden."""
+        if hidden.all():
+            return "every key is hidden in every sequence"
+        first = mask[..., 0]
+        if not hidden.any() or not (first if mask.dtype == np.bool_ else first == -np.inf).all():
+            return ""
+        return (
+            f"every key is hidden in {int(hidden.sum())} of {hidden.size} sequences, and the first "
+            "in all"
+        )

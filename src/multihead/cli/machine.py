@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-DEVELOPERS = ("bench", "demo", "docs", "fuzz", "lint", "peers", "test")  # extras of a clone
+DEVELOPERS = ("bench", "docs", "fuzz", "lint", "peers", "test")  # extras of a clone
 
 
 def processor() -> str:

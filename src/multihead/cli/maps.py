@@ -72,7 +72,7 @@ def _write(options: argparse.Namespace, console: Console) -> None:
         note = f"{name}: {layers} layers of {heads} heads, {len(tokens)} tokens."
         text = page(weights, tokens, note=note)
         options.html.write_text(text, encoding="utf-8")
-        written[str(options.html)] = f"{len(tokens)} tokens, {len(text) / 1e6:.1f} MB"
+        written[str(options.html)] = f"{len(tokens)} tokens, {len(text) / 1e3:.0f} kB"
     if drawn is not None:
         from multihead.plot import save
 

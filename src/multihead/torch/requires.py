@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as why:
+    if why.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        'multihead.torch needs PyTorch: pip install "multihead[torch]"', name="torch"
+    ) from None
 
 # what compares sizes in sizes.py, and torch.library, are not in older ones
 OLDEST = "2.8"

@@ -69,7 +69,7 @@ def page(document: dict[str, Any]) -> str:
 
 
 def _chart(shape: str, cell: dict[str, Any]) -> str:
-    """Draw a bar for each contender."""
+    """Draw a bar for each contender; none where the machine was busy, and lengths would mislead."""
     name = NAMES[cell["pass"]]
     height = ROW * (len(cell["times"]) + 1) + 4
     label = escape(f"Milliseconds of {name} at {shape}", quote=True)
@@ -85,10 +85,9 @@ def _bars(cell: dict[str, Any]) -> Iterator[str]:
     room = WIDTH - NAME - 100  # the figures follow the bar
     for i, (who, each) in enumerate(cell["times"].items(), 1):
         kind = "ours" if who == OURS else "other"
-        length = max(room * each["median_ms"] / slowest, 1)
+        length = max(room * each["median_ms"] / slowest, 1) if quiet(cell) else 0
         y = ROW * i
-        known = ratio(cell, who) if quiet(cell) or who == OURS else "busy"
-        figures = f"{milliseconds(each['median_ms'])}  {known}".strip()
+        figures = f"{milliseconds(each['median_ms'])}  {ratio(cell, who)}".strip()
         yield f'<text class="{kind}-name" x="0" y="{y + 14}">{escape(who)}</text>'
         yield (
             f'<rect class="{kind}" x="{NAME}" y="{y + 3}" width="{length:.1f}" height="{ROW - 6}"'

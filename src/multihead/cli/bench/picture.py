@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from multihead.cli.bench.contenders import OURS
 from multihead.cli.bench.problem import PASSES
-from multihead.cli.bench.report import NAMES, groups, machine_line, milliseconds, ratio
+from multihead.cli.bench.report import NAMES, groups, machine_line, milliseconds, quiet, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,8 @@ def picture(document: dict[str, Any]) -> Figure:
 def _bars(axes: Axes, cell: dict[str, Any]) -> None:
     names = list(cell["times"])
     times = [cell["times"][who]["median_ms"] for who in names]
-    bars = axes.barh(names, times, color=[COLOURS[who == OURS] for who in names], height=0.7)
+    lengths = times if quiet(cell) else [0.0] * len(times)  # others would mislead
+    bars = axes.barh(names, lengths, color=[COLOURS[who == OURS] for who in names], height=0.7)
     labels = [
         f"{milliseconds(each)}  {ratio(cell, who)}".strip()
         for who, each in zip(names, times, strict=True)

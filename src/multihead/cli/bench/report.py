@@ -44,10 +44,10 @@ def ratio(cell: dict[str, Any], who: str) -> str:
     >>> ratio({"granted": 0.5, "times": times}, "torch")
     'busy'
     """
-    if who == OURS:
-        return ""
     if not quiet(cell):
         return BUSY
+    if who == OURS:
+        return ""
     return f"{cell['times'][who]['median_ms'] / cell['times'][OURS]['median_ms']:.2f}x"
 
 
