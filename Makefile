@@ -70,8 +70,8 @@ processors: $(VENV)/.test
 
 # the engine and Python's extension under AddressSanitizer and UndefinedBehaviorSanitizer
 SANITIZED ?= $(addprefix tests/test_,$(addsuffix .py,functional ragged kv_cache bnns bnns_misuse \
-  bnns_overlaps bnns_descriptors checkpoint layer_options torch_module torch_functional torch_concurrent torch_layer_options torch_kv_cache torch_nested \
-  torch_varlen torch_in_place))
+  bnns_overlaps bnns_descriptors checkpoint layer_options torch_module torch_functional torch_concurrent \
+  torch_kv_cache torch_in_place))
 sanitize: $(VENV)/.test
 	tools/sanitize/address.sh $(BUILD) $(BIN)/python $(SANITIZED) $(ARGS)
 
