@@ -78,7 +78,7 @@ def built(python: str, source: Path, to: Path) -> Path:
         own = environment(python, Path(folder) / "environment")
         known = dict(os.environ)
         if shutil.which("ccache"):
-            known |= {"CMAKE_CXX_COMPILER_LAUNCHER": "ccache", "CCACHE_DIR": f"{source}.ccache"}
+            known["CMAKE_CXX_COMPILER_LAUNCHER"] = "ccache"
         pip = (own, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)
         run(*pip, source, env=known)
         made = next(Path(folder).glob("*.whl"))
