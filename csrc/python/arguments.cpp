@@ -29,7 +29,7 @@ constexpr struct {
                  {"bfloat16", DType::BFloat16}};
 
 DType dtype_of(nb::handle value) {
-  const char* const name = PyUnicode_AsUTF8(value.ptr());
+  const char* const name = PyUnicode_AsUTF8AndSize(value.ptr(), nullptr);
   if (!name) throw nb::python_error();
   for (const auto& known : kComputed)
     if (std::strcmp(known.name, name) == 0) return known.type;
@@ -100,7 +100,7 @@ constexpr struct {
 // The tuple itself, if it has as many entries as there are fields.
 template <size_t N>
 PyObject* entries(nb::handle tuple, const char* name) {
-  if (!PyTuple_Check(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != Py_ssize_t(N)) {
+  if (!PyTuple_Check(tuple.ptr()) || NB_TUPLE_GET_SIZE(tuple.ptr()) != Py_ssize_t(N)) {
     PyErr_Format(PyExc_TypeError, "%s: expected a tuple of %zd", name, Py_ssize_t(N));
     throw nb::python_error();
   }
@@ -112,7 +112,7 @@ S read_views(const faces::ViewField<S> (&fields)[N], nb::handle tuple, bool writ
   PyObject* const list = entries<N + More>(tuple, "tensors");
   S result;
   for (size_t i = 0; i < N; ++i) {
-    const nb::handle object = PyTuple_GET_ITEM(list, Py_ssize_t(i));
+    const nb::handle object = NB_TUPLE_GET_ITEM(list, Py_ssize_t(i));
     if (!object.is_none())
       result.*fields[i].view = written ? writable(object, fields[i].name) : view_of(object);
   }
@@ -123,7 +123,7 @@ template <class S, size_t N>
 S read_options(const OptionField<S> (&fields)[N], nb::handle tuple) {
   PyObject* const list = entries<N>(tuple, "options");
   S result;
-  for (size_t i = 0; i < N; ++i) fields[i].read(result, PyTuple_GET_ITEM(list, Py_ssize_t(i)));
+  for (size_t i = 0; i < N; ++i) fields[i].read(result, NB_TUPLE_GET_ITEM(list, Py_ssize_t(i)));
   return result;
 }
 
@@ -168,7 +168,7 @@ faces::LayerArguments layer_arguments(nb::handle options, nb::handle tensors, nb
 faces::CachedKeys cached_keys(nb::handle tuple, const faces::LayerArguments& arguments,
                               IntegerCopies& copies) {
   PyObject* const list = entries<std::size(kCachedKeys)>(tuple, "cache");
-  const auto object = [&](Py_ssize_t i) { return nb::handle(PyTuple_GET_ITEM(list, i)); };
+  const auto object = [&](Py_ssize_t i) { return nb::handle(NB_TUPLE_GET_ITEM(list, i)); };
   const faces::LayerTensors& t = arguments.tensors;
   const int64_t n = t.query.rank < 3 ? 1 : t.query.size[arguments.options.tokens_first ? 1 : 0];
   const auto each = [&](Py_ssize_t i) {
@@ -190,7 +190,7 @@ faces::AttentionArguments attention_arguments(nb::handle options, nb::handle ten
   int64_t batch = a.tensors.query.rank == 4 ? a.tensors.query.size[0] : -1;
   for (size_t i = 0; i < kMore; ++i) {
     const nb::handle object =
-        PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
+        NB_TUPLE_GET_ITEM(tensors.ptr(), Py_ssize_t(std::size(faces::kAttentionTensors) + i));
     if (object.is_none()) continue;
     const auto& field = kAttentionIntegers[i];
     const Integers each = copies.of(object);

@@ -12,7 +12,7 @@ using Execute = int (*)(PyObject* module);
 inline Execute g_execute = nullptr;
 
 inline int execute_in_main(PyObject* module) {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return g_execute(module);
+  if (PyInterpreterState_GetID(PyInterpreterState_Get()) == 0) return g_execute(module);
   PyErr_SetString(PyExc_ImportError,
                   "multihead runs in a process's main interpreter alone, not in a subinterpreter: "
                   "use threads or processes");

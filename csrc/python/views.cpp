@@ -1,7 +1,9 @@
 #include "views.h"
 
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#include <numpy/ndarraytypes.h>
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION  // an array's fields lie alike from there on
+#define NO_IMPORT_ARRAY                         // they are all that is read: no function is called
+#include <numpy/ndarrayobject.h>
 
 #include <stdexcept>
 #include <string>

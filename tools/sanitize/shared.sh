@@ -30,6 +30,7 @@ copied_package() {
 sanitized_package() {
   local build=$1 python=$2 nanobind numpy include suffix source
   copied_package "$build" "$python"
+  rm "$build"/python/multihead/_native.*so
   shift 2
   read -r nanobind numpy include suffix < <("$python" -c "import nanobind, numpy, sysconfig
 print(nanobind.source_dir() + '/..', numpy.get_include(), sysconfig.get_path('include'),
