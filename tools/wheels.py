@@ -27,7 +27,9 @@ from packaging.tags import cpython_tags
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = ROOT / "pyproject.toml"
 LIMIT = 3600  # seconds
+LAST_OF_OLDEST_NUMPY = 12  # of CPython 3: no later one has wheels of NumPy 1.26
 
 
 def run(*command: str | Path, **options: object) -> str:
@@ -101,13 +103,28 @@ def audited(wheel: Path) -> str:
 
 
 def checked(python: str, wheel: Path) -> str:
-    """Install a wheel where there is no compiler, and let it check itself; return its verdict."""
+    """Install a wheel where there is no compiler, and let it check itself; return its verdict.
+
+    Where the oldest NumPy that the package takes has a wheel for this Python, it is tried first.
+    """
     with tempfile.TemporaryDirectory() as folder:
         own = environment(python, Path(folder) / "environment")
-        run(own, "-m", "pip", "install", "--quiet", "--only-binary=:all:", wheel)
+        install = (own, "-m", "pip", "install", "--quiet", "--only-binary=:all:")
         alone = {"PATH": str(own.parent), "HOME": folder, "LANG": "C.UTF-8"}
-        said = run(own, "-m", "multihead", "check", cwd=folder, env=alone)
+        check = (own, "-m", "multihead", "check")
+        if version(python)[0] <= LAST_OF_OLDEST_NUMPY:
+            run(*install, wheel, f"numpy=={oldest_numpy()}.*")
+            run(*check, cwd=folder, env=alone)
+        run(*install, "--upgrade", wheel, "numpy")
+        said = run(*check, cwd=folder, env=alone)
         return said.strip().splitlines()[-1]
+
+
+def oldest_numpy() -> str:
+    """Return the oldest NumPy that the package takes: 1.26."""
+    found = re.search(r'^dependencies = \["numpy>=([\d.]+)"\]', PROJECT.read_text(), re.M)
+    assert found
+    return found[1]
 
 
 def source_distribution(to: Path) -> Path:
