@@ -25,6 +25,15 @@ from multihead import _native
 
 collect_ignore = ["test_maps_browser.py"]  # needs a browser: `make browser` names it
 
+# files of few tests that take long: they begin, so that in the end no worker is left alone with one
+LONG = ("test_net", "test_digits", "test_native_digest", "test_build")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
