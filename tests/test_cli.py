@@ -111,8 +111,9 @@ def test_a_terminal_has_colours_where_it_may() -> None:
 
 @pytest.mark.timeout(120)
 def test_colours_change_no_word() -> None:
-    colours = re.sub(r"\x1b\[[0-9;]*m", "", run_in_terminal("info", COLUMNS="60"))
-    assert colours.replace("\r\n", "\n") == run("info", COLUMNS="60").stdout
+    narrow = "30"  # not even a path has room
+    colours = re.sub(r"\x1b\[[0-9;]*m", "", run_in_terminal("info", COLUMNS=narrow))
+    assert colours.replace("\r\n", "\n") == run("info", COLUMNS=narrow).stdout
 
 
 @pytest.mark.timeout(120)
@@ -278,15 +279,17 @@ def test_config_has_a_compilers_flags() -> None:
     assert json.loads(run("config", "--cflags", "--json").stdout) == {"cflags": done[:1]}
 
 
-def test_a_table_wraps_its_widest_column(
+def test_a_table_wraps_its_widest_column_and_cuts_no_word(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "COLUMNS", "30")
-    Console().table([["a", "one two three four five six", "9"], ["bb", "x", "10"]], right=(2,))
+    rows = [["a", "one two three four five six", "9"], ["bb", "x", "10"], ["c", "y" * 24, "0"]]
+    Console().table(rows, right=(2,))
     assert capsys.readouterr().out.splitlines() == [
         "a   one two three four       9",
         "    five six",
         "bb  x                       10",
+        "c   yyyyyyyyyyyyyyyyyyyyyyyy   0",
     ]
 
 

@@ -17,11 +17,11 @@ def tree(html: str) -> ElementTree.Element:
 
 
 def test_a_layer_shows_options_and_parameters() -> None:
-    layer = mh.MultiheadAttention(8, 2, kdim=6, dropout=0.25, seed=0)
+    layer = mh.MultiheadAttention(16, 2, kdim=6, dropout=0.25, seed=0)
     html = layer._repr_html_()
     rows = [[cell.text for cell in row] for row in tree(html).iter("tr")]
     assert rows[0] == ["parameter", "shape", "numbers"]
-    assert ["k_proj_weight", "8 × 6", "48"] in rows
+    assert ["k_proj_weight", "16 × 6", "96"] in rows
     assert len(rows) - 1 == len(layer.parameters())
     assert "dropout=0.25" in html
     total = sum(x.size for x in layer.parameters().values())

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import bert_models
+from multihead import plot
 from multihead.cli import main
-from multihead.maps import page
+from multihead.maps import BertEncoder, page
 from multihead.maps.codes import packed, unpacked
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
@@ -101,11 +102,16 @@ def test_the_command_writes_a_page_and_pictures(
     data = held(files[0].read_text())
     assert data["tokens"] == ["[CLS]", "the", "river", "bank", "##s", ".", "[SEP]"]
     assert [layer["heads"] for layer in data["layers"]] == [4, 4, 4]
-    assert files[1].read_bytes().startswith(b"<?xml")
-    assert files[2].read_bytes().startswith(b"\x89PNG")
+    tokens, weights = BertEncoder(model)("The river banks.")
+    expected = [tmp_path / "expected.svg", tmp_path / "expected.png"]
+    plot.save(plot.attention_map(weights[1, 3], tokens, title="layer 2, head 4"), expected[0])
+    plot.save(plot.head_grid(weights[2], tokens, title="layer 3"), expected[1])
+    for written, drawn in zip(files[1:], expected, strict=True):
+        assert written.read_bytes() == drawn.read_bytes()
     printed = capsys.readouterr().out
     assert re.search(r"maps.html: 7 tokens, [1-9]\d+ kB", printed)
     assert "head.svg: layer 2, head 4" in printed
+    assert "layer.png: layer 3, all heads" in printed
 
 
 @pytest.mark.parametrize(

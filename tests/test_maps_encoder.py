@@ -148,6 +148,7 @@ def test_a_model_is_found_in_an_installed_package(
     [
         ("no-such-package", "or the name of an installed package, got 'no-such-package'"),
         ("no/such/folder", "which is neither"),
+        ("no.such.package", "which is neither"),
         ("json", "expected one folder with a model in json, got none"),
         (".", "lacks config.json, model.safetensors, tokenizer.json"),
     ],

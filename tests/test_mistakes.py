@@ -505,10 +505,6 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     assert not list(tmp_path.iterdir())
 
 
-def test_there_are_fifty() -> None:
-    assert len(CASES) >= 50
-
-
 @pytest.mark.filterwarnings("error::multihead.MaskWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_says_what_to_do(name: str) -> None:

@@ -93,7 +93,7 @@ def test_tokens_of_rows_are_those_of_columns_only_where_they_fit() -> None:
 def test_heads_stand_in_a_grid_of_one_scale(
     heads: int, across: int, rng: np.random.Generator
 ) -> None:
-    weights = rng.random((heads, 4, 4)) / 4
+    weights = rng.random((heads, 4, 4)) * np.arange(1, heads + 1)[:, None, None]
     figure = head_grid(weights, WORDS, title="layer 1")
     maps = figure.axes[:heads]
     assert [axes.get_title() for axes in maps] == [f"head {h + 1}" for h in range(heads)]
@@ -143,6 +143,7 @@ EVEN = np.full((2, 2), 0.5)
         (EVEN[:0], {}, ValueError, r"weights: expected .* got \(0, 2\)"),
         (-EVEN, {}, ValueError, "weights: expected finite weights from 0, got -0.5"),
         (EVEN * np.nan, {}, ValueError, "weights: expected finite weights from 0, got nan"),
+        (EVEN * np.inf, {}, ValueError, "weights: expected finite weights from 0, got inf"),
         (EVEN > 0, {}, TypeError, "weights: expected numbers, got bool"),
         (EVEN, {"tokens": ["a"]}, ValueError, "tokens: expected 2 of them, by weights, got 1"),
         (EVEN, {"tokens": "ab"}, TypeError, "tokens: expected a sequence of str, got str"),

@@ -79,6 +79,7 @@ def test_long_texts_are_cut(tiny: tuple[Any, Any]) -> None:
     embed = encoder.Encoder(tiny[1])
     kept, beyond = "sum " * (LONGEST - 2), "find the text " * 5
     np.testing.assert_array_equal(embed([kept]), embed([kept + beyond]))
+    assert np.abs(embed([kept]) - embed(["sum " * (LONGEST - 3)])).max() > 1e-3
 
 
 def test_gelu_is_exact() -> None:
@@ -95,9 +96,11 @@ def test_sentences_are_prose() -> None:
     named = dict(documentation.first_sentences(["textwrap", "builtins", "math"]))
     assert named["str.strip"].startswith("Return a copy of the string with leading")
     assert named["textwrap.dedent"].startswith("Remove any common leading whitespace")
+    assert named["math.log"] == "Return the logarithm of x to the given base."  # without its call
     assert len(set(named.values())) > 0.9 * len(named) > 100
-    text = "Return x. See the others, e.g. y.\n\n>>> f(1)\n2\n\nAnother one is here\nand goes on."
-    sentences = documentation.Entry("f", text).sentences()
+    prose = "Return x. See the others, e.g. y.", "Another one is here\nand goes on."
+    left_out = "See it at work.\n>>> f(1)\n2\nThat is all of it.", "- One. This is one more."
+    sentences = documentation.Entry("f", "\n\n".join([prose[0], *left_out, prose[1]])).sentences()
     assert sentences == ["See the others, e.g. y.", "Another one is here and goes on."]
 
 
@@ -119,6 +122,7 @@ def test_texts_to_measure_have_the_lengths_asked_for(tiny: tuple[Any, Any]) -> N
     texts = beside_torch.texts_of(files, lengths)
     assert [len(x.ids) for x in files.tokenizer.encode_batch(texts)] == lengths
     assert texts != beside_torch.texts_of(files, lengths, seed=1)
+    assert files.tokenizer.truncation["max_length"] == max(beside_torch.LENGTHS)
 
 
 def test_rates_are_medians_of_turns(monkeypatch: pytest.MonkeyPatch) -> None:
