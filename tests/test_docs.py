@@ -30,8 +30,9 @@ C_PAGES = [path for path in TEXTS if IN_C.search((ROOT / path).read_text())]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(multihead.__path__, "multihead.")
-    # the engine's library lies in the package and looks like an extension module
-    if not re.search(r"\.(_|libmultihead)", module.name)
+    # the engine's library lies in the package and looks like an extension module; what starts MPI
+    # runs where that is wanted
+    if not re.search(r"\.(_|libmultihead|distributed\.mpi)", module.name)
 )
 
 
@@ -115,7 +116,16 @@ def test_examples_of_a_module_run(
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-SPACES = ("", ".functional", ".reference", ".checkpoint", ".plot", ".torch", ".bnns")
+SPACES = (
+    "",
+    ".functional",
+    ".reference",
+    ".checkpoint",
+    ".plot",
+    ".torch",
+    ".distributed",
+    ".bnns",
+)
 
 
 def public_names(space: str) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FRAMEWORKS = ("torch", "transformers", "jax", "tensorflow", "cupy", "mlx", "scipy")
-FRAMEWORKS += ("matplotlib", "rich", "sklearn")
+FRAMEWORKS += ("matplotlib", "rich", "sklearn", "mpi4py", "multihead.distributed")
 
 
 def run(code: str) -> str:
