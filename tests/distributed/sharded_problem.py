@@ -13,6 +13,8 @@ import numpy as np
 from multihead import Ragged, functional
 from multihead.distributed import (
     Communicator,
+    all_to_all_attention,
+    all_to_all_attention_backward,
     positions,
     ring_attention,
     ring_attention_backward,
@@ -26,6 +28,7 @@ GRADIENTS = ("query", "key", "value", "mask", "sinks")
 Results = dict[str, Any]
 SCHEMES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "ring": (ring_attention, ring_attention_backward),
+    "all-to-all": (all_to_all_attention, all_to_all_attention_backward),
 }
 
 
@@ -98,17 +101,25 @@ def cut_mask(problem: Problem, options: dict[str, Any], ranks: Communicator, sha
     return shard(mask, ranks, -2, sharding)
 
 
-def solve(ranks: Communicator, problem: Problem, sharding: Any, scheme: str = "ring") -> Results:
-    """This rank's results and gradients."""
+def solve(
+    ranks: Communicator,
+    problem: Problem,
+    sharding: Any,
+    scheme: str = "ring",
+    ring: Communicator | None = None,
+) -> Results:
+    """This rank's results and gradients; of a mesh, `ring` is the outer dimension."""
     forward, backward = SCHEMES[scheme]
     arrays, options = problem.arrays(), problem.called()
-    cut = {
-        name: shard(x, ranks, -1 if name == "d_lse" else -2, sharding) for name, x in arrays.items()
-    }
-    options["attn_mask"] = cut_mask(problem, options, ranks, sharding)
+    mesh: dict[str, Any] = {} if ring is None else {"ring": ring}
+    ways = [(ranks, sharding)] if ring is None else [(ring, sharding), (ranks, "contiguous")]
+    cut = dict(arrays)
+    for of, how in ways:
+        cut = {name: shard(x, of, -1 if name == "d_lse" else -2, how) for name, x in cut.items()}
+        options["attn_mask"] = cut_mask(problem, options, of, how)
     out, lse, cache = forward(
         cut["query"], cut["key"], cut["value"], communicator=ranks, sharding=sharding,
-        return_lse=True, return_cache=True, **options,
+        return_lse=True, return_cache=True, **mesh, **options,
     )  # fmt: skip
     found = backward(
         cut["d_out"], cache, need_mask_grad=True, need_sink_grad=True, d_lse=cut["d_lse"]
@@ -155,9 +166,19 @@ def sizes(problem: Problem, expected: Results) -> dict[str, float]:
     return {"sinks": float(terms.sum(axis=tokens).max())}
 
 
-def together(problem: Problem, sharding: Any, parts: Sequence[Results]) -> Results:
+def held(length: int, rank: int, mesh: tuple[int, int], sharding: Any) -> Any:
+    """Positions on a rank of a mesh (rings, heads); ranks of one row of heads follow each other."""
+    rings, size = mesh
+    if rings == 1:
+        return positions(length, rank, size, sharding)
+    of_ring = positions(length, rank // size, rings, sharding)
+    return of_ring[positions(len(of_ring), rank % size, size)]
+
+
+def together(problem: Problem, sharding: Any, parts: Sequence[Results], rings: int = 1) -> Results:
     """Put the ranks' results into one; what is the same on all ranks has to be."""
     size, found = len(parts), {}
+    mesh = (rings, size // rings)
     options = problem.called()
     for name in parts[0]:
         given = [part[name] for part in parts]
@@ -172,15 +193,15 @@ def together(problem: Problem, sharding: Any, parts: Sequence[Results]) -> Resul
             lengths = [pair[of_keys] for pair in problem.lengths]
             into = np.empty((sum(lengths), *given[0].shape[1:]), given[0].dtype)
             for rank, x in enumerate(given):
-                held = [positions(n, rank, size, sharding) for n in lengths]
+                places = [held(n, rank, mesh, sharding) for n in lengths]
                 firsts = np.cumsum([0, *lengths])
-                into[np.concatenate([p + f for p, f in zip(held, firsts, strict=False)])] = x
+                into[np.concatenate([p + f for p, f in zip(places, firsts, strict=False)])] = x
             found[name] = into
         else:
             axis = -1 if name == "lse" else -2
             tokens = problem.keys if of_keys else problem.queries
             pieces = np.concatenate([np.moveaxis(x, axis, 0) for x in given])
-            order = np.concatenate([positions(tokens, r, size, sharding) for r in range(size)])
+            order = np.concatenate([held(tokens, r, mesh, sharding) for r in range(size)])
             into = np.empty_like(pieces)
             into[order] = pieces
             found[name] = np.moveaxis(into, 0, axis)

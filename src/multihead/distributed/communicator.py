@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from multihead.arrays import Array
-from multihead.checks import number, wrong
+from multihead.checks import number, wrong, wrong_type
 from multihead.distributed.sharding import split
 
 Messages: TypeAlias = Mapping[int, Sequence[Array]]
@@ -148,6 +148,14 @@ class Done:
 
     def wait(self) -> None:
         """Return."""
+
+
+def checked_communicator(name: str, value: Any) -> Communicator:
+    """Return a communicator, or raise."""
+    if not isinstance(value, Communicator):
+        way = "multihead.distributed.threads, .process_group and .mpi have some"
+        raise wrong_type(name, f"a Communicator ({way})", type(value).__name__)
+    return value
 
 
 def _full(messages: Messages) -> dict[int, list[Array]]:

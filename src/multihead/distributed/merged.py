@@ -59,6 +59,8 @@ class Merged:
 
     def add_sinks(self, sinks: Array) -> None:
         """Add to rows that see a key the score of their head, (H,), which has no value."""
+        if not self._begun:
+            return
         top = np.where(self._sum > 0, log2_scores(sinks)[:, None], -np.inf)
         mine, _ = self._join(top, (self._sum > 0).astype(np.float64))
         self._out *= mine[..., None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from multihead.arguments import AttentionOptions
 from multihead.arrays import Array, Element, Kind, Shape, borrow, dtype_name, read
 from multihead.attention_inputs import check_shapes, element_given, keys_given
-from multihead.checks import boolean, number, probability
+from multihead.checks import boolean, number, probability, wrong
 from multihead.distributed.agreement import agree, digest
 from multihead.distributed.communicator import Communicator
 from multihead.distributed.sharding import Run, Sharding, runs_of, sharding_of
@@ -104,6 +104,8 @@ class Problem(NamedTuple):
         Of the whole: positions of queries and lengths of keys, too.
     mask : Mask or None
         Rows of this rank's queries, and all columns; of packed sequences all of both.
+    shared : bool
+        Whether the rows of the mask are the same on every rank.
     query_runs, key_runs : list of list of Run
         Of each rank.
     """
@@ -112,6 +114,7 @@ class Problem(NamedTuple):
     options: AttentionOptions
     rules: ScoreRules
     mask: Mask | None
+    shared: bool
     query_runs: list[list[Run]]
     key_runs: list[list[Run]]
 
@@ -119,6 +122,15 @@ class Problem(NamedTuple):
     def packed(self) -> bool:
         """Whether sequences are packed."""
         return self.given.packing is not None
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Queries and keys of the longest sequence."""
+        queries, keys = (
+            max((run.stop for runs in of_ranks for run in runs), default=0)
+            for of_ranks in (self.query_runs, self.key_runs)
+        )
+        return queries, keys
 
     def sees(self, queries: Run, keys: Run) -> bool:
         """Whether a query may see a key of its sequence, for all that rules of positions say."""
@@ -222,9 +234,12 @@ def prepare(
     call: tuple[Any, Any, Any] | Given,
     options: Options,
     sharding: Sharding,
-    head_offset: int = 0,
+    heads: tuple[int, int] | None = None,
 ) -> Problem:
-    """Agree on a call with the other ranks, or raise on all of them."""
+    """Agree on a call with the other ranks, or raise on all of them.
+
+    `heads` are the first head of the call and how many there are in all, if it has not all.
+    """
     given: Given | None = None
     error: Exception | None = None
     said: dict[str, Any] = {}
@@ -237,25 +252,25 @@ def prepare(
         error = found
     agree(communicator, said, error)
     assert given is not None
-    lengths = _gathered(communicator, given.lengths)
+    lengths = gathered(communicator, given.lengths)
     query_runs = runs_of(lengths[:, 0], sharding, "query")
     key_runs = runs_of(lengths[:, 1], sharding, "key")
-    options = options._replace(seed=_seed(communicator, options))
-    mask: Mask | None = None
+    options = shared_seed(communicator, options)
     queries, keys = (lengths[:, i].sum(axis=0) for i in (0, 1))
-    heads = given.heads[0]
+    first, count = heads or (0, given.heads[0])
     packed = given.packing is not None
-    scores = (given.batch, heads, int(queries.max(initial=0)), int(keys.max(initial=0)))
+    scores = (given.batch, count, int(queries.max(initial=0)), int(keys.max(initial=0)))
     rules = score_rules(
         scores, given.element.compute, options.asked, (queries, keys) if packed else None
     )
-    if options.attn_mask is not None:
-        try:
-            rows = scores if packed else (*given.shapes[0][:-1], scores[3])
-            mask = score_mask(options.attn_mask, rows, given.element.compute, given.folded)
-        except (TypeError, ValueError) as found:
-            error = found
-        agree(communicator, {}, error)
+    if heads is not None:
+        own = slice(first, first + given.heads[0])
+        slopes, sinks = rules.alibi_slopes, rules.sinks
+        rules = rules._replace(
+            alibi_slopes=None if slopes is None else slopes[..., own],
+            sinks=None if sinks is None else sinks[own],
+        )
+    mask, shared = agreed_mask((communicator,), given, options.attn_mask, scores)
     left, right = rules.window
     return Problem(
         given,
@@ -265,29 +280,77 @@ def prepare(
             options.scale,
             options.dropout_p,
             options.seed,
-            head_offset=head_offset,
+            head_offset=first,
             softcap=rules.softcap,
             window_left=left,
             window_right=right,
         ),
         rules,
         mask,
+        shared,
         query_runs,
         key_runs,
     )
 
 
-def _gathered(communicator: Communicator, array: Array) -> Array:
+def agree_all(
+    communicators: Sequence[Communicator], said: dict[str, Any], error: Exception | None
+) -> None:
+    """Agree with all ranks of a mesh: with those of one dimension, then of the next."""
+    for communicator in communicators[:-1]:
+        try:
+            agree(communicator, said, error)
+        except (TypeError, ValueError) as found:
+            error = found
+    agree(communicators[-1], said, error)
+
+
+def agreed_mask(
+    communicators: Sequence[Communicator],
+    given: Given,
+    attn_mask: Any,
+    scores: tuple[int, int, int, int],
+) -> tuple[Mask | None, bool]:
+    """Check this rank's mask against the scores of all; return it, and whether all share its rows.
+
+    Raises on all ranks if a mask is wrong on one of them.
+    """
+    if attn_mask is None:
+        return None, False
+    mask: Mask | None = None
+    error: Exception | None = None
+    said = {}
+    own, rows_given = given.arrays[0].shape[2], 0
+    try:
+        rows = scores if given.packing is not None else (*given.shapes[0][:-1], scores[3])
+        mask = score_mask(attn_mask, rows, given.element.compute, given.folded)
+        if mask is not None:
+            n, h, rows_given, columns = mask.array.shape
+            said = {"attn_mask": [mask.array.dtype.name, n, h, columns]}
+    except (TypeError, ValueError) as found:
+        error = found
+    agree_all(communicators, said, error)
+    if given.packing is not None:
+        return mask, True
+    told = np.array([rows_given == 1, own != 1, own > 1 == rows_given])
+    for communicator in communicators:
+        every = gathered(communicator, told)
+        told = np.array([every[:, 0].all(), every[:, 1].any(), every[:, 2].any()])
+    if told[2] and not told[0]:
+        raise wrong("attn_mask", "rows of queries on every rank, or one row on all", "some of both")
+    return mask, bool(told[0] and told[1])
+
+
+def gathered(communicator: Communicator, array: Array) -> Array:
     """Return the arrays of all ranks, one after another."""
     rows = np.empty((communicator.size, *array.shape), array.dtype)
     communicator.all_gather(array, list(rows))
     return rows
 
 
-def _seed(communicator: Communicator, options: Options) -> int | None:
-    """Return the seed of all ranks: where none was given, one that rank 0 draws."""
-    seed: int | None = options.seed
-    if seed is None and options.dropout_p:
-        drawn = np.array([seed_from(None)], np.uint64)
-        seed = int(_gathered(communicator, drawn)[0, 0])
-    return seed
+def shared_seed(communicator: Communicator, options: Options) -> Options:
+    """Return options with a seed, if there is need for one: what rank 0 has, or draws."""
+    if not options.dropout_p:
+        return options
+    seed = seed_from(None) if options.seed is None else options.seed
+    return options._replace(seed=int(gathered(communicator, np.array([seed], np.uint64))[0, 0]))

@@ -27,6 +27,14 @@ class Result(NamedTuple):
     stats: Array
 
 
+class Back(NamedTuple):
+    """What backward is given, in the engine's axes; whether mask and sinks want their gradients."""
+
+    d_out: Array
+    d_lse: Array | None
+    wanted: tuple[bool, bool]
+
+
 class Gradients(NamedTuple):
     """What backward returns, in the dtype computed in; mask and sinks where wanted."""
 
@@ -105,24 +113,22 @@ def backward(
     problem: Problem,
     communicator: Communicator,
     result: Result,
-    d_out: Array,
-    d_lse: Array | None,
-    wanted: tuple[bool, bool],
+    back: Back,
 ) -> Gradients:
     """Compute the gradients of this rank's queries, and of its keys from the queries of all ranks.
 
     Keys and values come by as in forward. Their gradients from here go straight home, where they
-    are added in the order of the turns. `wanted` says whether those of mask and sinks are.
+    are added in the order of the turns.
     """
     q, compute = problem.given.arrays[0], problem.given.element.compute
     rank = communicator.rank
     delta = new_array("delta", result.stats.shape[1:], compute)
-    _native.delta(d_out, result.out, delta)
-    if d_lse is not None:
-        delta -= d_lse
-    rows = Rows(result.stats, delta, d_out)
+    _native.delta(back.d_out, result.out, delta)
+    if back.d_lse is not None:
+        delta -= back.d_lse
+    rows = Rows(result.stats, delta, back.d_out)
     d_q, d_mask = Sums(q, compute, problem.packed), None
-    if wanted[0] and problem.mask is not None and problem.mask.gradient is not None:
+    if back.wanted[0] and problem.mask is not None and problem.mask.gradient is not None:
         d_mask = new_zeros("d_attn_mask", problem.mask.gradient.engine_shape, compute)
 
     turns = _turns(problem, communicator)
@@ -134,7 +140,7 @@ def backward(
         coming.add(communicator, turn, done, problem.needs(turn.reader, rank))
     coming.finish()
     d_mask = _mask_of_all(problem, communicator, d_mask)
-    d_sinks = _sink_gradient(problem, communicator, rows) if wanted[1] else None
+    d_sinks = _sink_gradient(problem, communicator, rows) if back.wanted[1] else None
     return Gradients(d_q.finish(problem.query_runs[rank]), *home, d_mask, d_sinks)
 
 
@@ -191,11 +197,7 @@ def _mask_of_all(
     problem: Problem, communicator: Communicator, d_mask: Array | None
 ) -> Array | None:
     """Sum over the ranks the gradient of a mask that all of them share."""
-    if d_mask is None:
-        return None
-    held = [sum(run.length for run in runs) for runs in problem.query_runs]
-    shared = problem.packed or (d_mask.shape[2] == 1 and max(held) > 1)
-    if shared:
+    if d_mask is not None and problem.shared:
         communicator.sum(d_mask)
     return d_mask
 

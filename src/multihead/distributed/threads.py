@@ -5,50 +5,55 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from multihead.arrays import Array
-from multihead.checks import integer
+from multihead.checks import integer, wrong, wrong_type
 from multihead.distributed.communicator import TIMEOUT, Communicator, Exchange, Messages
 
-__all__ = ["ThreadCommunicator", "run"]
+__all__ = ["ThreadCommunicator", "part_of", "run"]
 
 T = TypeVar("T")
 _LOOK = 0.05  # seconds between two looks at whether another rank has failed
 
 
 class _World:
-    """What the ranks share: a queue from each to each, and who failed."""
+    """What the ranks share: who failed, and in each group of them a queue from each to each."""
 
-    def __init__(self, size: int) -> None:
-        pairs = [(a, b) for a in range(size) for b in range(size)]
-        self.queues: dict[tuple[int, int], queue.SimpleQueue[Array]] = {
-            pair: queue.SimpleQueue() for pair in pairs
-        }
+    def __init__(self) -> None:
         self.failed: str | None = None
+        self._lock = threading.Lock()
+        self._queues: dict[tuple[tuple[int, ...], int, int], queue.SimpleQueue[Array]] = {}
+
+    def queue(self, group: tuple[int, ...], source: int, to: int) -> queue.SimpleQueue[Array]:
+        """Return the queue from one rank of a group to another."""
+        with self._lock:
+            return self._queues.setdefault((group, source, to), queue.SimpleQueue())
 
 
 class ThreadCommunicator(Communicator):
-    """A rank that is a thread; `run` makes them."""
+    """A rank that is a thread; `run` makes them, and `part_of` groups of some of them."""
 
-    def __init__(self, world: _World, rank: int, size: int, timeout: float) -> None:
-        super().__init__(rank, size, timeout)
-        self._world = world
+    def __init__(
+        self, world: _World, group: tuple[int, ...], thread: int, timeout: float = TIMEOUT
+    ) -> None:
+        super().__init__(group.index(thread), len(group), timeout)
+        self.world, self.group = world, group
 
     def start(self, sends: Messages, receives: Messages) -> Exchange:
         """Hand over copies at once; what is received is waited for."""
         for rank, arrays in sends.items():
             for x in arrays:
-                self._world.queues[self.rank, rank].put(x.copy())
-        return _Received(self, self._world, receives)
+                self.world.queue(self.group, self.rank, rank).put(x.copy())
+        return _Received(self, receives)
 
 
 class _Received:
-    def __init__(self, at: Communicator, world: _World, receives: Messages) -> None:
-        self._at, self._world, self._receives = at, world, receives
+    def __init__(self, at: ThreadCommunicator, receives: Messages) -> None:
+        self._at, self._receives = at, receives
 
     def wait(self) -> None:
         late = time.monotonic() + self._at.timeout
@@ -58,15 +63,53 @@ class _Received:
         self._receives = {}
 
     def _next(self, rank: int, late: float) -> Array:
+        world = self._at.world
+        messages = world.queue(self._at.group, rank, self._at.rank)
         while True:
             try:
-                return self._world.queues[rank, self._at.rank].get(timeout=_LOOK)
+                return messages.get(timeout=_LOOK)
             except queue.Empty:
-                if self._world.failed:
-                    raise ConnectionError(self._world.failed) from None
+                if world.failed:
+                    raise ConnectionError(world.failed) from None
                 if time.monotonic() > late:
                     waited = f"rank {self._at.rank} waited {self._at.timeout:g} s for rank {rank}"
                     raise TimeoutError(waited) from None
+
+
+def part_of(communicator: Communicator, threads: Sequence[int]) -> ThreadCommunicator:
+    """Return a communicator of some threads only, such as a row or a column of a mesh.
+
+    Parameters
+    ----------
+    communicator : Communicator
+        Of all threads, from `run`.
+    threads : sequence of int
+        Ranks there, this one among them; their order is that of ranks here.
+
+    Returns
+    -------
+    Communicator
+
+    Raises
+    ------
+    ValueError
+        If this thread is not among them.
+
+    Examples
+    --------
+    >>> from multihead.distributed import threads
+    >>> def program(ranks):
+    ...     side = [rank for rank in range(4) if rank % 2 == ranks.rank % 2]
+    ...     return threads.part_of(ranks, side).rank
+    >>> threads.run(4, program)
+    [0, 0, 1, 1]
+    """
+    if not isinstance(communicator, ThreadCommunicator):
+        raise wrong_type("communicator", "one of run()", type(communicator).__name__)
+    own = communicator.group[communicator.rank]
+    if own not in threads:
+        raise wrong("threads", f"ranks with this one, {own}, among them", list(threads))
+    return ThreadCommunicator(communicator.world, tuple(threads), own, communicator.timeout)
 
 
 def run(size: int, function: Callable[[Communicator], T], timeout: float = TIMEOUT) -> list[T]:
@@ -102,13 +145,14 @@ def run(size: int, function: Callable[[Communicator], T], timeout: float = TIMEO
     [[6, 6, 6], [6, 6, 6], [6, 6, 6], [6, 6, 6]]
     """
     size = integer("size", size, 1)
-    world, lock = _World(size), threading.Lock()
+    world, lock = _World(), threading.Lock()
+    group = tuple(range(size))
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
 
     def work(rank: int) -> None:
         try:
-            results[rank] = function(ThreadCommunicator(world, rank, size, timeout))
+            results[rank] = function(ThreadCommunicator(world, group, rank, timeout))
         except BaseException as error:
             with lock:
                 errors.append(error)

@@ -1,23 +1,20 @@
-"""The functions of `multihead.functional` on sequences of which each rank holds a part."""
+"""Ring attention and its backward, as functions."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from multihead.arrays import Array, Kind, Shape, read, restore
-from multihead.attention_inputs import rows_given
-from multihead.checks import boolean, wrong, wrong_type
+from multihead.checks import boolean
 from multihead.distributed import ring
-from multihead.distributed.agreement import agree
-from multihead.distributed.communicator import Communicator
+from multihead.distributed.communicator import Communicator, checked_communicator
 from multihead.distributed.problem import Options, Problem, prepare
+from multihead.distributed.results import check_cache, given_back, shown_gradients, shown_results
 from multihead.distributed.sharding import Sharding
-from multihead.packed import pack, unpack_like
 from multihead.score_rules import Window
 from multihead.seeds import Seed
 
 
-class ShardedCache(NamedTuple):
+class RingCache(NamedTuple):
     """What one call leaves for backward on this rank; it refers to the inputs and copies none."""
 
     problem: Problem
@@ -27,7 +24,7 @@ class ShardedCache(NamedTuple):
     def __repr__(self) -> str:
         query, key, value = self.problem.given.shapes
         at = f"rank={self.communicator.rank} of {self.communicator.size}"
-        return f"ShardedCache({at}, query={query}, key={key}, value={value})"
+        return f"RingCache({at}, query={query}, key={key}, value={value})"
 
 
 def ring_attention(
@@ -125,14 +122,12 @@ def ring_attention(
         attn_mask, dropout_p, is_causal, scale, enable_gqa, window, query_offset, key_lengths,
         softcap, alibi_slopes, sinks, seed,
     )  # fmt: skip
-    _check(communicator)
-    return_lse, return_cache = (
-        boolean("return_lse", return_lse),
-        boolean("return_cache", return_cache),
-    )
+    communicator = checked_communicator("communicator", communicator)
+    wanted = boolean("return_lse", return_lse), boolean("return_cache", return_cache)
     problem = prepare(communicator, (query, key, value), options, sharding)
     result = ring.forward(problem, communicator)
-    return _results(problem, communicator, result, (return_lse, return_cache))
+    cache = RingCache(problem, communicator, result)
+    return shown_results(problem.given, result, cache, wanted)
 
 
 def ring_attention_backward(
@@ -184,82 +179,10 @@ def ring_attention_backward(
     >>> threads.run(2, program)
     [((1, 1, 2, 4), 8.0), ((1, 1, 2, 4), 8.0)]
     """
-    if not isinstance(cache, ShardedCache):
-        raise wrong("cache", "one of a call with return_cache=True", type(cache).__name__)
+    check_cache(cache, RingCache)
     problem, communicator, result = cache
-    given, error, of_out, of_rows = problem.given, None, None, None
-    wanted = (False, False)
-    said = {}
-    try:
-        wanted = (
-            boolean("need_mask_grad", need_mask_grad),
-            boolean("need_sink_grad", need_sink_grad),
-        )
-        said = {
-            "need_mask_grad": wanted[0],
-            "need_sink_grad": wanted[1],
-            "d_lse": d_lse is not None,
-        }
-        of_queries = None if given.packing is None else given.packing.query
-        d_out = unpack_like("d_out", d_out, of_queries)
-        of_out, _, _ = read("d_out", d_out, given.element, "")
-        shape = (*given.shapes[0][:-1], given.shapes[2][-1])
-        if of_out.shape != shape:
-            raise wrong("d_out", shape, of_out.shape)
-        of_out = of_out.reshape(result.out.shape)
-        if d_lse is not None:
-            d_lse = unpack_like("d_lse", d_lse, of_queries)
-            of_rows = rows_given("d_lse", d_lse, shape[:-1], given.element.compute)
-            of_rows = of_rows.reshape(result.lse.shape)
-    except (TypeError, ValueError) as found:
-        error = found
-    agree(communicator, said, error)
-    assert of_out is not None
-    gradients = ring.backward(problem, communicator, result, of_out, of_rows, wanted)
-    return _gradients(problem, gradients, wanted)
-
-
-def _check(communicator: Any) -> None:
-    if not isinstance(communicator, Communicator):
-        way = "multihead.distributed.threads, .process_group and .mpi have some"
-        raise wrong_type("communicator", f"a Communicator ({way})", type(communicator).__name__)
-
-
-def _results(
-    problem: Problem, communicator: Communicator, result: ring.Result, wanted: tuple[bool, bool]
-) -> Any:
-    """Return what a call was asked for, as the caller's kind of array."""
-    given = problem.given
-    kind, shape = given.kinds[0], (*given.shapes[0][:-1], given.shapes[2][-1])
-    out = result.out
-    if wanted[1] and not given.element.half:  # the caller may change `out`
-        out = out.copy()
-    results = [_shown(problem, out.reshape(shape), kind, 0)]
-    if wanted[0]:
-        wide = Kind(given.element.compute, False, kind.from_dlpack)
-        results.append(_shown(problem, result.lse.reshape(shape[:-1]), wide, 0))
-    if wanted[1]:
-        results.append(ShardedCache(problem, communicator, result))
-    return results[0] if len(results) == 1 else tuple(results)
-
-
-def _gradients(
-    problem: Problem, gradients: ring.Gradients, wanted: tuple[bool, bool]
-) -> tuple[Any, ...]:
-    given, results = problem.given, []
-    for which, d in enumerate(gradients[:3]):
-        shape: Shape = given.shapes[which]
-        results.append(_shown(problem, d.reshape(shape), given.kinds[which], int(which > 0)))
-    if wanted[0]:
-        of_mask = problem.mask and problem.mask.gradient
-        d_mask = gradients.mask
-        results.append(None if of_mask is None or d_mask is None else of_mask.finish(d_mask))
-    if wanted[1]:
-        kind, d_sinks = problem.rules.sinks_kind, gradients.sinks
-        results.append(None if kind is None or d_sinks is None else restore(d_sinks, kind))
-    return tuple(results)
-
-
-def _shown(problem: Problem, array: Array, kind: Kind, which: int) -> Any:
-    packing = problem.given.packing
-    return pack(restore(array, kind), None if packing is None else packing[which])
+    back = given_back(
+        problem.given, (communicator,), (d_out, d_lse), (need_mask_grad, need_sink_grad)
+    )
+    gradients = ring.backward(problem, communicator, result, back)
+    return shown_gradients(problem.given, problem.mask, problem.rules, gradients, back.wanted)
