@@ -5,42 +5,81 @@ It solves every problem, and writes bits, bytes and errors to a file for each ra
 
 from __future__ import annotations
 
-import doctest
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from sharded_problem import PROBLEMS, solve
+from sharded_problem import PROBLEMS, Problem, Results, solve
 
-from multihead.distributed import Communicator, ring_attention
+from multihead.distributed import Communicator, ring_attention, threads
 
 SHARDING = "zigzag"
 SECONDS = 30.0
 
 
-def communicator_of(transport: str) -> Communicator:
-    if transport == "mpi":
-        from multihead.distributed import mpi
+HEADS = 2  # ranks that exchange heads, in a mesh
 
-        assert doctest.testmod(mpi).failed == 0 or mpi.MPI.COMM_WORLD.size > 1
-        return mpi.MPICommunicator(timeout=SECONDS)
+
+class Ranks(NamedTuple):
+    """All ranks, and the two dimensions of a mesh of them."""
+
+    every: Communicator
+    heads: Communicator
+    ring: Communicator
+
+
+def on_threads(ranks: Communicator) -> Ranks:
+    row, column = divmod(ranks.rank, HEADS)
+    return Ranks(
+        ranks,
+        threads.part_of(ranks, [row * HEADS + i for i in range(HEADS)]),
+        threads.part_of(ranks, list(range(column, ranks.size, HEADS))),
+    )
+
+
+def on_mpi() -> Ranks:
+    from multihead.distributed import mpi
+
+    world = mpi.MPI.COMM_WORLD
+    row, column = divmod(world.rank, HEADS)
+    comms = (world, world.Split(row), world.Split(column))
+    return Ranks(*(mpi.MPICommunicator(comm, timeout=SECONDS) for comm in comms))
+
+
+def on_gloo() -> Ranks:
     import torch.distributed as dist
 
     from multihead.distributed.process_group import ProcessGroupCommunicator
 
     dist.init_process_group("gloo")
-    return ProcessGroupCommunicator(timeout=SECONDS)
+    shape = (dist.get_world_size() // HEADS, HEADS)
+    mesh = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=("ring", "heads"))
+    return Ranks(
+        ProcessGroupCommunicator(timeout=SECONDS),
+        ProcessGroupCommunicator(mesh, mesh_dim="heads", timeout=SECONDS),
+        ProcessGroupCommunicator(mesh["ring"], timeout=SECONDS),
+    )
 
 
-def every_bit(ranks: Communicator) -> dict[str, Any]:
-    """Results of all problems, and what each made this rank send."""
+def every_bit(ranks: Ranks) -> dict[str, Any]:
+    """Results of all problems in all schemes, and what each made this rank send."""
     found: dict[str, Any] = {}
-    for number, problem in enumerate(PROBLEMS):
-        ranks.bytes_sent = 0
-        for name, x in solve(ranks, problem, SHARDING).items():
-            found[f"{number} {name}"] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-        found[f"{number} bytes"] = np.array(ranks.bytes_sent)
+    every, heads, ring = ranks
+    schemes: dict[str, Callable[[Problem], Results]] = {
+        "ring": lambda problem: solve(every, problem, SHARDING),
+        "all-to-all": lambda problem: solve(every, problem, SHARDING, "all-to-all"),
+        "mesh": lambda problem: solve(heads, problem, SHARDING, "all-to-all", ring),
+    }
+    for scheme, solved in schemes.items():
+        for number, problem in enumerate(PROBLEMS):
+            for communicator in ranks:
+                communicator.bytes_sent = 0
+            for name, x in solved(problem).items():
+                bits = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+                found[f"{scheme} {number} {name}"] = bits
+            found[f"{scheme} {number} bytes"] = np.array([x.bytes_sent for x in ranks])
     return found
 
 
@@ -55,10 +94,10 @@ def what_a_mistake_gives(ranks: Communicator) -> str:
 
 def main() -> None:
     transport, folder = sys.argv[1:]
-    ranks = communicator_of(transport)
+    ranks = on_mpi() if transport == "mpi" else on_gloo()
     found = every_bit(ranks)
-    found["mistake"] = np.array(what_a_mistake_gives(ranks))
-    np.savez(pathlib.Path(folder) / f"{transport}{ranks.rank}.npz", **found)
+    found["mistake"] = np.array(what_a_mistake_gives(ranks.every))
+    np.savez(pathlib.Path(folder) / f"{transport}{ranks.every.rank}.npz", **found)
     if transport == "gloo":
         import torch.distributed as dist
 

@@ -66,7 +66,9 @@ def on_threads() -> Callable[[int], Results]:
 
     def of(size: int) -> Results:
         if size not in known:
-            known[size] = threads.run(size, rank.every_bit, timeout=60)
+            known[size] = threads.run(
+                size, lambda ranks: rank.every_bit(rank.on_threads(ranks)), timeout=60
+            )
         return known[size]
 
     return of

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from multihead.checks import boolean
 from multihead.distributed import ulysses
-from multihead.distributed.communicator import Alone, Communicator, checked_communicator
+from multihead.distributed.communicator import Communicator, checked_communicator
 from multihead.distributed.problem import Options
 from multihead.distributed.results import check_cache, given_back, shown_gradients, shown_results
 from multihead.distributed.ring import Result
@@ -20,7 +20,6 @@ class AllToAllCache(NamedTuple):
 
     call: ulysses.Exchanged
     communicator: Communicator
-    ring: Communicator
     of_heads: Result
 
     def __repr__(self) -> str:
@@ -118,11 +117,11 @@ def all_to_all_attention(
         softcap, alibi_slopes, sinks, seed,
     )  # fmt: skip
     communicator = checked_communicator("communicator", communicator)
-    others = Alone() if ring is None else checked_communicator("ring", ring)
+    ring = None if ring is None else checked_communicator("ring", ring)
     wanted = boolean("return_lse", return_lse), boolean("return_cache", return_cache)
-    call = ulysses.exchange(communicator, others, (query, key, value), options, sharding)
-    result, of_heads = ulysses.forward(call, communicator, others)
-    cache = AllToAllCache(call, communicator, others, of_heads)
+    call = ulysses.exchange(communicator, ring, (query, key, value), options, sharding)
+    result, of_heads = ulysses.forward(call, communicator)
+    cache = AllToAllCache(call, communicator, of_heads)
     return shown_results(call.given, result, cache, wanted)
 
 
@@ -177,9 +176,9 @@ def all_to_all_attention_backward(
     [((1, 2, 2, 4), 16.0), ((1, 2, 2, 4), 16.0)]
     """
     check_cache(cache, AllToAllCache)
-    call, communicator, others, of_heads = cache
+    call, communicator, of_heads = cache
     back = given_back(
-        call.given, (communicator, others), (d_out, d_lse), (need_mask_grad, need_sink_grad)
+        call.given, (communicator, call.others), (d_out, d_lse), (need_mask_grad, need_sink_grad)
     )
-    gradients = ulysses.backward(call, communicator, others, of_heads, back)
+    gradients = ulysses.backward(call, communicator, of_heads, back)
     return shown_gradients(call.given, call.mask, call.problem.rules, gradients, back.wanted)

@@ -9,7 +9,7 @@ import numpy as np
 from multihead.arrays import Array, encode
 from multihead.checks import wrong
 from multihead.distributed import ring
-from multihead.distributed.communicator import Communicator
+from multihead.distributed.communicator import Alone, Communicator
 from multihead.distributed.heads import Shares, Tokens, shares, to_heads, to_tokens
 from multihead.distributed.problem import (
     Given,
@@ -43,6 +43,8 @@ class Exchanged(NamedTuple):
         All tokens of the ranks that exchange, of this rank's heads.
     shares : Shares
     queries, keys : Tokens
+    others : Communicator
+        The ring.
     """
 
     given: Given
@@ -51,28 +53,36 @@ class Exchanged(NamedTuple):
     shares: Shares
     queries: Tokens
     keys: Tokens
+    others: Communicator
 
 
 def exchange(
     communicator: Communicator,
-    others: Communicator,
+    ring_of: Communicator | None,
     call: tuple[Any, Any, Any],
     options: Options,
     sharding: Sharding,
 ) -> Exchanged:
     """Agree on a call with the other ranks and exchange its tokens for heads.
 
-    `others` go round in a ring with the tokens of all that exchange; they may be this rank alone.
+    The ranks of `ring_of` go round with the tokens of all that exchange. Tokens are sharded over
+    them, and contiguously over those that exchange then.
     """
+    others = Alone() if ring_of is None else ring_of
+    around: Sharding = "contiguous"
+    within: Sharding = "contiguous"
     given: Given | None = None
     error: Exception | None = None
     said: dict[str, Any] = {}
     size, rank = communicator.size, communicator.rank
     try:
-        sharding = sharding_of(sharding)
+        if ring_of is None:
+            within = sharding_of(sharding)
+        else:
+            around = sharding_of(sharding)
         given = take_in(*call, options)
         options = checked(options, given)
-        said = signature(options, given, sharding)
+        said = signature(options, given, f"{around} over {within}")
         if given.heads[0] < size:
             way = "ring_attention has no such limit"
             raise wrong(
@@ -85,7 +95,6 @@ def exchange(
     assert given is not None
 
     lengths = gathered(communicator, given.lengths)
-    within = sharding if others.size == 1 else "contiguous"
     steps: list[Array | None] = [None, None]
     if given.packing is not None:
         steps = [np.cumsum([0, *lengths[:, i].sum(axis=0)]) for i in (0, 1)]
@@ -104,8 +113,7 @@ def exchange(
         packing = Packing(steps[0], steps[1])
     whole = given._replace(arrays=(q, k, v), shapes=(q.shape, k.shape, v.shape), packing=packing)
     of_all = shared_seed(communicator, shared_seed(others, options))._replace(attn_mask=None)
-    rest = sharding if others.size > 1 else "contiguous"
-    problem = prepare(others, whole, of_all, rest, (int(own[0]), given.heads[0]))
+    problem = prepare(others, whole, of_all, around, (int(own[0]), given.heads[0]))
     mask = None
     if options.attn_mask is not None:
         scores = (given.batch, given.heads[0], *problem.longest)
@@ -113,14 +121,13 @@ def exchange(
         assert mask is not None
         array = _mask_to_heads(communicator, mask, of_ranks, None if shared else queries)
         problem = problem._replace(mask=Mask(array, _gradient_like(mask, array)), shared=shared)
-    return Exchanged(given, mask, problem, of_ranks, queries, keys)
+    return Exchanged(given, mask, problem, of_ranks, queries, keys, others)
 
 
-def forward(
-    call: Exchanged, communicator: Communicator, others: Communicator
-) -> tuple[Result, Result]:
+def forward(call: Exchanged, communicator: Communicator) -> tuple[Result, Result]:
     """Compute attention; return results of this rank's tokens, and of its heads for backward."""
-    result, heads, tokens = ring.forward(call.problem, others), call.shares.queries, call.queries
+    result = ring.forward(call.problem, call.others)
+    heads, tokens = call.shares.queries, call.queries
     out = to_tokens(communicator, _rounded(call, result.out), heads, tokens)
     lse = to_tokens(communicator, result.lse[..., None], heads, tokens)[..., 0]
     return Result(out, lse, result.stats), result
@@ -129,7 +136,6 @@ def forward(
 def backward(
     call: Exchanged,
     communicator: Communicator,
-    others: Communicator,
     result: Result,
     back: Back,
 ) -> Gradients:
@@ -139,7 +145,7 @@ def backward(
     d_out = to_heads(communicator, back.d_out, heads.queries, call.queries)
     if d_lse is not None:
         d_lse = to_heads(communicator, d_lse[..., None], heads.queries, call.queries)[..., 0]
-    of_heads = ring.backward(call.problem, others, result, Back(d_out, d_lse, back.wanted))
+    of_heads = ring.backward(call.problem, call.others, result, Back(d_out, d_lse, back.wanted))
     d_q = to_tokens(communicator, _rounded(call, of_heads.query), heads.queries, call.queries)
     d_k, d_v = (
         to_tokens(communicator, _folded(x, heads.repeated[rank]), heads.keys, call.keys)
