@@ -95,8 +95,8 @@ def all_to_all_attention(
 
     Notes
     -----
-    Without a ring, bits are those of one process, whatever the number of ranks. Jacobs et al.,
-    "DeepSpeed Ulysses" (2023); Fang and Zhao, "USP" (2024), for both dimensions.
+    Without a ring and sinks the output has the bits of one process, on any number of ranks. Jacobs
+    et al., "DeepSpeed Ulysses" (2023); Fang and Zhao, "USP" (2024), for both dimensions.
 
     Examples
     --------

@@ -22,7 +22,8 @@ from multihead.distributed.communicator import (
 __all__ = ["MPICommunicator"]
 
 _PIECE = 2**30  # bytes of one message: MPI counts them in 32 bits
-_REST = 2e-4  # seconds between two looks
+_REST = 2e-4  # seconds between two looks of one who waits
+_TURN = 1e-3  # and of the thread that lets messages travel meanwhile
 
 
 class MPICommunicator(Communicator):
@@ -121,7 +122,7 @@ class _Progress:
 
     def _run(self) -> None:
         while True:
-            time.sleep(_REST)
+            time.sleep(_TURN)
             with self._lock:
                 self._moving = [x for x in self._moving if not (x.left or self._quiet(x))]
                 if not self._moving:
