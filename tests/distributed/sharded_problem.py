@@ -39,6 +39,7 @@ class Problem:
     has: tuple[str, ...] = ()
     queries: int = 117
     keys: int = 131
+    heads: int = H
     key_heads: int = H
     dtype: str = "float32"
     of_keys: str = ""  # another dtype of theirs
@@ -48,7 +49,7 @@ class Problem:
     def __str__(self) -> str:
         told = [*self.has, self.dtype + self.of_keys, f"{self.queries}x{self.keys}"]
         told += [f"{len(self.lengths)}packed"] * bool(self.lengths)
-        return "-".join([*told, f"{self.key_heads}heads", *self.options])
+        return "-".join([*told, f"{self.heads}to{self.key_heads}heads", *self.options])
 
     @property
     def packed(self) -> bool:
@@ -62,8 +63,12 @@ class Problem:
         """Inputs and gradients of outputs, whole."""
         rng, packed = self.random, self.lengths
         made: Results = {}
-        sizes = {"query": (H, D), "key": (self.key_heads, D), "value": (self.key_heads, DV)}
-        sizes |= {"d_out": (H, DV), "d_lse": (H, 1)}
+        sizes = {
+            "query": (self.heads, D),
+            "key": (self.key_heads, D),
+            "value": (self.key_heads, DV),
+        }
+        sizes |= {"d_out": (self.heads, DV), "d_lse": (self.heads, 1)}
         for name, (heads, width) in sizes.items():
             of_keys = name in ("key", "value")
             if packed:
@@ -85,10 +90,11 @@ class Problem:
         if self.packed:
             n = len(self.lengths)
             queries, keys = (max(x) for x in zip(*self.lengths, strict=True))
-        options = drawn_options(self.random, (n, H, queries, keys), list(self.has)) | self.options
+        options = drawn_options(self.random, (n, self.heads, queries, keys), list(self.has))
+        options |= self.options
         if "lengths" in self.has and self.packed:
             options["key_lengths"] = np.array([max(0, k - 3) for _, k in self.lengths])
-        if self.key_heads != H:
+        if self.key_heads != self.heads:
             options["enable_gqa"] = True
         return options
 
@@ -222,6 +228,8 @@ PROBLEMS = [
     Problem(("causal", "window", "softcap", "alibi", "sinks", "dropout"), dtype="float64"),
     Problem(("causal", "sinks", "dropout"), dtype="bfloat16", key_heads=2),
     Problem(("window",), dtype="float16"),
+    Problem(("causal", "sinks", "mask"), heads=6, key_heads=2),
+    Problem(("causal", "alibi"), heads=6, key_heads=2, lengths=PACKED),
     Problem(("causal",), of_keys="bfloat16"),
     Problem(("causal", "dropout"), lengths=PACKED),
     Problem(("window", "lengths", "alibi", "sinks", "mask"), lengths=PACKED, key_heads=2),

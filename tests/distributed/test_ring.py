@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sharded_problem import GRADIENTS, OUTPUTS, PROBLEMS, Problem, sizes, solve, together, whole
 
 import score_options
-from multihead import reference
-from multihead.distributed import threads
+from multihead import functional, reference
+from multihead.distributed import (
+    Communicator,
+    gather,
+    ring_attention,
+    ring_attention_backward,
+    shard,
+    threads,
+)
 from tolerance import CANCELLED, FORWARD, GRADIENT, assert_close, error, tolerance
 
 pytestmark = pytest.mark.timeout(60)
@@ -83,3 +92,21 @@ def test_large_scores_lose_nothing_to_the_logarithms() -> None:
     found, expected = together(problem, "zigzag", solved(problem, 4, "zigzag")), whole(problem)
     for name in ("out", *GRADIENTS[:3]):
         assert_close(found[name], expected[name], 1e-6, name)
+
+
+def test_arrays_of_other_libraries_stay_of_their_kind() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.linspace(-1, 1, 2 * 9 * 8).reshape(1, 2, 9, 8).to(torch.bfloat16)
+
+    def program(ranks: Communicator) -> tuple[Any, ...]:
+        part = shard(x, ranks)
+        out, lse, cache = ring_attention(
+            part, part, part, communicator=ranks, return_lse=True, return_cache=True
+        )
+        return out, lse, gather(out, ranks), *ring_attention_backward(out, cache)
+
+    expected = functional.scaled_dot_product_attention(x, x, x)
+    for out, lse, whole_out, *gradients in threads.run(2, program, timeout=20):
+        assert {y.dtype for y in (out, whole_out, *gradients)} == {torch.bfloat16}
+        assert lse.dtype == torch.float32
+        assert torch.allclose(whole_out.float(), expected.float(), atol=8e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ def agree(
     ValueError
         If another rank has another value, or cannot go on.
     """
-    told = {} if error is None else {"error": f"{type(error).__name__}: {error}"[: ROOM // 3]}
-    text = json.dumps(told or {"same": dict(same)}).encode()
+    told = {} if error is None else {"error": f"{type(error).__name__}: {error}"[: ROOM // 5]}
+    text = json.dumps(told or {"same": dict(same)}, ensure_ascii=False).encode()
     own = np.full(ROOM, ord(" "), np.uint8)
     own[: len(text)] = np.frombuffer(text, np.uint8)
     rows = [np.empty_like(own) for _ in range(communicator.size)]
@@ -54,6 +54,18 @@ def agree(
                 raise wrong(
                     name, f"{_shown(here)}, as on rank 0", f"{_shown(there)} on rank {rank}"
                 )
+
+
+def agree_all(
+    communicators: Sequence[Communicator], said: dict[str, Any], error: Exception | None
+) -> None:
+    """Agree with all ranks of a mesh: with those of one dimension, then of the next."""
+    for communicator in communicators[:-1]:
+        try:
+            agree(communicator, said, error)
+        except (TypeError, ValueError) as found:
+            error = found
+    agree(communicators[-1], said, error)
 
 
 def digest(array: Array | None) -> str | None:

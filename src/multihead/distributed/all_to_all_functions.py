@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from multihead.checks import boolean
 from multihead.distributed import ulysses
 from multihead.distributed.communicator import Communicator, checked_communicator
-from multihead.distributed.problem import Options
+from multihead.distributed.given import Options
 from multihead.distributed.results import check_cache, given_back, shown_gradients, shown_results
 from multihead.distributed.ring import Result
 from multihead.distributed.sharding import Sharding

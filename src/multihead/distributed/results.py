@@ -8,8 +8,9 @@ from typing import Any
 from multihead.arrays import Array, Kind, read, restore
 from multihead.attention_inputs import rows_given
 from multihead.checks import boolean, wrong
+from multihead.distributed.agreement import agree_all
 from multihead.distributed.communicator import Communicator
-from multihead.distributed.problem import Given, agree_all
+from multihead.distributed.given import Given
 from multihead.distributed.ring import Back, Gradients, Result
 from multihead.masks import Mask
 from multihead.packed import pack, unpack_like

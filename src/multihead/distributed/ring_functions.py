@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from multihead.checks import boolean
 from multihead.distributed import ring
 from multihead.distributed.communicator import Communicator, checked_communicator
-from multihead.distributed.problem import Options, Problem, prepare
+from multihead.distributed.given import Options
+from multihead.distributed.problem import Problem, prepare
 from multihead.distributed.results import check_cache, given_back, shown_gradients, shown_results
 from multihead.distributed.sharding import Sharding
 from multihead.score_rules import Window

@@ -9,20 +9,16 @@ import numpy as np
 from multihead.arrays import Array, encode
 from multihead.checks import wrong
 from multihead.distributed import ring
+from multihead.distributed.agreement import agree_all
 from multihead.distributed.communicator import Alone, Communicator
+from multihead.distributed.given import Given, Options, checked, signature, take_in
 from multihead.distributed.heads import Shares, Tokens, shares, to_heads, to_tokens
 from multihead.distributed.problem import (
-    Given,
-    Options,
     Problem,
-    agree_all,
     agreed_mask,
-    checked,
     gathered,
     prepare,
     shared_seed,
-    signature,
-    take_in,
 )
 from multihead.distributed.ring import Back, Gradients, Result
 from multihead.distributed.sharding import Sharding, runs_of, sharding_of
@@ -69,59 +65,76 @@ def exchange(
     them, and contiguously over those that exchange then.
     """
     others = Alone() if ring_of is None else ring_of
-    around: Sharding = "contiguous"
-    within: Sharding = "contiguous"
-    given: Given | None = None
-    error: Exception | None = None
-    said: dict[str, Any] = {}
-    size, rank = communicator.size, communicator.rank
-    try:
-        if ring_of is None:
-            within = sharding_of(sharding)
-        else:
-            around = sharding_of(sharding)
-        given = take_in(*call, options)
-        options = checked(options, given)
-        said = signature(options, given, f"{around} over {within}")
-        if given.heads[0] < size:
-            way = "ring_attention has no such limit"
-            raise wrong(
-                "query", f"at least {size} heads, one for each rank ({way})", given.heads[0]
-            )
-    except (TypeError, ValueError) as found:
-        error = found
-    all_ranks = (communicator, others)
-    agree_all(all_ranks, said, error)
-    assert given is not None
-
+    ways: tuple[Sharding, Sharding | None] = (sharding, None)
+    if ring_of is not None:
+        ways = ("contiguous", sharding)
+    given, options = _agreed(communicator, others, call, options, ways)
     lengths = gathered(communicator, given.lengths)
-    steps: list[Array | None] = [None, None]
-    if given.packing is not None:
-        steps = [np.cumsum([0, *lengths[:, i].sum(axis=0)]) for i in (0, 1)]
-    queries = Tokens(runs_of(lengths[:, 0], within, "query"), steps[0])
-    keys = Tokens(runs_of(lengths[:, 1], within, "key"), steps[1])
-    of_ranks = shares(*given.heads, size)
-    q, k, v = given.arrays
-    q = to_heads(communicator, q, of_ranks.queries, queries)
-    k, v = (to_heads(communicator, x, of_ranks.keys, keys) for x in (k, v))
-    repeated = of_ranks.repeated[rank]
-    if len(repeated) != k.shape[1]:
-        k, v = (x.take(repeated, 1) for x in (k, v))
-    own = of_ranks.queries[rank]
-    packing = None
-    if steps[0] is not None and steps[1] is not None:
-        packing = Packing(steps[0], steps[1])
-    whole = given._replace(arrays=(q, k, v), shapes=(q.shape, k.shape, v.shape), packing=packing)
+    queries, keys = (
+        Tokens(
+            runs_of(lengths[:, i], ways[0], name),
+            None if given.packing is None else np.cumsum([0, *lengths[:, i].sum(axis=0)]),
+        )
+        for i, name in enumerate(("query", "key"))
+    )
+    of_ranks = shares(*given.heads, communicator.size)
+    whole = _whole(communicator, given, of_ranks, (queries, keys))
     of_all = shared_seed(communicator, shared_seed(others, options))._replace(attn_mask=None)
-    problem = prepare(others, whole, of_all, around, (int(own[0]), given.heads[0]))
+    own = int(of_ranks.queries[communicator.rank][0]), given.heads[0]
+    problem = prepare(others, whole, of_all, ways[1] or "contiguous", own)
     mask = None
     if options.attn_mask is not None:
         scores = (given.batch, given.heads[0], *problem.longest)
-        mask, shared = agreed_mask(all_ranks, given, options.attn_mask, scores)
+        mask, shared = agreed_mask((communicator, others), given, options.attn_mask, scores)
         assert mask is not None
         array = _mask_to_heads(communicator, mask, of_ranks, None if shared else queries)
         problem = problem._replace(mask=Mask(array, _gradient_like(mask, array)), shared=shared)
     return Exchanged(given, mask, problem, of_ranks, queries, keys, others)
+
+
+def _agreed(
+    communicator: Communicator,
+    others: Communicator,
+    call: tuple[Any, Any, Any],
+    options: Options,
+    ways: tuple[Sharding, Sharding | None],
+) -> tuple[Given, Options]:
+    """Take in this rank's part and agree with all others; `ways` are how both dimensions shard."""
+    given: Given | None = None
+    error: Exception | None = None
+    said: dict[str, Any] = {}
+    try:
+        for way in filter(None, ways):
+            sharding_of(way)
+        given = take_in(*call, options)
+        options = checked(options, given)
+        said = signature(options, given, str(ways))
+        heads, size = given.heads[0], communicator.size
+        if heads < size:
+            out = "ring_attention has no such limit"
+            raise wrong("query", f"at least {size} heads, one for each rank ({out})", heads)
+    except (TypeError, ValueError) as found:
+        error = found
+    agree_all((communicator, others), said, error)
+    assert given is not None
+    return given, options
+
+
+def _whole(
+    communicator: Communicator, given: Given, heads: Shares, tokens: tuple[Tokens, Tokens]
+) -> Given:
+    """Exchange tokens of all heads for all tokens of this rank's heads."""
+    queries, keys = tokens
+    q, k, v = given.arrays
+    q = to_heads(communicator, q, heads.queries, queries)
+    k, v = (to_heads(communicator, x, heads.keys, keys) for x in (k, v))
+    repeated = heads.repeated[communicator.rank]
+    if len(repeated) != k.shape[1]:
+        k, v = (x.take(repeated, 1) for x in (k, v))
+    packing = None
+    if queries.offsets is not None and keys.offsets is not None:
+        packing = Packing(queries.offsets, keys.offsets)
+    return given._replace(arrays=(q, k, v), shapes=(q.shape, k.shape, v.shape), packing=packing)
 
 
 def forward(call: Exchanged, communicator: Communicator) -> tuple[Result, Result]:
