@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from multihead.distributed import ring_attention, ring_attention_backward, threads
+from multihead.distributed import (
+    all_to_all_attention,
+    all_to_all_attention_backward,
+    ring_attention,
+    ring_attention_backward,
+    threads,
+)
 from multihead.distributed.communicator import Communicator
 from multihead.distributed.cost import Cluster, Cost, Scheme, Work, cost, schemes
 
@@ -15,20 +21,30 @@ TIMEOUT = 60
 CLUSTER = Cluster(1, bandwidth=1e9, latency=1e-4, forward=1e9, backward=2e9)
 
 
-def sent_by_ring(work: Work, ranks: int) -> list[int]:
+def sent_by(work: Work, scheme: Scheme) -> list[int]:
     dtype = {4: np.float32, 8: np.float64}[work.itemsize]
+    ranks = scheme.ring * scheme.heads
 
     def program(communicator: Communicator) -> int:
+        row, column = divmod(communicator.rank, scheme.heads)
+        first = row * scheme.heads
+        exchanging = threads.part_of(communicator, range(first, first + scheme.heads))
+        around = threads.part_of(communicator, range(column, ranks, scheme.heads))
         rng = np.random.default_rng(communicator.rank)
         tokens, dim = work.length // ranks, work.head_dim
         q = rng.standard_normal((work.batch, work.heads, tokens, dim)).astype(dtype)
         k, v = rng.standard_normal((2, work.batch, work.key_heads, tokens, dim)).astype(dtype)
-        out, cache = ring_attention(
-            q, k, v, enable_gqa=True, communicator=communicator, return_cache=True
-        )
+        options = {"enable_gqa": True, "return_cache": True}
+        if scheme.heads == 1:
+            out, cache = ring_attention(q, k, v, communicator=around, **options)
+            backward = ring_attention_backward
+        else:
+            mesh = {"communicator": exchanging, "ring": around if scheme.ring > 1 else None}
+            out, cache = all_to_all_attention(q, k, v, **mesh, **options)
+            backward = all_to_all_attention_backward
         if work.training:
-            ring_attention_backward(np.ones_like(out), cache)
-        return communicator.bytes_sent
+            backward(np.ones_like(out), cache)
+        return exchanging.bytes_sent + around.bytes_sent
 
     return threads.run(ranks, program)
 
@@ -36,11 +52,12 @@ def sent_by_ring(work: Work, ranks: int) -> list[int]:
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("itemsize", [4, 8])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_bytes_of_a_ring_are_those_sent(ranks: int, itemsize: int, training: bool) -> None:
-    work = Work(24, 2, 6, 3, 5, itemsize=itemsize, training=training)
-    found = cost(work, CLUSTER._replace(ranks=ranks), Scheme(ranks, 1))
-    assert sent_by_ring(work, ranks) == [found.sent] * ranks
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_bytes_are_those_sent(ranks: int, itemsize: int, training: bool) -> None:
+    work = Work(24, 2, 12, 3, 5, itemsize=itemsize, training=training)
+    for scheme in schemes(work, ranks):
+        found = cost(work, CLUSTER._replace(ranks=ranks), scheme)
+        assert sent_by(work, scheme) == [found.sent] * ranks, scheme
 
 
 def test_a_slow_network_makes_ranks_wait() -> None:

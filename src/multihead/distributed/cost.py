@@ -144,37 +144,40 @@ def cost(work: Work, cluster: Cluster, scheme: Scheme) -> Cost:
     product = 2.0 * pairs * heads * work.head_dim
     row = 2 * work.head_dim  # of keys and values
     keys = tokens * shared * key_heads * row  # elements that one turn brings
-    others = shared - 1
-    agreed = (cluster.ranks - 1) * ROOM
-    lengths = (cluster.ranks - 1) * 2 * 8  # of queries and keys
+    others, around = shared - 1, ring - 1
+    told = (others + around) * ROOM  # what ranks agree on
+    lengths = (others + around) * 2 * 8  # of queries and keys
+    if shared > 1:
+        lengths += around * ROOM
 
-    def moved(elements_in: float, elements_out: float) -> tuple[float, float]:
-        """Bytes and seconds of the exchanges before and after."""
-        sent = others * (elements_in + elements_out) * work.itemsize
+    def moved(size: float) -> tuple[float, float]:
+        """Bytes and seconds of the exchanges before and after, of so many bytes to each."""
+        sent = others * size
         return sent, sent / cluster.bandwidth + 2 * others * cluster.latency
 
     def passes(products: int, rate: float, turn: float, last: float) -> tuple[float, float]:
         """Seconds in the engine and besides, of a ring whose turns bring so many bytes."""
         computing = products * product / rate
         moving = turn / cluster.bandwidth + cluster.latency
-        waiting = (ring - 1) * max(moving - computing / ring, 0.0)
+        waiting = around * max(moving - computing / ring, 0.0)
         return computing, waiting + (last / cluster.bandwidth if ring > 1 else 0.0)
 
     of_queries = tokens * heads * work.head_dim
     of_keys = tokens * key_heads * row
+    of_rows = tokens * heads
     whole = shared * (2 * of_queries + of_keys)
-    coming = min(ring - 1, 2) * keys
-    sent, waiting = moved(of_queries + of_keys, of_queries)
+    coming = min(around, 2) * keys
+    sent, waiting = moved((2 * of_queries + of_keys) * work.itemsize + of_rows * work.sumsize)
     computing, ringing = passes(FORWARD, cluster.forward, keys * work.itemsize, 0.0)
-    sent += (ring - 1) * keys * work.itemsize + agreed + lengths
+    sent += around * keys * work.itemsize + told + lengths
     waiting += ringing
-    kept = whole * work.itemsize + 3 * shared * tokens * heads * work.sumsize
+    kept = whole * work.itemsize + 3 * shared * of_rows * work.sumsize
     passing = coming * work.itemsize
     if work.training:
-        more, seconds = moved(of_queries, of_queries + of_keys)
+        more, seconds = moved(2 * of_queries * work.itemsize + of_keys * work.sumsize)
         sums = keys * work.sumsize
         slower, ringing = passes(BACKWARD, cluster.backward, keys * work.itemsize + sums, sums)
-        sent += more + (ring - 1) * (keys * work.itemsize + sums) + agreed
+        sent += more + around * (keys * work.itemsize + sums) + told
         computing, waiting = computing + slower, waiting + seconds + ringing
         passing += (whole + coming) * work.sumsize
     return Cost(computing, waiting, round(sent), round(kept), round(passing))
