@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FRAMEWORKS = ("torch", "transformers", "jax", "tensorflow", "cupy", "mlx", "scipy")
-FRAMEWORKS += ("matplotlib", "rich", "sklearn")
+FRAMEWORKS += ("matplotlib", "rich", "sklearn", "mpi4py", "multihead.distributed")
 
 
 def run(code: str) -> str:
@@ -57,7 +57,7 @@ sys.modules["torch"] = None  # as if there were none
 print(hasattr(mh, "torch"))
 """
     assert run(code).splitlines() == [
-        "['bnns', 'maps', 'plot', 'torch']",
+        "['bnns', 'distributed', 'maps', 'plot', 'torch']",
         "False multihead.bnns",
         "False",
     ]

@@ -17,7 +17,7 @@ from multihead.cli.environment import VARIABLES, table
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "command_line.md"
 ENVIRONMENT = ROOT / "docs" / "environment.md"
-COMMAND = re.compile(r"(<!-- multihead ([\w -]+?) -->\n).*?(<!-- / -->)", re.S)
+COMMAND = re.compile(r"(<!-- multihead ([\w. -]+?) -->\n).*?(<!-- / -->)", re.S)
 READ = {variable.name for variable in VARIABLES}
 TABLE = re.compile(r"(<!-- environment -->\n).*?(<!-- /environment -->)", re.S)
 

@@ -24,6 +24,7 @@ FOLDERS = {
     "csrc": "the table through which faces reach the engine",
     "src/multihead": "what users import: checks arguments, allocates results, calls the engine",
     "src/multihead/torch": "PyTorch's face",
+    "src/multihead/distributed": "attention past one process: sequences sharded over ranks",
     "src/multihead/cli": "the command line: `multihead`",
     "src/multihead/cli/check": "`multihead check`",
     "src/multihead/cli/bench": "`multihead bench`",

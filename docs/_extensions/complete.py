@@ -12,7 +12,17 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-MODULES = ("", ".functional", ".reference", ".checkpoint", ".maps", ".plot", ".torch", ".bnns")
+MODULES = (
+    "",
+    ".functional",
+    ".reference",
+    ".checkpoint",
+    ".maps",
+    ".plot",
+    ".torch",
+    ".distributed",
+    ".bnns",
+)
 logger = logging.getLogger(__name__)
 
 

@@ -27,7 +27,16 @@ from multihead.threadpools import register_if_loaded, register_threadpoolctl
 from multihead.threads import get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
-    from multihead import bnns, checkpoint, functional, maps, plot, reference, torch  # noqa: F401
+    from multihead import (  # noqa: F401
+        bnns,
+        checkpoint,
+        distributed,
+        functional,
+        maps,
+        plot,
+        reference,
+        torch,
+    )
 
     __version__: str
 
@@ -46,7 +55,7 @@ __all__ = [
     "show_config",
 ]
 
-_ASIDE = ("bnns", "maps", "plot", "torch")  # modules that are not in __all__: some want an extra
+_ASIDE = ("bnns", "distributed", "maps", "plot", "torch")  # modules; some want an extra
 _MODULES = ("checkpoint", "functional", "reference", *_ASIDE)
 
 register_if_loaded()

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from multihead import _native
 from multihead.arguments import AttentionOptions, AttentionTensors
-from multihead.arrays import (
-    Array,
-    Element,
-    Kind,
-    Shape,
-    borrow,
-    decode,
-    dtype_name,
-    element_of,
-    read,
-    restore,
-)
-from multihead.checks import boolean, dims, number, probability, wrong
+from multihead.arrays import Array, Element, Kind, Shape, read, restore
+from multihead.attention_inputs import check_shapes, element_given, keys_given, rows_given
+from multihead.checks import boolean, number, probability, wrong
 from multihead.layer_rules import alibi_slopes
 from multihead.mask_warning import MaskWatch
 from multihead.masks import Mask, fold, of_heads, score_mask
@@ -220,14 +208,14 @@ def scaled_dot_product_attention(
     if isinstance(query, Ragged) or isinstance(key, Ragged) or isinstance(value, Ragged):
         packing, (query, key, value) = unpack(query, key, value)
         names = _VALUES
-    element = _element(names[0], query)
+    element = element_given(names[0], query)
     q, _, q_kind = read(names[0], query, element, "")
-    k, k_kind = (q, q_kind) if key is query else _kept(names[1], key, element)
-    v, v_kind = (k, k_kind) if value is key else _kept(names[2], value, element)
+    k, k_kind = (q, q_kind) if key is query else keys_given(names[1], key, element)
+    v, v_kind = (k, k_kind) if value is key else keys_given(names[2], value, element)
     shapes = (q.shape, k.shape, v.shape)
     scores: Shape
     if packing is None:
-        _check_shapes(*shapes, enable_gqa)
+        check_shapes(*shapes, enable_gqa)
         scores = (*shapes[0][:-1], shapes[1][-2])
     else:
         scores = packing.scores(*shapes, enable_gqa)
@@ -357,7 +345,7 @@ def scaled_dot_product_attention_backward(
         raise wrong("d_out", (*q_shape[:-1], v_shape[-1]), array.shape)
     lead, compute = cache.out.shape[:-1], cache.element.compute
     d_out_view = array.reshape(cache.out.shape)
-    d_rows = None if d_lse is None else _statistic("d_lse", d_lse, q_shape[:-1], compute)
+    d_rows = None if d_lse is None else rows_given("d_lse", d_lse, q_shape[:-1], compute)
 
     # 2. Outputs.
     d_q, d_k, d_v = new_gradients(cache.shapes, cache.element)
@@ -399,22 +387,6 @@ def scaled_dot_product_attention_backward(
     return results
 
 
-def _element(name: str, query: Any) -> Element:
-    if type(query) is np.ndarray and query.dtype.kind == "f":
-        return element_of(query.dtype, name)
-    array, kind = borrow(name, query)
-    return element_of(dtype_name(array, kind), name)
-
-
-def _kept(name: str, x: Any, element: Element) -> tuple[Array, Kind]:
-    """Take in keys or values: half precision, too, where queries are float32."""
-    if element.name == "float32" and not (type(x) is np.ndarray and x.dtype == element.compute):
-        found = dtype_name(*borrow(name, x))
-        element = element_of(found) if found in ("float16", "bfloat16") else element
-    array, _, kind = read(name, x, element, "")
-    return array, kind
-
-
 def _tensors(
     inputs: tuple[Array, Array, Array],
     mask: Mask | None,
@@ -429,31 +401,6 @@ def _tensors(
         query_positions=rules.query_positions,
         key_lengths=rules.key_lengths,
     )
-
-
-def _statistic(name: str, x: Any, shape: Shape, compute: np.dtype[Any]) -> Array:
-    """Take in one float for each query."""
-    array, kind = borrow(name, x)
-    if array.shape != shape:
-        raise wrong(name, shape, array.shape)
-    return decode(array, compute, kind.bfloat16)
-
-
-def _check_shapes(query: Shape, key: Shape, value: Shape, enable_gqa: bool) -> None:
-    if len(query) < (3 if enable_gqa else 2):
-        raise wrong("query", dims("...", *("H",) * enable_gqa, "L", "D"), query)
-    same = len(key) == len(query) and key[-1] == query[-1]
-    if enable_gqa:
-        if not same or key[:-3] != query[:-3]:
-            raise wrong("key", dims(*query[:-3], "Hk", "S", query[-1]), key)
-        if key[-3] < 1 or query[-3] % key[-3]:
-            raise wrong("key", f"a number of heads that divides {query[-3]}", key[-3])
-    elif not same or key[:-2] != query[:-2]:
-        grouped = same and key[:-3] == query[:-3] and key[-3] and query[-3] % key[-3] == 0
-        way = " (enable_gqa=True lets fewer heads of keys serve groups of query heads)"
-        raise wrong("key", dims(*query[:-2], "S", query[-1]), f"{key}{way if grouped else ''}")
-    if len(value) != len(query) or value[:-1] != key[:-1]:
-        raise wrong("value", dims(*key[:-1], "Dv"), value)
 
 
 def _shown(lse: Array, kind: Kind) -> Any:

@@ -33,6 +33,7 @@ COMMANDS = (
     Command("check", "multihead.cli.check", "hold this installation to the float64 oracle"),
     Command("bench", "multihead.cli.bench", "time it beside what else is installed"),
     Command("maps", "multihead.cli.maps", "where a model's heads look in a text, for a browser"),
+    Command("plan", "multihead.cli.plan", "what attention over several machines would cost"),
     Command("config", "multihead.cli.config", "settings, and a C compiler's flags"),
 )
 

@@ -41,6 +41,25 @@ def count(text: str) -> int:
     return int(text)
 
 
+def amount(text: str, what: str = "number") -> float:
+    """Take a number above 0.
+
+    Examples
+    --------
+    >>> amount("-1")
+    Traceback (most recent call last):
+        ...
+    argparse.ArgumentTypeError: expected a number above 0, got '-1'
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a {what} above 0, got {text!r}")
+    return number
+
+
 def seconds(text: str) -> float:
     """Take a number of seconds above 0.
 
@@ -51,10 +70,4 @@ def seconds(text: str) -> float:
         ...
     argparse.ArgumentTypeError: expected a number of seconds above 0, got '-1'
     """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
-    return number
+    return amount(text, "number of seconds")
