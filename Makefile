@@ -43,7 +43,7 @@ finetune: $(VENV)/.examples $(VENV)/.trained
 
 test: $(VENV)/.test $(VENV)/.trained
 	$(BIN)/python tools/check_kernels.py $(BUILD)
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # the page of attention maps in Chromium; as root, apt gets it
 browser: $(VENV)/.test $(VENV)/.browser $(VENV)/.chromium
@@ -109,6 +109,10 @@ reliability: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# time and memory of longer and longer sequences: docs/scaling.md
+scaling: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 # errors against float64, beside PyTorch's: docs/accuracy.md
 accuracy: $(VENV)/.bench

@@ -27,9 +27,15 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/torch.md", "docs/performance.md", "docs/accuracy.md")
-# the files in RESULTS: a run of each face, and the errors
-FILES = (*FACES, "accuracy")
+DOCUMENTS = (
+    "README.md",
+    "docs/torch.md",
+    "docs/performance.md",
+    "docs/accuracy.md",
+    "docs/scaling.md",
+)
+# the files in RESULTS: a run of each face, the errors, and how lengths cost
+FILES = (*FACES, "accuracy", "scaling")
 REGION = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
 
 # the README's columns: a heading and the mode of the grid
@@ -182,6 +188,25 @@ def peers(results: Mapping[str, Results]) -> str:
     return "\n\n".join([table(["(N, L, E, H)", *others], rows), *closing])
 
 
+def scaling(results: Mapping[str, Results]) -> str:
+    """Tell time and memory of a training step by length."""
+    found = results["scaling"]
+    machine, rows = found["machine"], []
+    for each in found["lengths"]:
+        one, every = (each["seconds"][name] for name in ("one", "all"))
+        quiet = each["granted_processor_time"] >= QUIET
+        times = [f"{1e3 * every:.0f} ms", f"{1e3 * one:.0f} ms", f"{one / every:.2f}"]
+        memory = f"{each['memory'] / 1e6:.0f} MB", f"{each['memory'] / each['input']:.1f}"
+        rows.append([f"{each['length']:,}", *(times if quiet else [BUSY] * 3), *memory])
+    threads = machine["threads"]
+    heading = [
+        *("L", f"{threads} threads", "1 thread", "times faster"),
+        *("memory", "times the input"),
+    ]
+    where = f"{machine['processor']}, {machine['isa']}, float32; {machine['date'][:10]}."
+    return f"{where}\n\n{table(heading, rows)}"
+
+
 REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "grid": grid,
     "models": models,
@@ -190,6 +215,7 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "half": lambda results: targets(results, "half"),
     "half-peers": peers,
     "modern": lambda results: targets(results, "modern"),
+    "scaling": scaling,
     "accuracy": lambda results: page.summary(results["accuracy"]),
     "accuracy-relative": lambda results: page.errors(results["accuracy"], RELATIVE),
     "accuracy-maximum": lambda results: page.errors(results["accuracy"], MAXIMUM),

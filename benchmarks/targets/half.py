@@ -103,7 +103,7 @@ def _widened(name: str, what: str, word: str, dtype: str, bound: float) -> Targe
 def _memory(run: Run) -> Reached:
     if not sys.platform.startswith("linux"):
         return Reached(None, "it reads /proc")
-    half, whole = (peak(run, MEMORY, dropout=0.1, dtype=x) for x in ("bfloat16", "float32"))
+    half, whole = (peak(run.threads, MEMORY, dropout=0.1, dtype=x) for x in ("bfloat16", "float32"))
     return Reached(half / whole, f"{half / 1e6:.0f} of {whole / 1e6:.0f} MB")
 
 

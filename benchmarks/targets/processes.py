@@ -68,17 +68,17 @@ def _fresh(arguments: list[str], **environment: str) -> str:
 
 
 def peak(
-    run: Run, shape: Shape, dropout: float = 0.0, weights: bool = False, dtype: str = "float32"
+    threads: int, shape: Shape, dropout: float = 0.0, weights: bool = False, dtype: str = "float32"
 ) -> int:
     """Return the peak memory of a training step beyond what is held before it, in bytes."""
     code = STEP.format(shape=shape, dropout=dropout, weights=weights, dtype=dtype)
-    return int(_fresh(["-c", code], MULTIHEAD_NUM_THREADS=str(run.threads)))
+    return int(_fresh(["-c", code], MULTIHEAD_NUM_THREADS=str(threads)))
 
 
 def _memory(run: Run) -> Reached:
     if not sys.platform.startswith("linux"):
         return Reached(None, "it reads /proc")
-    above = peak(run, MEMORY, dropout=0.1)
+    above = peak(run.threads, MEMORY, dropout=0.1)
     tokens = 4 * MEMORY.batch * MEMORY.length * MEMORY.embed_dim
     return Reached(above / tokens, f"{above / 1e6:.0f} MB")
 
@@ -86,7 +86,7 @@ def _memory(run: Run) -> Reached:
 def _weights_memory(run: Run) -> Reached:
     if not sys.platform.startswith("linux"):
         return Reached(None, "it reads /proc")
-    without, given = (peak(run, WEIGHTS, weights=weights) for weights in (False, True))
+    without, given = (peak(run.threads, WEIGHTS, weights=weights) for weights in (False, True))
     matrix = 4 * WEIGHTS.batch * WEIGHTS.length**2
     return Reached((given - without) / matrix, f"{given / 1e6:.0f} against {without / 1e6:.0f} MB")
 
