@@ -52,6 +52,9 @@ MODELS = {
     "vit": "ViT-B's layers",
 }
 NOTHING, BUSY = "–", "busy"
+BUSY_MEANS = (
+    "busy: other programs took a part of the processors meanwhile, so the figure is not told."
+)
 UNTOLD = (NOTHING, BUSY)
 
 Results = Mapping[str, Any]
@@ -105,7 +108,9 @@ def grid(results: Mapping[str, Results]) -> str:
             "gigabytes."
         )
     closing = [wrapped(" ".join(told))] if told else []
-    return "\n\n".join([origin(found), table(["(N, L, E, H)", *COLUMNS], rows), *closing])
+    return "\n\n".join(
+        [origin(found), table(["(N, L, E, H)", *COLUMNS], rows), *_busy(rows), *closing]
+    )
 
 
 def models(results: Mapping[str, Results]) -> str:
@@ -130,7 +135,7 @@ def models(results: Mapping[str, Results]) -> str:
     }
     parts = [told[word].format(value) for word, value in apart.items() if value is not None]
     closing = [wrapped(f"The two differ: {', '.join(parts)}.")] if parts else []
-    return "\n\n".join([origin(found), table(heading, rows), *closing])
+    return "\n\n".join([origin(found), table(heading, rows), *_busy(rows), *closing])
 
 
 def in_models(results: Mapping[str, Results]) -> str:
@@ -165,7 +170,7 @@ def targets(results: Mapping[str, Results], face: str = "numpy") -> str:
             verdict += f": {each['note']}"
         rows.append([f"`{each['name']}`", each["what"], wanted, reached, verdict])
     heading = ["target", "what", "wanted", "reached", "verdict"]
-    return f"{origin(found)}\n\n{table(heading, rows)}"
+    return "\n\n".join([origin(found), table(heading, rows), *_busy(rows)])
 
 
 def peers(results: Mapping[str, Results]) -> str:
@@ -204,7 +209,7 @@ def scaling(results: Mapping[str, Results]) -> str:
         *("memory", "times the input"),
     ]
     where = f"{machine['processor']}, {machine['isa']}, float32; {machine['date'][:10]}."
-    return f"{where}\n\n{table(heading, rows)}"
+    return "\n\n".join([where, table(heading, rows), *_busy(rows)])
 
 
 REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
@@ -304,6 +309,11 @@ def _ratio(value: float | None, granted: float) -> str:
     if value is None:
         return NOTHING
     return BUSY if granted < QUIET else f"{value:.1f}"
+
+
+def _busy(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Say what the word means, under a table that has it."""
+    return [BUSY_MEANS] if any(BUSY in row for row in rows) else []
 
 
 def _span(values: Sequence[float], form: str) -> str:

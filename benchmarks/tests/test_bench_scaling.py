@@ -39,7 +39,8 @@ def test_the_page_says_what_was_measured(found: dict[str, Any]) -> None:
         each["granted_processor_time"] = 1.0
     found["lengths"][1] |= {"seconds": {"one": 0.5, "all": 0.26}, "memory": 12_582_912}
     found["lengths"][0]["granted_processor_time"] = 0.5
-    first, second = tables.scaling({"scaling": found}).splitlines()[-2:]
+    first, second, _, meaning = tables.scaling({"scaling": found}).splitlines()[-4:]
+    assert meaning == tables.BUSY_MEANS
     assert first.startswith("| 256 | busy | busy | busy |")
     assert second == "| 1,024 | 260 ms | 500 ms | 1.92 | 13 MB | 6.0 |"
 
