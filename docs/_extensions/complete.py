@@ -21,6 +21,8 @@ MODULES = (
     ".plot",
     ".torch",
     ".distributed",
+    ".distributed.threads",
+    ".distributed.process_group",
     ".bnns",
 )
 logger = logging.getLogger(__name__)

@@ -35,7 +35,14 @@ class _World:
 
 
 class ThreadCommunicator(Communicator):
-    """A rank that is a thread; `run` makes them, and `part_of` groups of some of them."""
+    """A rank that is a thread; `run` makes them, and `part_of` groups of some of them.
+
+    Examples
+    --------
+    >>> from multihead.distributed import threads
+    >>> threads.run(2, lambda ranks: (type(ranks).__name__, ranks.rank, ranks.size))
+    [('ThreadCommunicator', 0, 2), ('ThreadCommunicator', 1, 2)]
+    """
 
     def __init__(
         self, world: _World, group: tuple[int, ...], thread: int, timeout: float = TIMEOUT
