@@ -48,7 +48,7 @@ class Communicator(ABC):
 
     See Also
     --------
-    multihead.distributed.threads, multihead.distributed.process_group, multihead.distributed.mpi
+    multihead.distributed.threads, multihead.distributed.process_group
 
     Examples
     --------
