@@ -1,0 +1,159 @@
+"""How sequences are shared by ranks: said once, for layers, modules and models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from multihead.arrays import Array
+from multihead.checks import integer, wrong, wrong_type
+from multihead.distributed.all_to_all_functions import (
+    all_to_all_attention,
+    all_to_all_attention_backward,
+)
+from multihead.distributed.communicator import Communicator, checked_communicator
+from multihead.distributed.ring_functions import ring_attention, ring_attention_backward
+from multihead.distributed.sharding import Sharding, gather, positions, shard, sharding_of
+
+Scheme: TypeAlias = Literal["ring", "all_to_all"]
+
+_SCHEMES = {
+    "ring": (ring_attention, ring_attention_backward),
+    "all_to_all": (all_to_all_attention, all_to_all_attention_backward),
+}
+
+
+class ContextParallel:
+    """Ranks that hold a part of each sequence, and how they attend to all of it.
+
+    Parameters
+    ----------
+    communicator : Communicator
+        The ranks; beside `ring`, those that exchange heads.
+    scheme : {"ring", "all_to_all"}, default "ring"
+        `ring_attention` or `all_to_all_attention`.
+    sharding : {"contiguous", "zigzag"}, default "contiguous"
+        "zigzag" shares out causal work evenly.
+    ring : Communicator, optional
+        With "all_to_all": the other dimension of a mesh, see `all_to_all_attention`.
+
+    Attributes
+    ----------
+    communicator, scheme, sharding, ring
+        As given.
+    rank, size : int
+        Of all ranks: those of the ring count before those that exchange heads.
+
+    Raises
+    ------
+    ValueError
+        If there is no such scheme or sharding, or `ring` is given beside "ring".
+    TypeError
+        If `communicator` or `ring` is no `Communicator`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from multihead.distributed import ContextParallel, threads
+    >>> x = np.random.default_rng(0).normal(size=(1, 2, 9, 4))
+    >>> def program(ranks):
+    ...     parallel = ContextParallel(ranks, sharding="zigzag")
+    ...     part = parallel.shard(x, axis=2)
+    ...     out = parallel.attention(part, part, part, is_causal=True)
+    ...     return parallel.positions(9).tolist(), out.shape
+    >>> threads.run(2, program)
+    [([0, 1, 2, 7, 8], (1, 2, 5, 4)), ([3, 4, 5, 6], (1, 2, 4, 4))]
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        scheme: Scheme = "ring",
+        sharding: Sharding = "contiguous",
+        ring: Communicator | None = None,
+    ) -> None:
+        self.communicator = checked_communicator("communicator", communicator)
+        if scheme not in _SCHEMES:
+            raise wrong("scheme", " or ".join(map(repr, _SCHEMES)), repr(scheme))
+        self.scheme, self.sharding = scheme, sharding_of(sharding)
+        self.ring = None if ring is None else checked_communicator("ring", ring)
+        if ring is not None and scheme == "ring":
+            raise wrong("ring", 'None, but with scheme="all_to_all"', type(ring).__name__)
+
+    def __repr__(self) -> str:
+        at = f"rank={self.rank} of {self.size}"
+        return f"ContextParallel({at}, scheme={self.scheme!r}, sharding={self.sharding!r})"
+
+    @property
+    def rank(self) -> int:
+        """Which rank this is."""
+        inner = self.communicator
+        return inner.rank if self.ring is None else self.ring.rank * inner.size + inner.rank
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.communicator.size * (1 if self.ring is None else self.ring.size)
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this rank has sent to others so far."""
+        return sum(each.bytes_sent for each, _ in self._ways())
+
+    def positions(self, length: int) -> Array:
+        """Return the positions in a sequence of so many tokens of those that this rank holds.
+
+        Parameters
+        ----------
+        length : int
+            Of the whole sequence.
+
+        Returns
+        -------
+        ndarray of int64
+        """
+        held = np.arange(integer("length", length, 0))
+        for each, sharding in self._ways():
+            held = held[positions(len(held), each.rank, each.size, sharding)]
+        return held
+
+    def shard(self, x: Any, axis: int) -> Any:
+        """Return the part of a whole array, or `Ragged`, that this rank holds; see `shard`."""
+        for each, sharding in self._ways():
+            x = shard(x, each, axis, sharding)
+        return x
+
+    def gather(self, x: Any, axis: int) -> Any:
+        """Return on every rank the whole array of which each holds a part; see `gather`."""
+        for each, sharding in reversed(self._ways()):
+            x = gather(x, each, axis, sharding)
+        return x
+
+    def sum(self, array: Array) -> None:
+        """Add up a C-contiguous array of all ranks, in place and in an order that is fixed."""
+        for each, _ in reversed(self._ways()):
+            each.sum(array)
+
+    def attention(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
+        """Attend: `ring_attention` or `all_to_all_attention`, which tell of arguments and errors."""
+        for name in ("communicator", "sharding", "ring"):
+            if name in options:
+                raise wrong_type(name, "nothing: the ContextParallel has it", "one")
+        mesh: dict[str, Any] = {} if self.scheme == "ring" else {"ring": self.ring}
+        forward, _ = _SCHEMES[self.scheme]
+        return forward(
+            query, key, value, *args,
+            communicator=self.communicator, sharding=self.sharding, **mesh, **options,
+        )  # fmt: skip
+
+    def attention_backward(self, d_out: Any, cache: Any, **options: Any) -> tuple[Any, ...]:
+        """Return gradients, as `ring_attention_backward` or `all_to_all_attention_backward`."""
+        _, backward = _SCHEMES[self.scheme]
+        return backward(d_out, cache, **options)
+
+    def _ways(self) -> list[tuple[Communicator, Sharding]]:
+        """Communicators with how each shards what the one before it left together."""
+        if self.ring is None:
+            return [(self.communicator, self.sharding)]
+        return [(self.ring, self.sharding), (self.communicator, "contiguous")]
