@@ -12,12 +12,13 @@ from multihead.distributed.all_to_all_functions import (
     all_to_all_attention,
     all_to_all_attention_backward,
 )
-from multihead.distributed.communicator import Communicator
+from multihead.distributed.communicator import Alone, Communicator
 from multihead.distributed.context_parallel import ContextParallel
 from multihead.distributed.ring_functions import ring_attention, ring_attention_backward
 from multihead.distributed.sharding import gather, positions, shard
 
 __all__ = [
+    "Alone",
     "Communicator",
     "ContextParallel",
     "all_to_all_attention",

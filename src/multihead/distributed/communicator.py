@@ -133,7 +133,14 @@ class Communicator(ABC):
 
 
 class Alone(Communicator):
-    """The only rank."""
+    """The only rank: a program for many runs with it as one process, as it is.
+
+    Examples
+    --------
+    >>> from multihead.distributed import Alone
+    >>> Alone().rank, Alone().size
+    (0, 1)
+    """
 
     def __init__(self) -> None:
         super().__init__(0, 1)
