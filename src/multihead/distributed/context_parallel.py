@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,11 @@ from multihead.distributed.all_to_all_functions import (
     all_to_all_attention_backward,
 )
 from multihead.distributed.communicator import Communicator, checked_communicator
-from multihead.distributed.ring_functions import ring_attention, ring_attention_backward
+from multihead.distributed.ring_functions import (
+    RingCache,
+    ring_attention,
+    ring_attention_backward,
+)
 from multihead.distributed.sharding import Sharding, gather, positions, shard, sharding_of
 
 Scheme: TypeAlias = Literal["ring", "all_to_all"]
@@ -84,6 +88,14 @@ class ContextParallel:
     def __repr__(self) -> str:
         at = f"rank={self.rank} of {self.size}"
         return f"ContextParallel({at}, scheme={self.scheme!r}, sharding={self.sharding!r})"
+
+    def __deepcopy__(self, _: Any) -> ContextParallel:
+        """Return itself: copies of what holds it are of the same ranks."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        way = "what belongs to ranks that run is not pickled: keep state_dict(), not the object"
+        raise TypeError(f"ContextParallel: {way}")
 
     @property
     def rank(self) -> int:
@@ -157,3 +169,9 @@ class ContextParallel:
         if self.ring is None:
             return [(self.communicator, self.sharding)]
         return [(self.ring, self.sharding), (self.communicator, "contiguous")]
+
+
+def shares_mask(cache: Any) -> bool:
+    """Whether all queries of a call share the row of its mask: gradients are of all ranks then."""
+    problem = cache.problem if isinstance(cache, RingCache) else cache.call.problem
+    return bool(problem.shared)

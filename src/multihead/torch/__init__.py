@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from multihead.torch import requires  # noqa: F401 (first: it checks PyTorch's version)
 from multihead.torch.accelerate import accelerate, restore
+from multihead.torch.context_parallel import context_parallel_attention
 from multihead.torch.explain import explain
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "accelerate",
     "attention",
+    "context_parallel_attention",
     "explain",
     "register_transformers",
     "restore",

@@ -9,6 +9,9 @@ import torch
 
 from multihead.arguments import LayerOptions, LayerTensors
 from multihead.checks import boolean
+from multihead.distributed import Communicator, ContextParallel
+from multihead.distributed.context_parallel import Scheme
+from multihead.distributed.sharding import Sharding
 from multihead.kv_cache import KVCache
 from multihead.layer_rules import alibi_slopes, layer_rules
 from multihead.rope import Rope
@@ -32,6 +35,7 @@ from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
 from multihead.torch.options import NO_RULES, make_parameters, refuse_without_engine
+from multihead.torch.parallel_module import ShardedCall, forward_sharded, refuse_beside_parallel
 from multihead.torch.rotation import TracedTurns, angle_tensors, traced_turns
 from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_script
 from multihead.torch.symbolic import as_leaf, is_symbolic
@@ -118,6 +122,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     _has_sinks = False
     _key_heads: int | None = None
     _turns: TracedTurns | None = None
+    _parallel: ContextParallel | None = None
 
     def __init__(
         self,
@@ -177,10 +182,68 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         sizes = self.num_kv_heads, capacity, self.head_dim
         return KVCache(batch, *sizes, dtype=str(own).removeprefix("torch."), window=window)
 
+    def parallel(
+        self,
+        communicator: Communicator | None,
+        *,
+        scheme: Scheme = "ring",
+        sharding: Sharding = "contiguous",
+        ring: Communicator | None = None,
+    ) -> MultiheadAttention:
+        """Attend over sequences of which each rank holds a part, from now on.
+
+        Calls then take this rank's tokens of query, key and value, with `key_padding_mask` of its
+        own keys and `attn_mask` of its own queries and the keys of all ranks, and return its
+        tokens. All ranks call together, also ``backward``, with ``need_weights=False``.
+
+        Parameters
+        ----------
+        communicator : Communicator or None
+            None: whole sequences again.
+        scheme, sharding, ring
+            As in `multihead.distributed.ContextParallel`.
+
+        Returns
+        -------
+        MultiheadAttention
+            The layer itself. Its copies share the ranks; it cannot be pickled, its state dict can.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `multihead.distributed.ContextParallel`.
+
+        See Also
+        --------
+        multihead.torch.parallel : The same for all layers of a model.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from multihead.distributed import shard, threads
+        >>> from multihead.torch import MultiheadAttention
+        >>> layer, x = MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 7, 8)
+        >>> whole, _ = layer(x, x, x, is_causal=True)
+        >>> state = layer.state_dict()
+        >>> def program(ranks):
+        ...     layer = MultiheadAttention(8, 2, batch_first=True)
+        ...     layer.load_state_dict(state)
+        ...     part = shard(x, ranks, axis=1)
+        ...     out, _ = layer.parallel(ranks)(part, part, part, need_weights=False, is_causal=True)
+        ...     return torch.allclose(out, shard(whole.detach(), ranks, axis=1), atol=1e-6)
+        >>> threads.run(3, program)
+        [True, True, True]
+        """
+        shared = None
+        if communicator is not None:
+            shared = ContextParallel(communicator, scheme, sharding, ring)
+        self._parallel = shared
+        return self
+
     def extra_repr(self) -> str:
         """Say what options beyond PyTorch's the layer has."""
         given = {"num_kv_heads": self._key_heads, "head_dim": self._key_heads and self.head_dim}
-        given |= {**self._rules.options(), "sinks": self._has_sinks}
+        given |= {**self._rules.options(), "sinks": self._has_sinks, "parallel": self._parallel}
         return ", ".join(f"{name}={x!r}" for name, x in given.items() if x)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -241,6 +304,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             leaf: tuple[torch.Tensor, torch.Tensor | None] = as_leaf(self, (*inputs, *rest))
             return leaf
+        if self._parallel is not None:
+            refuse_beside_parallel(need_weights, kv_cache)
+            call = ShardedCall(*inputs, key_padding_mask, attn_mask, bool(is_causal))
+            return forward_sharded(self, self._parallel, call), None
         custom = self._out_proj_is_custom()
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)
         fitted = tensors if kv_cache is None else tensors._replace(mask=None)

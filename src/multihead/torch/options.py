@@ -36,7 +36,8 @@ def make_parameters(module: Any, sizes: Sizes, factory: dict[str, Any]) -> None:
 def beyond_torch(module: Any) -> bool:
     """Whether a layer of ours has options that PyTorch's does not have."""
     rules = any(module._rules.options().values())
-    return rules or module._has_sinks or module._key_heads is not None
+    shared = module._parallel is not None
+    return rules or module._has_sinks or module._key_heads is not None or shared
 
 
 def refuse_without_engine(module: Any, query: Any, cache: Any = None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from multihead.rope import Rope
@@ -55,6 +56,20 @@ def _tables(
 
 # What `torch.compiler.disable` would set, which imports the compiler: seconds, for each program.
 vars(_tables).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=None)
+
+
+def angles_at(
+    rope: Rope, head_dim: int, positions: Any, length: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines, (pairs, tokens), of some positions in a text of so many."""
+    if rope.positions is not None:
+        at = torch.from_numpy(positions)
+        c, s = _tables(rope, head_dim, length, dtype == torch.float64)
+        return c[:, at], s[:, at]
+    frequencies, factor = turns(rope.base, 2 * rope.pairs(head_dim), length, rope.scaling)
+    angles = np.outer(frequencies, positions.astype(np.float32)).astype(np.float64)
+    cosine, sine = (torch.from_numpy(f(angles) * factor).to(dtype) for f in (np.cos, np.sin))
+    return cosine, sine
 
 
 def turned(
