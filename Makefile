@@ -15,12 +15,12 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama sentences finetune test browser notebooks pictures cross processors sanitize sanitize-threads
+.PHONY: help demo llama sentences finetune long-context test browser notebooks pictures cross processors sanitize sanitize-threads
 .PHONY: sanitize-integer fuzz planted reliability wheels bench accuracy lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | sentences | finetune"
+	@echo "make demo | llama | sentences | finetune | long-context"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
@@ -40,6 +40,12 @@ sentences: $(VENV)/.examples $(VENV)/.trained
 
 finetune: $(VENV)/.examples $(VENV)/.trained
 	$(BIN)/python examples/finetune.py $(ARGS)
+
+# a text that processes share: one of them, then two by torchrun and four by mpiexec
+long-context: $(VENV)/.test
+	$(BIN)/python examples/long_context.py --length 8192 $(ARGS)
+	$(BIN)/torchrun --nproc-per-node 2 examples/long_context.py --length 8192 $(ARGS)
+	$(BIN)/mpiexec -n 4 $(BIN)/python examples/long_context.py --length 8192 $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.trained
 	$(BIN)/python tools/check_kernels.py $(BUILD)
