@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from multihead.seeds import Seed, seed_from
 from multihead.signatures import layer_backward, layer_call, layer_init, typed_as
 from multihead.state import LayerState, SizeOptions, checked_sizes
 from multihead.suggestions import shown_without_unknown, unknown
+
+if TYPE_CHECKING:
+    from multihead.distributed import Communicator, ContextParallel, ParallelAttention
+    from multihead.distributed.context_parallel import Scheme
+    from multihead.distributed.sharding import Sharding
 
 _NO_DROPOUT = (0.0, 0, 0)
 
@@ -487,6 +492,63 @@ class MultiheadAttention(LayerState):
         dtype = self.dtype if dtype is None else dtype
         made = KVCache(batch, heads, capacity, width, dtype=dtype, window=window)
         return check_cache(made, self._sizes, made.batch, self._element)
+
+    def parallel(
+        self,
+        communicator: Communicator | ContextParallel,
+        sequence_dim: int | None = None,
+        *,
+        scheme: Scheme = "ring",
+        sharding: Sharding = "contiguous",
+        ring: Communicator | None = None,
+    ) -> ParallelAttention:
+        """Return this layer for ranks of which each holds a part of every sequence.
+
+        All ranks call it together, each for a layer of its own that has the same options and
+        parameters.
+
+        Parameters
+        ----------
+        communicator : Communicator or ContextParallel
+            Of `multihead.distributed.threads`, `.process_group` or `.mpi`; or how sequences are
+            shared, in one object, and nothing after `sequence_dim` then.
+        sequence_dim : int, optional
+            Which axis of batched inputs is that of the tokens. It follows from `batch_first`, and
+            is checked if given.
+        scheme, sharding, ring
+            As in `multihead.distributed.ContextParallel`.
+
+        Returns
+        -------
+        multihead.distributed.ParallelAttention
+            It has the parameters, `grads`, mode and random state of this layer.
+
+        Raises
+        ------
+        ValueError
+            On every rank: if `sequence_dim` is another axis, there are fewer heads than ranks to
+            exchange them, or options or parameters differ between ranks.
+        TypeError
+            If `communicator` is none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import multihead as mh
+        >>> from multihead.distributed import threads
+        >>> x = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
+        >>> whole, _ = mh.MultiheadAttention(8, 2, seed=0)(x, x, x, is_causal=True)
+        >>> def program(ranks):
+        ...     attention = mh.MultiheadAttention(8, 2, seed=0).parallel(ranks, sharding="zigzag")
+        ...     part = attention.parallel.shard(x, axis=0)
+        ...     out, _ = attention(part, part, part, is_causal=True)
+        ...     return np.allclose(out, attention.parallel.shard(whole, axis=0), atol=1e-6)
+        >>> threads.run(2, program)
+        [True, True]
+        """
+        from multihead.distributed.layer import parallel_attention
+
+        return parallel_attention(self, communicator, sequence_dim, scheme, sharding, ring)
 
     def _step(
         self,

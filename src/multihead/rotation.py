@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from multihead.arrays import borrow, decode, dtype_name, element_of, read, restore
+from multihead.arrays import Array, borrow, decode, dtype_name, element_of, read, restore
 from multihead.checks import wrong, wrong_type
 from multihead.rope import Rope
 
@@ -103,16 +103,20 @@ def _turned(name: str, x: Any, rope: Rope, positions: Any, *, back: bool) -> Any
         np.broadcast_to(places, array.shape[:-1])
     except ValueError:
         raise wrong("positions", f"broadcastable to {array.shape[:-1]}", places.shape) from None
-    pairs, furthest = rope.pairs(features), int(places.max()) + 1 if places.size else 0
+    furthest = int(places.max()) + 1 if places.size else 0
     wide = decode(array, element.compute, kind.bfloat16)
     c, s = (t.T.take(places, axis=0) for t in rope.angles(features, furthest, element.compute))
-    s = -s if back else s
-    first, second = halves(pairs, rope.layout)
-    turned = np.array(wide)
-    a, b = wide[..., first], wide[..., second]
-    turned[..., first] = a * c - b * s
-    turned[..., second] = b * c + a * s
-    return restore(turned, kind)
+    return restore(turned_by(wide, c, -s if back else s, rope.layout), kind)
+
+
+def turned_by(x: Array, cosine: Array, sine: Array, layout: str) -> Array:
+    """Return features turned by angles that broadcast to (..., L, pairs); back with -sine."""
+    first, second = halves(cosine.shape[-1], layout)
+    turned = np.array(x)
+    a, b = x[..., first], x[..., second]
+    turned[..., first] = a * cosine - b * sine
+    turned[..., second] = b * cosine + a * sine
+    return turned
 
 
 def halves(pairs: int, layout: str) -> tuple[slice, slice]:

@@ -12,14 +12,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import sharded_layers
 from sharded_problem import PROBLEMS, Problem, Results, solve
 
-from multihead.distributed import Communicator, ring_attention, threads
+from multihead.distributed import Communicator, ContextParallel, ring_attention, threads
 
 SHARDING = "zigzag"
 SECONDS, LATE = 30.0, 2.0
 
 
+LAYERS = [sharded_layers.PROBLEMS[i] for i in (4, 9, 11)]
 HEADS = 2  # ranks that exchange heads, in a mesh
 
 
@@ -81,6 +83,23 @@ def every_bit(ranks: Ranks) -> dict[str, Any]:
                 bits = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
                 found[f"{scheme} {number} {name}"] = bits
             found[f"{scheme} {number} bytes"] = np.array([x.bytes_sent for x in ranks])
+    return found | bits_of_layers(ranks)
+
+
+def bits_of_layers(ranks: Ranks) -> dict[str, Any]:
+    """Results of layers, in all schemes."""
+    found: dict[str, Any] = {}
+    every, heads, ring = ranks
+    schemes = {
+        "ring": ContextParallel(every, "ring", SHARDING),
+        "all-to-all": ContextParallel(every, "all_to_all", SHARDING),
+        "mesh": ContextParallel(heads, "all_to_all", SHARDING, ring),
+    }
+    for scheme, parallel in schemes.items():
+        for problem in LAYERS:
+            for name, x in sharded_layers.solve(problem, parallel).items():
+                flat = np.ascontiguousarray(getattr(x, "values", x))
+                found[f"{scheme} {problem} {name}"] = flat.reshape(-1).view(np.uint8)
     return found
 
 

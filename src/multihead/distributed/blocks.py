@@ -12,6 +12,8 @@ from multihead.arrays import Array
 from multihead.distributed.problem import Problem
 from multihead.distributed.sharding import Run
 
+_BIAS_KEY = 0xFFFFFFFE  # where dropout has the extra key, as in a layer
+
 
 class Keys(NamedTuple):
     """Keys and values of one rank, and which they are."""
@@ -72,6 +74,39 @@ def backward(
         part(rows.d_out, queries, packed),
         to,
     )
+
+
+def forward_extra(problem: Problem, queries: Run, out: Array, stats: Array) -> None:
+    """Compute what a run of queries has of the extra key alone, as `forward`."""
+    options, tensors = _of_extra(problem, queries)
+    _native.attention_forward(options, tensors, out, stats, None)
+
+
+def backward_extra(problem: Problem, queries: Run, rows: Rows, to: AttentionTensors) -> None:
+    """Compute the gradients of the block of the extra key, as `backward`; those of each N."""
+    packed = problem.packed
+    _native.attention_backward(
+        *_of_extra(problem, queries),
+        np.stack([of_rows(x, queries, packed) for x in rows.stats]),
+        of_rows(rows.delta, queries, packed),
+        part(rows.d_out, queries, packed),
+        to,
+    )
+
+
+def _of_extra(problem: Problem, queries: Run) -> tuple[AttentionOptions, AttentionTensors]:
+    assert problem.extra is not None
+    options = problem.options._replace(
+        causal=False,
+        window_left=-1,
+        window_right=-1,
+        batch_offset=queries.sequence,
+        query_offset=queries.start,
+        key_offset=_BIAS_KEY,
+    )
+    q = part(problem.given.arrays[0], queries, problem.packed)
+    k, v = (np.repeat(x, len(q), axis=0) for x in problem.extra)
+    return options, AttentionTensors(q, k, v)
 
 
 def _options(problem: Problem, queries: Run, keys: Run) -> AttentionOptions:

@@ -22,7 +22,11 @@ _VALUES = ("query.values", "key.values", "value.values")
 
 
 class Options(NamedTuple):
-    """What a caller says beside query, key and value, as `functional` has it."""
+    """What a caller says beside query, key and value, as `functional` has it; layers say more.
+
+    `counter` is which of the calls that share a seed this one is; `extra` a key and a value more,
+    (1, Hk, 1, D) and (1, Hk, 1, Dv) in the dtype computed in: see `Problem`.
+    """
 
     attn_mask: Any = None
     dropout_p: Any = 0.0
@@ -36,6 +40,8 @@ class Options(NamedTuple):
     alibi_slopes: Any = None
     sinks: Any = None
     seed: Any = None
+    counter: int = 0
+    extra: tuple[Array, Array] | None = None
 
     @property
     def asked(self) -> Asked:

@@ -42,10 +42,24 @@ class Merged:
 
     def add(self, of: Keys, keys: Run) -> None:
         """Add what the run's queries see of a run of keys."""
+        out, stats = self._room()
+        blocks.forward(self._problem, self.run, keys, of, out, stats)
+        self._take_in(out, stats)
+
+    def add_extra(self) -> None:
+        """Add the extra key, which all queries see."""
+        out, stats = self._room()
+        blocks.forward_extra(self._problem, self.run, out, stats)
+        self._take_in(out, stats)
+
+    def _room(self) -> tuple[Array, Array]:
+        """Make room for the output and the statistics of a block."""
         compute = self._out.dtype
         out = np.empty(self._out.shape, compute) if self._begun else self._out
-        stats = np.empty((2, *self._top.shape), compute)
-        blocks.forward(self._problem, self.run, keys, of, out, stats)
+        return out, np.empty((2, *self._top.shape), compute)
+
+    def _take_in(self, out: Array, stats: Array) -> None:
+        """Add a block that has been computed."""
         seen = stats[1] != 0
         top = np.where(seen, stats[0], -np.inf).astype(np.float64)
         total = np.divide(1.0, stats[1], where=seen, out=np.zeros_like(self._sum))

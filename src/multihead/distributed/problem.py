@@ -34,6 +34,9 @@ class Problem(NamedTuple):
         Whether the rows of the mask are the same on every rank.
     query_runs, key_runs : list of list of Run
         Of each rank.
+    extra : tuple of two ndarray, or None
+        A key and a value that every query sees besides, (1, Hk, 1, D) and (1, Hk, 1, Dv). They have
+        no place: masks and rules of positions say nothing of them. Every rank has them.
     """
 
     given: Given
@@ -43,6 +46,7 @@ class Problem(NamedTuple):
     shared: bool
     query_runs: list[list[Run]]
     key_runs: list[list[Run]]
+    extra: tuple[Array, Array] | None = None
 
     @property
     def packed(self) -> bool:
@@ -141,6 +145,7 @@ def prepare(
             options.scale,
             options.dropout_p,
             options.seed,
+            options.counter,
             head_offset=first,
             softcap=rules.softcap,
             window_left=left,
@@ -151,6 +156,7 @@ def prepare(
         shared,
         query_runs,
         key_runs,
+        options.extra,
     )
 
 

@@ -36,13 +36,17 @@ class Back(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What backward returns, in the dtype computed in; mask and sinks where wanted."""
+    """What backward returns, in the dtype computed in; mask and sinks where wanted.
+
+    Those of the extra key and value, shaped like them, are of this rank's queries alone.
+    """
 
     query: Array
     key: Array
     value: Array
     mask: Array | None
     sinks: Array | None
+    extra: tuple[Array, Array] | None = None
 
 
 class _Turn(NamedTuple):
@@ -99,6 +103,8 @@ def forward(problem: Problem, communicator: Communicator) -> Result:
     stats = new_array("stats", (2, *out.shape[:-1]), compute)
     lse = new_array("lse", out.shape[:-1], compute)
     for rows in merged.values():
+        if problem.extra is not None:
+            rows.add_extra()
         if problem.rules.sinks is not None:
             rows.add_sinks(problem.rules.sinks)
         of_run = np.stack([of_rows(x, rows.run, packed) for x in stats])
@@ -139,9 +145,10 @@ def backward(
         done = _of_keys(problem, turn, rows, d_q, d_mask)
         coming.add(communicator, turn, done, problem.needs(turn.reader, rank))
     coming.finish()
+    d_extra = _of_extra(problem, rank, rows, d_q)
     d_mask = _mask_of_all(problem, communicator, d_mask)
     d_sinks = _sink_gradient(problem, communicator, rows) if back.wanted[1] else None
-    return Gradients(d_q.finish(problem.query_runs[rank]), *home, d_mask, d_sinks)
+    return Gradients(d_q.finish(problem.query_runs[rank]), *home, d_mask, d_sinks, d_extra)
 
 
 def _of_keys(
@@ -164,6 +171,23 @@ def _of_keys(
         if of_mask is not None:
             of_mask += to.mask
     return d_k.finish(turn.keys.runs), d_v.finish(turn.keys.runs)
+
+
+def _of_extra(problem: Problem, rank: int, rows: Rows, d_q: Sums) -> tuple[Array, Array] | None:
+    """Return the gradients of the extra key and value; add to those of queries."""
+    if problem.extra is None:
+        return None
+    compute = problem.given.element.compute
+    totals = [np.zeros(x.shape) for x in problem.extra]
+    for queries in problem.query_runs[rank]:
+        target = d_q.target(queries)
+        found = [np.empty((len(target), *x.shape[1:]), compute) for x in problem.extra]
+        blocks.backward_extra(problem, queries, rows, AttentionTensors(target, *found))
+        d_q.add(queries, target)
+        for total, more in zip(totals, found, strict=True):
+            total += more.sum(axis=0, keepdims=True, dtype=np.float64)
+    d_k, d_v = (total.astype(compute) for total in totals)
+    return d_k, d_v
 
 
 class _Coming:

@@ -55,7 +55,7 @@ class Exchanged(NamedTuple):
 def exchange(
     communicator: Communicator,
     ring_of: Communicator | None,
-    call: tuple[Any, Any, Any],
+    call: tuple[Any, Any, Any] | Given,
     options: Options,
     sharding: Sharding,
 ) -> Exchanged:
@@ -80,6 +80,9 @@ def exchange(
     of_ranks = shares(*given.heads, communicator.size)
     whole = _whole(communicator, given, of_ranks, (queries, keys))
     of_all = shared_seed(communicator, shared_seed(others, options))._replace(attn_mask=None)
+    if options.extra is not None:
+        k, v = (_keys_of_rank(x, of_ranks, communicator.rank) for x in options.extra)
+        of_all = of_all._replace(extra=(k, v))
     own = int(of_ranks.queries[communicator.rank][0]), given.heads[0]
     problem = prepare(others, whole, of_all, ways[1] or "contiguous", own)
     mask = None
@@ -95,7 +98,7 @@ def exchange(
 def _agreed(
     communicator: Communicator,
     others: Communicator,
-    call: tuple[Any, Any, Any],
+    call: tuple[Any, Any, Any] | Given,
     options: Options,
     ways: tuple[Sharding, Sharding | None],
 ) -> tuple[Given, Options]:
@@ -106,7 +109,7 @@ def _agreed(
     try:
         for way in filter(None, ways):
             sharding_of(way)
-        given = take_in(*call, options)
+        given = call if isinstance(call, Given) else take_in(*call, options)
         options = checked(options, given)
         said = signature(options, given, str(ways))
         heads, size = given.heads[0], communicator.size
@@ -128,9 +131,7 @@ def _whole(
     q, k, v = given.arrays
     q = to_heads(communicator, q, heads.queries, queries)
     k, v = (to_heads(communicator, x, heads.keys, keys) for x in (k, v))
-    repeated = heads.repeated[communicator.rank]
-    if len(repeated) != k.shape[1]:
-        k, v = (x.take(repeated, 1) for x in (k, v))
+    k, v = (_repeated(x, heads, communicator.rank) for x in (k, v))
     packing = None
     if queries.offsets is not None and keys.offsets is not None:
         packing = Packing(queries.offsets, keys.offsets)
@@ -171,13 +172,36 @@ def backward(
     if d_sinks is not None:
         row = to_tokens(communicator, d_sinks[None, :, None], heads.queries, None)
         d_sinks = row[0, :, 0]
-    return Gradients(d_q, d_k, d_v, d_mask, d_sinks)
+    d_extra = of_heads.extra
+    if d_extra is not None:
+        count = call.given.heads[1]
+        of_k, of_v = (_of_all_heads(x, heads, rank, count) for x in d_extra)
+        d_extra = of_k, of_v
+    return Gradients(d_q, d_k, d_v, d_mask, d_sinks, d_extra)
 
 
 def _rounded(call: Exchanged, array: Array) -> Array:
     """Round a result to the caller's dtype: it takes no more room on its way than it has there."""
     element = call.given.element
     return encode(array, element.stored, element.name == "bfloat16") if element.half else array
+
+
+def _repeated(array: Array, heads: Shares, rank: int) -> Array:
+    """Repeat heads of keys where groups of queries are smaller than before."""
+    repeated = heads.repeated[rank]
+    return array if len(repeated) == array.shape[1] else array.take(repeated, 1)
+
+
+def _keys_of_rank(array: Array, heads: Shares, rank: int) -> Array:
+    """Return what a rank uses of all heads of keys."""
+    return _repeated(array.take(heads.keys[rank], 1), heads, rank)
+
+
+def _of_all_heads(array: Array, heads: Shares, rank: int, count: int) -> Array:
+    """Return the gradient of what `_keys_of_rank` was given; 0 for the heads of others."""
+    whole = np.zeros((array.shape[0], count, *array.shape[2:]), array.dtype)
+    whole[:, heads.keys[rank]] = _folded(array, heads.repeated[rank])
+    return whole
 
 
 def _folded(array: Array, repeated: Array) -> Array:
