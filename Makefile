@@ -15,8 +15,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama sentences finetune long-context test browser notebooks pictures cross processors sanitize sanitize-threads
-.PHONY: sanitize-integer fuzz planted reliability wheels bench accuracy lint format docs linkcheck clean
+.PHONY: help demo llama sentences finetune long-context test browser notebooks pictures cross processors sanitize
+.PHONY: sanitize-threads sanitize-integer fuzz distributed planted reliability wheels bench accuracy scaling lint format docs
+.PHONY: linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,7 +25,7 @@ help:
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
-	@echo "     cross | processors | reliability"
+	@echo "     cross | processors | distributed | reliability"
 	@echo "     wheels | clean"
 
 demo: $(VENV)/.demo
@@ -96,6 +97,10 @@ sanitize-integer: $(VENV)/.test
 SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
+
+# ranks of a training run are killed, 100 times: the others end in time, and it goes on from its checkpoint
+distributed: $(VENV)/.test
+	$(BIN)/python tests/distributed/kill_ranks.py $(ARGS)
 
 # faults planted in the engine, and who finds them: docs/planted.json; an hour
 planted: $(VENV)/.test

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from sharded_problem import PROBLEMS, Problem, Results, solve
 from multihead.distributed import Communicator, ContextParallel, ring_attention, threads
 
 SHARDING = "zigzag"
-SECONDS, LATE = 30.0, 2.0
+SECONDS = 60.0
 
 
 LAYERS = [sharded_layers.PROBLEMS[i] for i in (4, 9, 11)]
@@ -112,27 +111,11 @@ def what_a_mistake_gives(ranks: Communicator) -> str:
     return ""
 
 
-def what_a_late_rank_gives(ranks: Communicator) -> str:
-    """The error of those who wait for rank 1; nothing can be sent after it."""
-    x = np.ones((1, 2, 6, 4), np.float32)
-    ranks.sum(np.zeros(1))  # all have what was sent before
-    ranks.timeout = LATE
-    try:
-        if ranks.rank == 1:
-            time.sleep(2 * LATE)
-        else:
-            ring_attention(x, x, x, communicator=ranks)
-    except (TimeoutError, ConnectionError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
 def main() -> None:
     transport, folder = sys.argv[1:]
     ranks = on_mpi() if transport == "mpi" else on_gloo()
     found = every_bit(ranks)
     found["mistake"] = np.array(what_a_mistake_gives(ranks.every))
-    found["late"] = np.array(what_a_late_rank_gives(ranks.every))
     np.savez(pathlib.Path(folder) / f"{transport}{ranks.every.rank}.npz", **found)
     if transport == "gloo":
         import torch.distributed as dist

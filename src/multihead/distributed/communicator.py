@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -10,6 +11,7 @@ import numpy as np
 
 from multihead.arrays import Array
 from multihead.checks import number, wrong, wrong_type
+from multihead.distributed.notices import ROOM, check, notice
 from multihead.distributed.sharding import split
 
 Messages: TypeAlias = Mapping[int, Sequence[Array]]
@@ -29,7 +31,16 @@ class Exchange(Protocol):
             If that takes longer than the communicator's `timeout`.
         ConnectionError
             If another rank is gone.
+        ValueError
+            If another rank sends arrays of other sizes or dtypes.
         """
+
+
+class Moving(Protocol):
+    """Arrays that a transport has under way."""
+
+    def wait(self, late: float) -> None:
+        """Return when all of them have come and gone, or raise when `time.monotonic()` is late."""
 
 
 class Communicator(ABC):
@@ -45,6 +56,8 @@ class Communicator(ABC):
         Seconds that a wait takes at most.
     bytes_sent : int
         To other ranks, so far. It can be set, to 0 for instance.
+    failed : str or None
+        Why this rank can exchange nothing any more, once a wait has ended in an error.
 
     See Also
     --------
@@ -68,16 +81,23 @@ class Communicator(ABC):
 
     def __init__(self, rank: int, size: int, timeout: float = TIMEOUT) -> None:
         self.rank, self.size, self.bytes_sent = rank, size, 0
+        self.failed: str | None = None
         self.timeout = number("timeout", timeout)
         if not self.timeout > 0:
             raise wrong("timeout", "a number of seconds above 0", timeout)
 
     @abstractmethod
-    def start(self, sends: Messages, receives: Messages) -> Exchange:
+    def start(self, sends: Messages, receives: Messages) -> Moving:
         """Start to send arrays and to receive into others; all are dense and none is empty.
 
-        Messages from one rank to another arrive in the order in which they were started.
+        Messages from one rank to another arrive in the order in which they were started. An array
+        that comes in another size than that of the one it is meant for is never taken in.
         """
+
+    def fail(self, error: BaseException) -> None:
+        """Exchange nothing any more: what is under way belongs to nothing that follows."""
+        if self.failed is None:
+            self.failed = f"{type(error).__name__}: {error}"
 
     def exchange(self, sends: Messages, receives: Messages) -> Exchange:
         """Send arrays to ranks, and receive into arrays from ranks, while this one goes on.
@@ -93,6 +113,11 @@ class Communicator(ABC):
         -------
         Exchange
             Its `wait` ends it.
+
+        Raises
+        ------
+        ConnectionError
+            If another rank is gone, or an exchange has failed before.
         """
         for name, messages in (("sends", sends), ("receives", receives)):
             for rank, arrays in messages.items():
@@ -100,9 +125,11 @@ class Communicator(ABC):
                     raise wrong(name, f"ranks below {self.size} but {self.rank}", rank)
                 if not all(x.flags.c_contiguous for x in arrays):
                     raise wrong(name, "C-contiguous arrays", f"another one for rank {rank}")
+        if self.failed is not None:
+            raise ConnectionError(f"rank {self.rank} failed before ({self.failed})")
         out, into = _full(sends), _full(receives)
         self.bytes_sent += sum(x.nbytes for arrays in out.values() for x in arrays)
-        return self.start(out, into)
+        return _Exchanged(self, out, into)
 
     def all_to_all(self, sends: Sequence[Array], receives: Sequence[Array]) -> None:
         """Send the t-th array to rank t, and receive into the t-th from there; also one's own."""
@@ -145,7 +172,7 @@ class Alone(Communicator):
     def __init__(self) -> None:
         super().__init__(0, 1)
 
-    def start(self, sends: Messages, receives: Messages) -> Exchange:
+    def start(self, sends: Messages, receives: Messages) -> Moving:
         """Start nothing: there is no other rank."""
         return Done()
 
@@ -153,8 +180,37 @@ class Alone(Communicator):
 class Done:
     """An exchange that has ended."""
 
-    def wait(self) -> None:
+    def wait(self, late: float = 0.0) -> None:
         """Return."""
+
+
+class _Exchanged:
+    """Messages, each with a notice ahead of it."""
+
+    def __init__(self, at: Communicator, out: Messages, into: Messages) -> None:
+        self._at, self._into, self._ended = at, into, not (out or into)
+        self._said = {rank: [np.empty(ROOM, np.uint8)] for rank in into}
+        try:
+            notices = {rank: [notice(arrays)] for rank, arrays in out.items()}
+            self._parts = (at.start(notices, self._said), at.start(out, into))
+        except BaseException as error:
+            at.fail(error)
+            raise
+
+    def wait(self) -> None:
+        if self._ended:
+            return
+        late = time.monotonic() + self._at.timeout
+        try:
+            notices, arrays = self._parts
+            notices.wait(late)
+            for rank, (said,) in self._said.items():
+                check(rank, self._into[rank], said)
+            arrays.wait(late)
+        except BaseException as error:
+            self._at.fail(error)
+            raise
+        self._ended = True
 
 
 def checked_communicator(name: str, value: Any) -> Communicator:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from mpi4py import MPI
 
 from multihead.arrays import Array
 from multihead.checks import wrong_type
+from multihead.distributed import mpi_end
 from multihead.distributed.communicator import (
     TIMEOUT,
     Communicator,
-    Exchange,
     Messages,
+    Moving,
     as_bytes,
 )
 
 __all__ = ["MPICommunicator"]
 
+_TAGS = 32_749  # tags are below 2^15
 _PIECE = 2**30  # bytes of one message: MPI counts them in 32 bits
 _REST = 2e-4  # seconds between two looks of one who waits
 _TURN = 1e-3  # and of the thread that lets messages travel meanwhile
@@ -55,33 +57,52 @@ class MPICommunicator(Communicator):
         if not isinstance(comm, MPI.Intracomm):
             raise wrong_type("comm", "an mpi4py.MPI.Intracomm", type(comm).__name__)
         super().__init__(comm.Get_rank(), comm.Get_size(), timeout)
-        self._comm = comm.Dup()
-        self._progress = _Progress() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        self._comm, made = comm.Idup()
+        others = ", ".join(str(rank) for rank in range(self.size) if rank != self.rank)
+        self._progress = _Progress()
+        if others:
+            mpi_end.watch(self._progress.end)
+        try:
+            _Moved(self, [others], [made], None).wait(time.monotonic() + self.timeout)
+        except BaseException as error:
+            self.fail(error)
+            raise
 
-    def start(self, sends: Messages, receives: Messages) -> Exchange:
+    def start(self, sends: Messages, receives: Messages) -> Moving:
         """Start a send or a receive for each array."""
-        requests, ranks = [], sorted({*sends, *receives})
+        requests, ranks = [], list[str]()
         for rank, arrays in receives.items():
-            for piece in _pieces(arrays):
-                requests.append(self._comm.Irecv([piece, MPI.BYTE], rank))
+            for tag, piece in _pieces(arrays):
+                requests.append(self._comm.Irecv([piece, MPI.BYTE], rank, tag))
+                ranks.append(str(rank))
         for rank, arrays in sends.items():
-            for piece in _pieces(arrays):
-                requests.append(self._comm.Isend([piece, MPI.BYTE], rank))
+            for tag, piece in _pieces(arrays):
+                requests.append(self._comm.Isend([piece, MPI.BYTE], rank, tag))
+                ranks.append(str(rank))
         moved = _Moved(self, ranks, requests, (sends, receives))
-        if self._progress is not None:
-            self._progress.add(moved)
+        self._progress.add(moved)
         return moved
+
+    def fail(self, error: BaseException) -> None:
+        """Exchange nothing any more, and end the job when this process ends."""
+        super().fail(error)
+        mpi_end.give_up(1)
 
 
 class _Moved:
-    """Requests, and the arrays that they need for as long as they run."""
+    """Requests, the rank of each, and the arrays that they need for as long as they run."""
 
     def __init__(
-        self, at: Communicator, ranks: list[int], requests: list[MPI.Request], kept: Any
+        self, at: Communicator, ranks: list[str], requests: list[MPI.Request], kept: Any
     ) -> None:
         self._at, self._ranks, self._requests, self._kept = at, ranks, requests, kept
         self._lock, self._done = threading.Lock(), not requests
         self.left = False  # nobody waits any more
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to be looked at any more."""
+        return self._done or self.left
 
     def test(self) -> bool:
         """Look whether all has come and gone; two threads may."""
@@ -90,42 +111,64 @@ class _Moved:
                 self._done = MPI.Request.Testall(self._requests)
             return self._done
 
-    def wait(self) -> None:
-        late, rest = time.monotonic() + self._at.timeout, 0.0
+    def wait(self, late: float) -> None:
+        rest = 0.0
         try:
             while not self.test():
                 if time.monotonic() > late:
-                    ranks = ", ".join(map(str, self._ranks))
-                    waited = f"rank {self._at.rank} waited {self._at.timeout:g} s for rank {ranks}"
-                    raise TimeoutError(waited)
+                    waited = f"rank {self._at.rank} waited {self._at.timeout:g} s for rank"
+                    raise TimeoutError(f"{waited} {self._waits_for()}")
                 time.sleep(rest)
                 rest = min(_REST, rest + _REST / 50)
         except MPI.Exception as error:
-            ranks = ", ".join(map(str, self._ranks))
-            raise ConnectionError(f"rank {self._at.rank} lost rank {ranks}: {error}") from error
+            lost = f"rank {self._at.rank} lost rank {self._waits_for()}: a message failed"
+            raise ConnectionError(lost) from error
         finally:
             self.left = True
 
+    def _waits_for(self) -> str:
+        """Name the ranks whose messages have not come, or have not gone there."""
+        with self._lock:
+            pairs = zip(self._ranks, self._requests, strict=True)
+            waits = [rank for rank, request in pairs if not _ended(request)]
+        return ", ".join(dict.fromkeys(waits or self._ranks))
+
+
+def _ended(request: MPI.Request) -> bool:
+    try:
+        return bool(request.Test())
+    except MPI.Exception:
+        return False
+
 
 class _Progress:
-    """A thread that lives as long as something is under way."""
+    """A thread that lives as long as something is under way, where MPI allows threads."""
 
     def __init__(self) -> None:
         self._lock, self._moving, self._runs = threading.Lock(), list[_Moved](), False
+        self._ended = MPI.Query_thread() < MPI.THREAD_MULTIPLE
 
     def add(self, moved: _Moved) -> None:
         with self._lock:
+            self._moving = [x for x in self._moving if not x.over]
             self._moving.append(moved)
-            if not self._runs:
+            if not (self._runs or self._ended):
                 self._runs = True
                 threading.Thread(target=self._run, daemon=True).start()
+
+    def end(self) -> bool:
+        """Call MPI no more, and say whether something is under way still."""
+        with self._lock:
+            self._ended = True
+            return not all(self._quiet(x) for x in self._moving)
 
     def _run(self) -> None:
         while True:
             time.sleep(_TURN)
             with self._lock:
-                self._moving = [x for x in self._moving if not (x.left or self._quiet(x))]
-                if not self._moving:
+                if not self._ended:
+                    self._moving = [x for x in self._moving if not (x.left or self._quiet(x))]
+                if self._ended or not self._moving:
                     self._runs = False
                     return
 
@@ -138,10 +181,13 @@ class _Progress:
             return True
 
 
-def _pieces(arrays: Any) -> list[Array]:
-    """Cut arrays into pieces that one message holds."""
-    pieces: list[Array] = []
+def _pieces(arrays: Any) -> Iterator[tuple[int, Array]]:
+    """Cut arrays into pieces that one message holds, with a tag that tells sizes apart.
+
+    What is smaller than the array that it meets would go unnoticed.
+    """
     for x in arrays:
         of_x: Array = as_bytes(x)
-        pieces += [of_x[i : i + _PIECE] for i in range(0, np.size(of_x), _PIECE)]
-    return pieces
+        for i in range(0, x.nbytes, _PIECE):
+            piece = of_x[i : i + _PIECE]
+            yield piece.nbytes % _TAGS, piece

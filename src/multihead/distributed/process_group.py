@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +18,15 @@ from multihead.checks import wrong, wrong_type
 from multihead.distributed.communicator import (
     TIMEOUT,
     Communicator,
-    Exchange,
     Messages,
+    Moving,
     as_bytes,
 )
 
 __all__ = ["ProcessGroupCommunicator"]
 
-_TAGS = 2**16
+_TAGS, _SIZES = 2**12, 2**19 - 1  # their product is what gloo has room for
+_LEAST = 1e-3  # seconds; gloo takes none for no limit at all
 
 
 class ProcessGroupCommunicator(Communicator):
@@ -73,43 +78,84 @@ class ProcessGroupCommunicator(Communicator):
         self._group = group
         self._sent, self._received = [0] * self.size, [0] * self.size
 
-    def start(self, sends: Messages, receives: Messages) -> Exchange:
+    def start(self, sends: Messages, receives: Messages) -> Moving:
         """Start a send or a receive for each array; gloo's own thread moves them."""
-        started: list[tuple[int, Any, Any]] = []
+        started: list[_Started] = []
         try:
             for rank, arrays in receives.items():
                 for x in arrays:
-                    tensor, tag = torch.from_numpy(as_bytes(x)), self._received[rank] % _TAGS
-                    self._received[rank] += 1
+                    tensor, tag = torch.from_numpy(as_bytes(x)), _tag(self._received, rank, x)
                     work = dist.irecv(tensor, group=self._group, group_src=rank, tag=tag)
-                    started.append((rank, work, tensor))
+                    started.append(_Started(rank, work, tensor))
             for rank, arrays in sends.items():
                 for x in arrays:
-                    tensor, tag = _tensor(x), self._sent[rank] % _TAGS
-                    self._sent[rank] += 1
+                    tensor, tag = _tensor(x), _tag(self._sent, rank, x)
                     work = dist.isend(tensor, group=self._group, group_dst=rank, tag=tag)
-                    started.append((rank, work, tensor))
+                    started.append(_Started(rank, work, tensor))
         except RuntimeError as error:
-            raise ConnectionError(f"rank {self.rank} lost rank {rank}: {error}") from error
+            raise ConnectionError(_lost(self.rank, rank)) from error
         return _Moved(self, started)
 
 
+class _Started(NamedTuple):
+    """A tensor on its way from or to a rank, and torch's handle of it."""
+
+    rank: int
+    work: Any
+    tensor: torch.Tensor
+
+
 class _Moved:
-    def __init__(self, at: Communicator, started: list[tuple[int, Any, Any]]) -> None:
+    def __init__(self, at: Communicator, started: list[_Started]) -> None:
         self._at, self._started = at, started
 
-    def wait(self) -> None:
-        limit = timedelta(seconds=self._at.timeout)
-        for rank, work, _ in self._started:
+    def wait(self, late: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            _beside(lambda: self._wait(late))
+        else:
+            self._wait(late)
+
+    def _wait(self, late: float) -> None:
+        for one in self._started:
+            limit = timedelta(seconds=max(late - time.monotonic(), _LEAST))
             try:
-                work.wait(limit)
+                one.work.wait(limit)
             except RuntimeError as error:
                 if "imed out" in str(error):
-                    waited = f"rank {self._at.rank} waited {self._at.timeout:g} s for rank {rank}"
-                    raise TimeoutError(waited) from error
-                lost = f"rank {self._at.rank} lost rank {rank}: {error}"
-                raise ConnectionError(lost) from error
+                    waited = f"rank {self._at.rank} waited {self._at.timeout:g} s for rank"
+                    raise TimeoutError(f"{waited} {one.rank}") from error
+                raise ConnectionError(_lost(self._at.rank, one.rank)) from error
         self._started = []
+
+
+def _beside(call: Callable[[], None]) -> None:
+    """Call something in another thread: the main one hears Ctrl-C meanwhile, which gloo does not.
+
+    One who is interrupted leaves the thread behind, to end at its own time.
+    """
+    found: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            found.put(error)
+        else:
+            found.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    if (error := found.get()) is not None:
+        raise error
+
+
+def _tag(counts: list[int], rank: int, x: Array) -> int:
+    """Count messages, and tell sizes apart: gloo ends the process where one meets another size."""
+    counts[rank] = (counts[rank] + 1) % _TAGS
+    return counts[rank] * _SIZES + x.nbytes % _SIZES
+
+
+def _lost(here: int, there: int) -> str:
+    return f"rank {here} lost rank {there}: its process has ended, or the connection is broken"
 
 
 def _tensor(x: Array) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 from multihead.arrays import Array
 from multihead.checks import integer, wrong, wrong_type
-from multihead.distributed.communicator import TIMEOUT, Communicator, Exchange, Messages
+from multihead.distributed.communicator import TIMEOUT, Communicator, Messages, Moving
 
 __all__ = ["ThreadCommunicator", "part_of", "run"]
 
@@ -50,7 +50,7 @@ class ThreadCommunicator(Communicator):
         super().__init__(group.index(thread), len(group), timeout)
         self.world, self.group = world, group
 
-    def start(self, sends: Messages, receives: Messages) -> Exchange:
+    def start(self, sends: Messages, receives: Messages) -> Moving:
         """Hand over copies at once; what is received is waited for."""
         for rank, arrays in sends.items():
             for x in arrays:
@@ -62,8 +62,7 @@ class _Received:
     def __init__(self, at: ThreadCommunicator, receives: Messages) -> None:
         self._at, self._receives = at, receives
 
-    def wait(self) -> None:
-        late = time.monotonic() + self._at.timeout
+    def wait(self, late: float) -> None:
         for rank, arrays in self._receives.items():
             for x in arrays:
                 np.copyto(x, self._next(rank, late), casting="no")
