@@ -98,9 +98,12 @@ SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
 
-# ranks of a training run are killed, 100 times: the others end in time, and it goes on from its checkpoint
+# the example of long texts on many processes; and ranks of a training run are killed again and again: the others
+# end in time, and it goes on from its checkpoint
+KILLS ?= 100
 distributed: $(VENV)/.test
-	$(BIN)/python tests/distributed/kill_ranks.py $(ARGS)
+	$(BIN)/python -m pytest tests/distributed/test_long_context.py
+	$(BIN)/python tests/distributed/kill_ranks.py --kills $(KILLS) $(ARGS)
 
 # faults planted in the engine, and who finds them: docs/planted.json; an hour
 planted: $(VENV)/.test

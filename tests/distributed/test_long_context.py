@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import launching
 import pytest
-from test_transports import launcher
 
 from multihead.distributed.agreement import ROOM
 from multihead.distributed.cost import Cluster, Scheme, Work, cost
@@ -36,26 +38,14 @@ class Ran(NamedTuple):
 
 def ran(transport: str, size: int, folder: Path, *options: Any) -> Ran:
     """Run the example, under a launcher if there are several processes."""
-    start = [sys.executable] if size == 1 else launcher(transport, size)
-    command = [*start, str(EXAMPLE), "--out", str(folder), *map(str, options)]
-    quiet = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "MULTIHEAD_NUM_THREADS")
-    paths = os.pathsep.join(x for x in sys.path if x and "tests" not in x)
-    environment = {name: x for name, x in os.environ.items() if name not in quiet}
-    with subprocess.Popen(
-        command,
-        env=environment | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            said, _ = process.communicate(timeout=20)
-            pytest.fail(f"{transport} took more than {SECONDS} s: {said}")
-    assert process.returncode == 0, said
-    return Ran(said, json.loads((folder / "steps.json").read_text()))
+    if size > 1 and (why := launching.lacking(transport)):
+        pytest.skip(why)
+    start = [sys.executable] if size == 1 else launching.command(transport, size)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*start, str(EXAMPLE), "--out", str(folder), "--threads", "1", *map(str, options)]
+    ended = launching.Job(command, folder / "said.txt").wait(SECONDS)
+    assert ended.codes == [0], ended.said
+    return Ran(ended.said, json.loads((folder / "steps.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +108,50 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(
     assert [step["step"] for step in rest.steps] == [3, 4]
     assert rest.losses == whole.losses[2:]
     assert not list((tmp_path / "parts").glob("*.tmp"))
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Processes of a run that have no children: those that train."""
+    mine, parents = [], set()
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words, stat = status.read_bytes().split(b"\0"), (status.parent / "stat").read_text()
+        except OSError:
+            continue
+        if str(folder).encode() in words and any(b"python" in word for word in words[:1]):
+            mine.append(int(status.parent.name))
+            parents.add(int(stat.rpartition(")")[2].split()[1]))
+    return [pid for pid in mine if pid not in parents]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("transport", ["gloo", "mpi"])
+def test_a_run_of_which_a_process_was_killed_goes_on(transport: str, tmp_path: Path) -> None:
+    if why := launching.lacking(transport):
+        pytest.skip(why)
+    start, folder = launching.command(transport, 2), tmp_path / "killed"
+    folder.mkdir()
+    options = map(str, (*SMALL, "--steps", 10_000, "--save", 2, "--timeout", 10))
+    command = [*start, str(EXAMPLE), "--out", str(folder), "--threads", "1", *options]
+    job = launching.Job(command, tmp_path / "said.txt")
+    try:
+        end = time.monotonic() + SECONDS
+        while not re.search(r"^step +5 ", job.said, re.M):
+            assert time.monotonic() < end and job.process.poll() is None, job.said
+            time.sleep(0.02)
+        ranks = ranks_of(folder)
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGKILL)
+        ended = job.wait(60)
+    finally:
+        job.kill()
+    assert ended.codes[0] != 0
+    assert not ranks_of(folder)
+    done = len(re.findall(r"^step +\d+ ", ended.said, re.M)) + 2
+    rest = ran(transport, 2, folder, "--steps", done, "--save", 2, "--resume", *SMALL)
+    assert rest.steps[0]["step"] > 4
+    whole = ran(transport, 2, tmp_path / "whole", "--steps", done, *SMALL)
+    assert rest.losses == whole.losses[rest.steps[0]["step"] - 1 :]
 
 
 @pytest.mark.timeout(300)
