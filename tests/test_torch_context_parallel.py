@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -397,7 +396,9 @@ def test_a_layer_is_the_layer_of_one_process(name: str) -> None:
     given = inputs_of(layer, has, torch.float32)
     expected = passed(copy.deepcopy(layer), given, has)
     for how in ({"sharding": "zigzag"}, {"scheme": "all_to_all"}):
-        for found in in_threads(3, lambda ranks, how=how: ranks_pass(ranks, given, layer, has, **how)):
+        for found in in_threads(
+            3, lambda ranks, how=how: ranks_pass(ranks, given, layer, has, **how)
+        ):
             assert_near(found, expected, 3e-6)
 
 
@@ -435,9 +436,7 @@ def test_parts_of_any_lengths() -> None:
     given = inputs_of(layer, has, torch.float32)
     with torch.no_grad():
         x, padding = given["query"], given["key_padding_mask"]
-        expected, _ = layer(
-            x, x, x, key_padding_mask=padding, need_weights=False, is_causal=True
-        )
+        expected, _ = layer(x, x, x, key_padding_mask=padding, need_weights=False, is_causal=True)
 
     def program(ranks: Communicator) -> torch.Tensor:
         span = [slice(0, 4), slice(4, 4), slice(4, L)][ranks.rank]

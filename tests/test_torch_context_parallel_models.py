@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers_models import bert, capped, lively, llama, padded, registration, with_sinks
 
 from multihead.distributed import Communicator, ContextParallel, threads
 from multihead.torch import parallel
+from transformers_models import bert, capped, lively, llama, padded, registration, with_sinks
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -95,8 +95,9 @@ def context_parallel_attention(
     -----
     Gradients add up over ranks to those of the whole, as DistributedDataParallel and FSDP2 take
     them: of `sinks`, and of a mask whose row all queries share, each rank gets an equal part of the
-    sum. Whether they need one has to be the same on every rank. Under autocast float32, float16 and bfloat16 become its dtype.
-    `torch.compile` leaves its graph for the call, and `torch.utils.checkpoint` computes it again.
+    sum. Whether they need one has to be the same on every rank. Under autocast float32, float16 and
+    bfloat16 become its dtype. `torch.compile` leaves its graph for the call, and
+    `torch.utils.checkpoint` computes it again.
 
     Examples
     --------

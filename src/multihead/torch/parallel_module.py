@@ -236,9 +236,7 @@ def _last(module: Any, x: torch.Tensor) -> torch.Tensor:
     return _linear(x, m.weight, m.bias)
 
 
-def _whole(
-    parallel: ContextParallel, held: tuple[int, int], mask: torch.Tensor | None
-) -> _Whole:
+def _whole(parallel: ContextParallel, held: tuple[int, int], mask: torch.Tensor | None) -> _Whole:
     """Tell the other ranks how much this one holds, and check the columns of all masks."""
     columns = 0 if mask is None else mask.shape[-1]
     told = numbers_of_all(parallel, (*held, columns))

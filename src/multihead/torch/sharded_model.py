@@ -159,7 +159,9 @@ def _tokens(module: Any, given: dict[str, Any]) -> tuple[int, int]:
     for name in _ABSENT:
         value = given.get(name)
         if value is not None and value is not False and not (type(value) is int and value == 0):
-            raise wrong(name, f"none: {kind} is shared by ranks, see parallel()", type(value).__name__)
+            raise wrong(
+                name, f"none: {kind} is shared by ranks, see parallel()", type(value).__name__
+            )
     if getattr(module.config, "output_attentions", False):
         raise wrong("output_attentions", "False in the config of a model over ranks", True)
     shifted = given.get("shift_labels") is not None or any(x in kind for x in _OF_TOKENS)
@@ -181,9 +183,7 @@ def _tokens(module: Any, given: dict[str, Any]) -> tuple[int, int]:
     return tokens
 
 
-def _check_positions(
-    parallel: ContextParallel, given: torch.Tensor, places: torch.Tensor
-) -> None:
+def _check_positions(parallel: ContextParallel, given: torch.Tensor, places: torch.Tensor) -> None:
     """Raise on all ranks if positions restart, or are not those of the shard, on one of them."""
     bad = not bool((given == places).all()) if given.shape[-1:] == places.shape[-1:] else True
     if numbers_of_all(parallel, (int(bad),)).any():

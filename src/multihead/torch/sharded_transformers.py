@@ -119,7 +119,9 @@ def attend_over_ranks(
     """Attend as transformers' models ask; heads before tokens, and tokens first in the result."""
     for name in LACKING:
         if options.get(name) is not None:
-            raise wrong(name, "None: a model over ranks has none of it", type(options[name]).__name__)
+            raise wrong(
+                name, "None: a model over ranks has none of it", type(options[name]).__name__
+            )
     if mask is not None and (mask.dim() != 4 or mask.shape[1:3] != (1, 1)):
         expected = "padding (N, 1, 1, S) of all ranks: a model over ranks makes no other mask"
         raise wrong("attention_mask", expected, tuple(mask.shape))
