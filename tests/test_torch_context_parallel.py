@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +15,10 @@ import multihead as mh
 from multihead.distributed import Communicator, ContextParallel, threads
 from multihead.torch import (
     MultiheadAttention,
+    accelerate,
     context_parallel_attention,
+    parallel,
+    restore,
     scaled_dot_product_attention,
 )
 
@@ -26,12 +28,6 @@ N, E, H, L, S = 2, 24, 6, 29, 23
 SECONDS = 20.0  # that a rank waits
 BOUND = 1e-6
 Result = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True)
-def seeded(rng: np.random.Generator) -> None:
-    """Start from a state of PyTorch's generator that belongs to the test."""
-    torch.manual_seed(int(rng.integers(2**31)))
 
 
 def assert_near(found: Result, expected: Result, bound: float = BOUND) -> None:
@@ -400,5 +396,188 @@ def test_a_layer_is_the_layer_of_one_process(name: str) -> None:
     given = inputs_of(layer, has, torch.float32)
     expected = passed(copy.deepcopy(layer), given, has)
     for how in ({"sharding": "zigzag"}, {"scheme": "all_to_all"}):
-        for found in in_threads(3, lambda ranks, how=how: ranks_pass(ranks, given, layer, has, **how)):
+        for found in in_threads(
+            3, lambda ranks, how=how: ranks_pass(ranks, given, layer, has, **how)
+        ):
             assert_near(found, expected, 3e-6)
+
+
+def test_dropout_of_a_layer_is_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of({"dropout": 0.3, "add_bias_kv": True, "add_zero_attn": True})
+    given, seed = inputs_of(layer, set(), torch.float32), torch.randint(2**63 - 1, ())
+    with monkeypatch.context() as patch:
+        patch.setattr("multihead.torch.dispatch._draw_seed", lambda: seed)
+        expected = passed(copy.deepcopy(layer), given, set())
+    monkeypatch.setattr("multihead.torch.parallel_module.drawn_seed", lambda _: int(seed))
+    how = {"sharding": "zigzag"}
+    for found in in_threads(3, lambda ranks: ranks_pass(ranks, given, layer, set(), **how)):
+        assert_near(found, expected, 3e-6)
+
+
+def test_a_mesh_of_heads_and_a_ring() -> None:
+    layer = layer_of({"rope": mh.Rope()})
+    has = {"causal", "padding"}
+    given = inputs_of(layer, has, torch.float32)
+    expected = passed(copy.deepcopy(layer), given, has)
+
+    def program(ranks: Communicator) -> Result:
+        row, column = divmod(ranks.rank, 2)
+        heads = threads.part_of(ranks, [2 * row, 2 * row + 1])
+        ring = threads.part_of(ranks, [column, column + 2])
+        how = {"scheme": "all_to_all", "sharding": "zigzag", "ring": ring}
+        return ranks_pass(heads, given, layer, has, **how)
+
+    for found in in_threads(4, program):
+        assert_near(found, expected, 3e-6)
+
+
+def test_parts_of_any_lengths() -> None:
+    layer, has = layer_of({"rope": mh.Rope()}), {"causal", "padding"}
+    given = inputs_of(layer, has, torch.float32)
+    with torch.no_grad():
+        x, padding = given["query"], given["key_padding_mask"]
+        expected, _ = layer(x, x, x, key_padding_mask=padding, need_weights=False, is_causal=True)
+
+    def program(ranks: Communicator) -> torch.Tensor:
+        span = [slice(0, 4), slice(4, 4), slice(4, L)][ranks.rank]
+        own = copy.deepcopy(layer).parallel(ranks)
+        part = x[:, span]
+        options = {"key_padding_mask": padding[:, span], "need_weights": False}
+        with torch.no_grad():
+            out, _ = own(part, part, part, is_causal=True, **options)
+        found: torch.Tensor = ContextParallel(ranks).gather(out, 1)
+        return found
+
+    for found in in_threads(3, program):
+        assert_near({"out": found}, {"out": expected}, 3e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_of_pytorch_call_it(training: bool) -> None:
+    layer = torch.nn.TransformerEncoderLayer(E, H, 31, dropout=0.0, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2).train(training)
+    x, padding = torch.randn(N, L, E), torch.rand(N, L) < 0.2
+    with torch.no_grad():
+        theirs = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
+        theirs.load_state_dict(model.state_dict())
+        expected = theirs(x, src_key_padding_mask=padding)
+
+    def program(ranks: Communicator) -> torch.Tensor:
+        own = copy.deepcopy(model)
+        accelerate(own)
+        parallel(own, ranks)
+        shared = ContextParallel(ranks)
+        with torch.no_grad():
+            out = own(shared.shard(x, 1), src_key_padding_mask=shared.shard(padding, 1))
+        found: torch.Tensor = shared.gather(out, 1)
+        return found
+
+    for found in in_threads(2, program):
+        assert_near({"out": found[~padding]}, {"out": expected[~padding]}, 3e-6)
+
+
+def test_half_precision_of_a_layer() -> None:
+    layer = layer_of({"rope": mh.Rope(), "add_bias_kv": True})
+    x = torch.randn(N, L, E).bfloat16()
+
+    def attended(layer: MultiheadAttention, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = layer(x, x, x, need_weights=False)[0]
+        return found
+
+    expected = attended(layer, x).detach().float()
+
+    def program(ranks: Communicator) -> Result:
+        own, shared = copy.deepcopy(layer).parallel(ranks), ContextParallel(ranks)
+        plain = attended(own, shared.shard(x, 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = attended(own, shared.shard(x.float(), 1))
+        assert plain.dtype == cast.dtype == torch.bfloat16
+        return {"plain": shared.gather(plain.detach(), 1), "cast": shared.gather(cast.detach(), 1)}
+
+    for found in in_threads(2, program):
+        for y in found.values():
+            assert_near({"out": y.float()}, {"out": expected}, 2**-5)
+
+
+def test_a_layer_is_copied_and_not_pickled() -> None:
+    def program(ranks: Communicator) -> None:
+        layer = MultiheadAttention(E, H).parallel(ranks)
+        assert copy.deepcopy(layer)._parallel is layer._parallel
+        assert "parallel=ContextParallel(rank=0 of 1" in repr(layer)
+        with pytest.raises(TypeError, match=r"state_dict\(\)"):
+            pickle.dumps(layer)
+        assert restore(layer) == 0  # it would attend to this rank's tokens alone
+        pickle.dumps(layer.parallel(None))
+        assert restore(layer) == 1
+
+    in_threads(1, program)
+
+
+LAYER_REFUSED: dict[str, tuple[Callable[[torch.Tensor], dict[str, Any]], str]] = {
+    "weights": (lambda _: {"need_weights": True}, "need_weights: expected False beside"),
+    "cache": (lambda _: {"kv_cache": object()}, "kv_cache: expected None beside"),
+    "padding": (
+        lambda x: {"key_padding_mask": torch.zeros(N, L, dtype=torch.bool)},
+        r"key_padding_mask: expected \(2, ",
+    ),
+    "mask": (
+        lambda x: {"attn_mask": torch.zeros(L, L)},
+        r"attn_mask: expected \(1\d, S\), ",
+    ),
+    "columns": (
+        lambda x: {"attn_mask": torch.zeros(x.shape[1], L + 1)},
+        "attn_mask: expected a column for each of 29 keys of all ranks, got 30 on rank 0",
+    ),
+    "few columns": (
+        lambda x: {"attn_mask": torch.zeros(x.shape[1], x.shape[1])},
+        "attn_mask: expected a column for each of 29 keys",
+    ),
+    "value": (lambda x: {"value": torch.zeros(N, 3, E)}, "value: expected the tokens of key"),
+    "width": (lambda x: {"key": torch.zeros(N, 3, E + 1)}, "key: expected "),
+    "device": (lambda x: {"key": torch.zeros(N, 3, E, device="meta")}, "key: expected a dense"),
+}
+
+
+@pytest.mark.parametrize("case", LAYER_REFUSED)
+def test_what_a_layer_refuses_on_all_ranks(case: str) -> None:
+    make, message = LAYER_REFUSED[case]
+
+    def program(ranks: Communicator) -> None:
+        layer = MultiheadAttention(E, H, batch_first=True).parallel(ranks)
+        part = ContextParallel(ranks).shard(torch.zeros(N, L, E), 1)
+        given = {"query": part, "key": part, "value": part, "need_weights": False} | make(part)
+        with pytest.raises(ValueError, match=message):
+            layer(**given)
+
+    in_threads(2, program)
+
+
+def test_one_rank_s_mistake_is_an_error_on_all() -> None:
+    def program(ranks: Communicator) -> str:
+        layer = MultiheadAttention(E, H, batch_first=True).parallel(ranks)
+        x = torch.zeros(N, 5, E - ranks.rank)
+        with pytest.raises(ValueError, match="query: expected ") as raised:
+            layer(x, x, x, need_weights=False)
+        return str(raised.value)
+
+    assert in_threads(2, program)[0].startswith("rank 1: expected arguments that fit, got ")
+
+
+def test_torch_compile_leaves_its_graph() -> None:
+    layer = layer_of({})
+    x = torch.randn(N, L, E)
+    expected = layer(x, x, x, need_weights=False)[0]
+
+    def program(ranks: Communicator) -> torch.Tensor:
+        own = layer.parallel(ranks)
+        whole = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Identity())
+
+        def called(x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = own(x, x, x, need_weights=False)[0]
+            return found + whole(found)
+
+        found: torch.Tensor = torch.compile(called, backend="eager")(x)
+        return found
+
+    (found,) = in_threads(1, program)
+    assert_near({"out": found}, {"out": expected + expected.relu()}, 3e-6)

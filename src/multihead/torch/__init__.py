@@ -22,6 +22,7 @@ from multihead.torch.context_parallel import context_parallel_attention
 from multihead.torch.explain import explain
 from multihead.torch.functional import scaled_dot_product_attention
 from multihead.torch.module import MultiheadAttention
+from multihead.torch.parallel import parallel
 from multihead.torch.report import Report
 from multihead.torch.scope import attention
 from multihead.torch.transformers import register_transformers
@@ -34,6 +35,7 @@ __all__ = [
     "attention",
     "context_parallel_attention",
     "explain",
+    "parallel",
     "register_transformers",
     "restore",
     "scaled_dot_product_attention",

@@ -95,8 +95,9 @@ def context_parallel_attention(
     -----
     Gradients add up over ranks to those of the whole, as DistributedDataParallel and FSDP2 take
     them: of `sinks`, and of a mask whose row all queries share, each rank gets an equal part of the
-    sum. Whether they need one has to be the same on every rank. Under autocast float32, float16 and bfloat16 become its dtype.
-    `torch.compile` leaves its graph for the call, and `torch.utils.checkpoint` computes it again.
+    sum. Whether they need one has to be the same on every rank. Under autocast float32, float16 and
+    bfloat16 become its dtype. `torch.compile` leaves its graph for the call, and
+    `torch.utils.checkpoint` computes it again.
 
     Examples
     --------
@@ -146,15 +147,14 @@ def _checked(tensors: ShardedTensors) -> ShardedTensors:
             continue
         if not isinstance(x, torch.Tensor):
             raise wrong_type(name, "a tensor", type(x).__name__)
-        if x.is_nested or not readable(x.resolve_neg()):
+        if x.is_nested or not readable(x):
             got = f"{type(x).__name__} of {x.layout} on {x.device}"
             raise wrong(name, "a dense tensor in CPU memory, of no subclass", got)
     dtype = None
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
     query, key, value = (
-        x.to(dtype) if dtype is not None and x.dtype in NARROW else x.resolve_neg()
-        for x in tensors[:3]
+        x.to(dtype) if dtype is not None and x.dtype in NARROW else x for x in tensors[:3]
     )
     return tensors._replace(query=query, key=key, value=value)
 

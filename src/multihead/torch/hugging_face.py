@@ -24,6 +24,12 @@ from multihead.torch.packed_transformers import (
     note_made,
     separated,
 )
+from multihead.torch.sharded_transformers import (
+    ATTRIBUTE,
+    attend_over_ranks,
+    current,
+    sharded_mask,
+)
 from multihead.torch.support import masks_decide, refusal
 from multihead.torch.weights import attention_and_weights
 
@@ -53,6 +59,13 @@ def attend(
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend as transformers' models ask: heads before tokens, and tokens first in the result."""
+    shared = getattr(module, ATTRIBUTE, None)
+    if shared is not None:
+        if _weights_asked(options):
+            raise wrong("output_attentions", "False, as the model is shared by ranks", True)
+        asked = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        asked |= {"position_bias": position_bias, **options}
+        return attend_over_ranks(module, shared, (query, key, value), attention_mask, asked), None
     _refuse(query, attention_mask, options)
     if not query.is_cpu:
         theirs: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
@@ -217,6 +230,9 @@ def _biased(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 def make_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """Make the mask of "sdpa": True = attend, or None where causality says it all."""
+    scope = current()
+    if scope is not None:
+        return sharded_mask(scope, kwargs)
     config = kwargs.get("config")
     if config is not None:
         why = _refusal(type(config))

@@ -92,8 +92,9 @@ def forward_sharded(module: Any, parallel: ContextParallel, call: ShardedCall) -
 
     # 2. Positions.
     rope, whole = module.rope, None
-    if rope is not None or (module.bias_k is not None and _dropout(module)):
-        whole = _whole(parallel, q.shape[2], k.shape[2])
+    counted = rope is not None or (module.bias_k is not None and _dropout(module))
+    if counted or call.mask is not None:
+        whole = _whole(parallel, (q.shape[2], k.shape[2]), call.mask)
     if rope is not None and whole is not None:
         q, k = (
             _turned(module, x, places, whole.length)
@@ -235,10 +236,17 @@ def _last(module: Any, x: torch.Tensor) -> torch.Tensor:
     return _linear(x, m.weight, m.bias)
 
 
-def _whole(parallel: ContextParallel, queries: int, keys: int) -> _Whole:
-    held = numbers_of_all(parallel, (queries, keys))
-    places = (positions_of(parallel, held[:, i], name) for i, name in enumerate(("query", "key")))
-    return _Whole(int(held.sum(0).max()), *places)
+def _whole(parallel: ContextParallel, held: tuple[int, int], mask: torch.Tensor | None) -> _Whole:
+    """Tell the other ranks how much this one holds, and check the columns of all masks."""
+    columns = 0 if mask is None else mask.shape[-1]
+    told = numbers_of_all(parallel, (*held, columns))
+    keys = int(told[:, 1].sum())
+    for rank, found in enumerate(told[:, 2].tolist()):
+        if mask is not None and found != keys and not (found == 1 and mask.dim() == 4):
+            expected = f"a column for each of {keys} keys of all ranks"
+            raise wrong("attn_mask", expected, f"{found} on rank {rank}")
+    places = (positions_of(parallel, told[:, i], name) for i, name in enumerate(("query", "key")))
+    return _Whole(int(told[:, :2].sum(0).max()), *places)
 
 
 def _turned(module: Any, x: torch.Tensor, places: Any, length: int) -> torch.Tensor:
