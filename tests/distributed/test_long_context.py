@@ -64,7 +64,7 @@ def parameters() -> int:
 def theory(size: int, scheme: Scheme) -> int:
     """Bytes that a rank sends in a step: attention, what its layers agree on, and a sum."""
     work = Work(LENGTH, 1, 8, 2, WIDTH // 8, causal=True)
-    agreed = (size - 1) * (ROOM + 16)
+    agreed = (size - 1) * (ROOM + 24)  # how many queries, keys and columns of a mask
     attention = cost(work, Cluster(size, 1.0, 0.0, 1.0, 1.0), scheme).sent + agreed
     total = parameters() + 1  # gradients, and the loss
     part = total // size

@@ -4,54 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
 from multihead.arrays import Array
 from multihead.distributed import ring, ulysses
 from multihead.distributed.communicator import Communicator
 from multihead.distributed.context_parallel import ContextParallel
 from multihead.distributed.given import Given, Options
-from multihead.distributed.problem import Problem, gathered, prepare
+from multihead.distributed.problem import Problem, prepare
 from multihead.distributed.ring import Back, Gradients, Result
-from multihead.distributed.sharding import runs_of
 
 _Held: TypeAlias = tuple[Problem, Result] | tuple[ulysses.Exchanged, Result]
-
-
-class Places(NamedTuple):
-    """Where the tokens of this rank stand in their sequences.
-
-    Attributes
-    ----------
-    positions : ndarray of int64
-        Of all of them, one sequence after the other.
-    lengths : ndarray of int64 (sequences,)
-        Of the whole sequences.
-    """
-
-    positions: Array
-    lengths: Array
-
-    @property
-    def longest(self) -> int:
-        """The greatest length."""
-        return int(self.lengths.max(initial=0))
-
-
-def places(parallel: ContextParallel, held: Array, name: str) -> Places:
-    """Find out where tokens stand, of which this rank holds so many of each sequence.
-
-    Raises on all ranks if they do not hold what the sharding says.
-    """
-    lengths, inner = held, [np.arange(n) for n in held.tolist()]
-    for communicator, sharding in reversed(parallel._ways()):
-        of_ranks = gathered(communicator, lengths)
-        outer: list[list[Array]] = [[np.empty(0, np.int64)] for _ in inner]
-        for run in runs_of(of_ranks, sharding, name)[communicator.rank]:
-            outer[run.sequence].append(np.arange(run.start, run.stop))
-        inner = [np.concatenate(x)[y] for x, y in zip(outer, inner, strict=True)]
-        lengths = of_ranks.sum(axis=0)
-    return Places(np.concatenate([np.empty(0, np.int64), *inner]), lengths)
 
 
 class Attended(NamedTuple):

@@ -55,7 +55,8 @@ class Communicator(ABC):
     timeout : float
         Seconds that a wait takes at most.
     bytes_sent : int
-        To other ranks, so far. It can be set, to 0 for instance.
+        Of arrays to other ranks, so far; not the notices ahead of them, 256 bytes each, nor what a
+        transport adds. It can be set, to 0 for instance.
     failed : str or None
         Why this rank can exchange nothing any more, once a wait has ended in an error.
 

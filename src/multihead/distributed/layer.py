@@ -11,12 +11,13 @@ from multihead.arrays import Array, Kind, decode, element_of, encode
 from multihead.cache import IN_EVAL, NO_CALL, USED_UP
 from multihead.checks import boolean, integer, wrong, wrong_type
 from multihead.distributed.agreement import agree_all, digest
-from multihead.distributed.attending import Attended, Places, attend, attend_backward, places
+from multihead.distributed.attending import Attended, attend, attend_backward
 from multihead.distributed.communicator import Communicator
 from multihead.distributed.context_parallel import ContextParallel, Scheme
 from multihead.distributed.given import Given, Options
 from multihead.distributed.layer_heads import Batch, Turn, merge_heads, split_heads, turn_of
 from multihead.distributed.layer_masks import LayerMasks
+from multihead.distributed.places import Places, places
 from multihead.distributed.projections import (
     Three,
     project,

@@ -1,8 +1,9 @@
-"""Where the tokens of a rank stand in their sequence, however many each of the ranks holds."""
+"""Where the tokens of a rank stand in their sequences, however many each of the ranks holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,36 @@ from multihead.arrays import Array
 from multihead.distributed.context_parallel import ContextParallel
 from multihead.distributed.problem import gathered
 from multihead.distributed.sharding import spans_of
+
+
+class Places(NamedTuple):
+    """Where the tokens of this rank stand in their sequences.
+
+    Attributes
+    ----------
+    positions : ndarray of int64
+        Of all of them, one sequence after the other.
+    lengths : ndarray of int64 (sequences,)
+        Of the whole sequences.
+    """
+
+    positions: Array
+    lengths: Array
+
+    @property
+    def longest(self) -> int:
+        """The greatest length."""
+        return int(self.lengths.max(initial=0))
+
+
+def places(parallel: ContextParallel, held: Array, name: str) -> Places:
+    """Find out where tokens stand, of which this rank holds so many of each sequence.
+
+    Raises on all ranks if they do not hold what the sharding says; `name` is the argument's.
+    """
+    of_ranks = numbers_of_all(parallel, held.tolist())
+    own = [positions_of(parallel, lengths, name) for lengths in of_ranks.T]
+    return Places(np.concatenate([np.empty(0, np.int64), *own]), of_ranks.sum(axis=0))
 
 
 def numbers_of_all(parallel: ContextParallel, own: Sequence[int]) -> Array:
