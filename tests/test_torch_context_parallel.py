@@ -462,10 +462,10 @@ def test_layers_of_pytorch_call_it(training: bool) -> None:
         theirs.load_state_dict(model.state_dict())
         expected = theirs(x, src_key_padding_mask=padding)
 
+    accelerate(model)
+
     def program(ranks: Communicator) -> torch.Tensor:
-        own = copy.deepcopy(model)
-        accelerate(own)
-        parallel(own, ranks)
+        own = parallel(copy.deepcopy(model), ranks)
         shared = ContextParallel(ranks)
         with torch.no_grad():
             out = own(shared.shard(x, 1), src_key_padding_mask=shared.shard(padding, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from multihead.distributed.sharding import Sharding, gather, positions, shard, s
 
 Scheme: TypeAlias = Literal["ring", "all_to_all"]
 
-_SCHEMES = {
+_SCHEMES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "ring": (ring_attention, ring_attention_backward),
     "all_to_all": (all_to_all_attention, all_to_all_attention_backward),
 }
@@ -148,7 +149,7 @@ class ContextParallel:
             each.sum(array)
 
     def attention(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
-        """Attend: `ring_attention` or `all_to_all_attention`, which tell of arguments and errors."""
+        """Attend as `ring_attention` or `all_to_all_attention`, which tell of arguments."""
         for name in ("communicator", "sharding", "ring"):
             if name in options:
                 raise wrong_type(name, "nothing: the ContextParallel has it", "one")

@@ -13,6 +13,7 @@ from multihead.distributed import ContextParallel
 from multihead.distributed.context_parallel import shares_mask
 from multihead.score_rules import Window
 from multihead.torch.dispatch import needs_grad, transformed
+from multihead.torch.eager import eager
 from multihead.torch.kept import put_together, taken_apart
 from multihead.torch.tensors import NARROW, batched, readable, settled
 
@@ -27,6 +28,7 @@ class ShardedTensors(NamedTuple):
     sinks: torch.Tensor | None
 
 
+@eager
 def context_parallel_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -133,10 +135,6 @@ def context_parallel_attention(
     return attend_sharded(tensors, parallel, options, return_lse)
 
 
-# What `torch.compiler.disable` would set, which imports the compiler: seconds, for each program.
-vars(context_parallel_attention).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=None)
-
-
 def _checked(tensors: ShardedTensors) -> ShardedTensors:
     """Return tensors in the dtype that autocast asks for, or raise."""
     names = ("query", "key", "value", "attn_mask", "sinks")
@@ -198,7 +196,7 @@ class _Sharded(torch.autograd.Function):
         *given: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend."""
-        tensors = ShardedTensors(*given)  # type: ignore[arg-type]
+        tensors = ShardedTensors(*given)
         out, *lse, cache = _forward(
             tensors, parallel, options, return_lse=with_lse, return_cache=True
         )
@@ -221,7 +219,7 @@ class _Sharded(torch.autograd.Function):
             raise wrong("d_out", "one gradient at a time", "several (is_grads_batched)")
         cache = put_together(ctx.kept, ctx.saved_tensors)
         needed = ctx.needs_input_grad[3:]
-        d_out = settled(d_out)  # type: ignore[assignment]
+        d_out = settled(d_out)
         d_query, d_key, d_value, *rest = ctx.parallel.attention_backward(
             d_out,
             cache,

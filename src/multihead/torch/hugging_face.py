@@ -63,9 +63,9 @@ def attend(
     if shared is not None:
         if _weights_asked(options):
             raise wrong("output_attentions", "False, as the model is shared by ranks", True)
-        asked = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
-        asked |= {"position_bias": position_bias, **options}
-        return attend_over_ranks(module, shared, (query, key, value), attention_mask, asked), None
+        said = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        said = {**options, **said, "position_bias": position_bias}
+        return attend_over_ranks(module, shared, (query, key, value), attention_mask, said), None
     _refuse(query, attention_mask, options)
     if not query.is_cpu:
         theirs: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](

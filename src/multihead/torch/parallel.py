@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from multihead.distributed.sharding import Sharding
 from multihead.torch.callers import attending_modules
 from multihead.torch.module import MultiheadAttention
 
+_CHECKING = threading.Lock()  # CPython 3.11 reads no sources in several threads at once
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
@@ -62,13 +64,16 @@ def parallel(
 
     Examples
     --------
+    >>> import copy
     >>> import torch
     >>> from multihead.distributed import threads
     >>> from multihead.torch import accelerate, parallel
+    >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> accelerate(layer)
+    1
     >>> def program(ranks):
-    ...     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    ...     accelerate(layer)
-    ...     return tuple(parallel(layer, ranks)(torch.randn(1, 5, 8)).shape)
+    ...     own = parallel(copy.deepcopy(layer), ranks)
+    ...     return tuple(own(torch.randn(1, 5, 8)).shape)
     >>> threads.run(2, program)
     [(1, 5, 8), (1, 5, 8)]
     """
@@ -88,8 +93,9 @@ def parallel(
     if theirs:
         from multihead.torch import sharded_model
 
-        for one in theirs:
-            sharded_model.check(one, shared)
+        with _CHECKING:
+            for one in theirs:
+                sharded_model.check(one, shared)
         for one in theirs:
             sharded_model.share(one, shared)
     for layer in layers:

@@ -17,6 +17,7 @@ from multihead.layer_rules import alibi_slopes
 from multihead.reference.dropout import BIAS_KEY, dropout_mask
 from multihead.torch.context_parallel import ShardedTensors, attend_sharded, drawn_seed
 from multihead.torch.dispatch import transformed
+from multihead.torch.eager import eager
 from multihead.torch.rotation import angles_at, turned
 from multihead.torch.tensors import HALF, readable
 
@@ -73,6 +74,7 @@ def refuse_beside_parallel(need_weights: bool, kv_cache: Any) -> None:
         raise wrong("kv_cache", "None beside parallel(): call parallel(None) before", "a cache")
 
 
+@eager
 def forward_sharded(module: Any, parallel: ContextParallel, call: ShardedCall) -> torch.Tensor:
     """Attend with the projections and options of a layer; all ranks call it together."""
     inputs = call.query, call.key, call.value
@@ -131,10 +133,6 @@ def forward_sharded(module: Any, parallel: ContextParallel, call: ShardedCall) -
     out = _last(module, out)
     found: torch.Tensor = out[0] if unbatched else out
     return found
-
-
-# What `torch.compiler.disable` would set, which imports the compiler: seconds, for each program.
-vars(forward_sharded).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=None)
 
 
 def _agree(module: Any, parallel: ContextParallel, call: ShardedCall, batch_first: bool) -> None:
@@ -212,7 +210,10 @@ def _projected(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Ten
     bias = module.in_proj_bias
     query, key, value = inputs
     if module.in_proj_weight is not None and query is key is value:
-        return _linear(query, module.in_proj_weight, bias).split(widths, -1)
+        of_all: tuple[torch.Tensor, ...] = _linear(query, module.in_proj_weight, bias).split(
+            widths, -1
+        )
+        return of_all
     weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight.split(widths)
