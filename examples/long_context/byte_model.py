@@ -81,7 +81,5 @@ def sharded_model(seed: int, sizes: Sizes, ranks: ContextParallel) -> ByteModel:
     torch.manual_seed(seed)
     model = ByteModel(sizes)
     for block in model.blocks:
-        block.attention.parallel(
-            ranks.communicator, scheme=ranks.scheme, sharding=ranks.sharding
-        )
+        block.attention.parallel(ranks.communicator, scheme=ranks.scheme, sharding=ranks.sharding)
     return model

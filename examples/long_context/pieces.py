@@ -24,7 +24,7 @@ class Pieces:
         self._held = parallel.positions(length)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return this rank's bytes (1, L_r), and the byte after each: from the whole, not the part."""
+        """Return this rank's bytes (1, L_r), and the byte after each in the whole text."""
         rng = np.random.default_rng([self._seed, step])
         start = rng.integers(0, len(self._text) - self._length)
         places = start + self._held

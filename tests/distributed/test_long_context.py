@@ -137,7 +137,8 @@ def test_a_run_of_which_a_process_was_killed_goes_on(transport: str, tmp_path: P
     try:
         end = time.monotonic() + SECONDS
         while not re.search(r"^step +5 ", job.said, re.M):
-            assert time.monotonic() < end and job.process.poll() is None, job.said
+            assert time.monotonic() < end, job.said
+            assert job.process.poll() is None, job.said
             time.sleep(0.02)
         ranks = ranks_of(folder)
         assert len(ranks) == 2

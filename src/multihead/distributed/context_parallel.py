@@ -163,7 +163,8 @@ class ContextParallel:
     def attention_backward(self, d_out: Any, cache: Any, **options: Any) -> tuple[Any, ...]:
         """Return gradients, as `ring_attention_backward` or `all_to_all_attention_backward`."""
         _, backward = _SCHEMES[self.scheme]
-        return backward(d_out, cache, **options)
+        gradients: tuple[Any, ...] = backward(d_out, cache, **options)
+        return gradients
 
     def _ways(self) -> list[tuple[Communicator, Sharding]]:
         """Communicators with how each shards what the one before it left together."""

@@ -21,7 +21,8 @@ def split_heads(batch: Batch, x: Array, heads: int) -> Array:
         return split
     if not batch.batched:
         split = split[None]
-    return split.transpose(1, 2, 0, 3) if batch.tokens_first else split.swapaxes(1, 2)
+    heads_first: Array = split.transpose(1, 2, 0, 3) if batch.tokens_first else split.swapaxes(1, 2)
+    return heads_first
 
 
 def merge_heads(batch: Batch, x: Array) -> Array:
