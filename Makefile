@@ -98,11 +98,12 @@ SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
 
-# the example of long texts on many processes; and ranks of a training run are killed again and again: the others
-# end in time, and it goes on from its checkpoint
+# many processes: PyTorch's wrappers, the example of long texts, ranks that fail in each way there is; and ranks of a
+# training run are killed again and again: the others end in time, and it goes on from its checkpoint
 KILLS ?= 100
+MANY := $(addprefix tests/distributed/test_,$(addsuffix .py,training long_context faults))
 distributed: $(VENV)/.test
-	$(BIN)/python -m pytest tests/distributed/test_long_context.py
+	$(BIN)/python -m pytest --numprocesses 3 --dist load $(MANY)
 	$(BIN)/python tests/distributed/kill_ranks.py --kills $(KILLS) $(ARGS)
 
 # faults planted in the engine, and who finds them: docs/planted.json; an hour

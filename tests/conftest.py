@@ -23,8 +23,13 @@ import kernel_sets
 import multihead as mh
 from multihead import _native
 
-# named by `make browser`, as it needs one, and by `make distributed`, as it starts many processes
-collect_ignore = ["test_maps_browser.py", "distributed/test_long_context.py"]
+# named by `make browser`, as it needs one, and by `make distributed`, as they start many processes
+collect_ignore = [
+    "test_maps_browser.py",
+    "distributed/test_faults.py",
+    "distributed/test_long_context.py",
+    "distributed/test_training.py",
+]
 
 # files of few tests that take long: they begin, so that in the end no worker is left alone with one
 LONG = ("test_net", "test_digits", "test_native_digest", "test_build")

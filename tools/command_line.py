@@ -1,7 +1,7 @@
 """Write what the commands write into the pages: `python tools/command_line.py [COMMAND ...]`.
 
-Into docs/command_line.md goes the output of each command, or of those that are named, at
-72 columns; into docs/environment.md the table of the environment's variables.
+Into docs/command_line.md and docs/scaling.md goes the output of each command, or of those that are
+named, at 72 columns; into docs/environment.md the table of the environment's variables.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from multihead.cli.environment import VARIABLES, table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "command_line.md"
+PAGES = [ROOT / "docs" / name for name in ("command_line.md", "scaling.md")]
 ENVIRONMENT = ROOT / "docs" / "environment.md"
 COMMAND = re.compile(r"(<!-- multihead ([\w. -]+?) -->\n).*?(<!-- / -->)", re.S)
 READ = {variable.name for variable in VARIABLES}
@@ -48,7 +48,8 @@ def main() -> None:
             return match[0]
         return match[1] + output(match[2]) + match[3]
 
-    PAGE.write_text(COMMAND.sub(written, PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(COMMAND.sub(written, page.read_text()))
     ENVIRONMENT.write_text(
         TABLE.sub(lambda match: match[1] + table() + match[2], ENVIRONMENT.read_text())
     )

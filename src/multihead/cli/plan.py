@@ -9,8 +9,9 @@ from typing import Any
 import multihead as mh
 from multihead.cli.arguments import amount, count
 from multihead.cli.console import Cell, Console
-from multihead.cli.rates import measured
-from multihead.distributed.cost import Cluster, Cost, Scheme, Work, cost, schemes
+from multihead.cli.rates import attention, carrying, copying
+from multihead.distributed.cost import Cost, cost
+from multihead.distributed.work import Cluster, Scheme, Work, schemes
 
 DESCRIPTION = (
     "Predict time, bytes sent and memory of one attention whose sequence is shared by ranks, for "
@@ -49,6 +50,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("FORWARD", "BACKWARD"),
         help="billions of operations per second on a rank; default: measured here",
     )
+    add(
+        "--handling",
+        type=amount,
+        nargs=2,
+        metavar=("COPYING", "CARRYING"),
+        help="gigabytes per second on a rank that NumPy reads and writes, and that its processors "
+        "send and receive at most; default: measured here",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -68,17 +77,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
         ITEMSIZES[options.dtype],
         not options.forward,
     )
-    given = options.rate and [x * GIGA for x in options.rate]
-    forward, backward = given or measured(options.head_dim, options.dtype)
+    given = [x and [each * GIGA for each in x] for x in (options.rate, options.handling)]
+    operations = given[0] or attention(options.head_dim, options.dtype)
+    handling = given[1] or (copying(options.head_dim), mh.get_num_threads() * carrying())
     cluster = Cluster(
-        options.ranks, options.bandwidth * GIGA, options.latency * 1e-6, forward, backward
+        options.ranks,
+        options.bandwidth * GIGA,
+        options.latency * 1e-6,
+        *operations,
+        *handling,
     )
     found = {scheme: cost(work, cluster, scheme) for scheme in schemes(work, options.ranks)}
     best = min(found, key=lambda scheme: found[scheme].seconds)
     rows = [_figures(scheme, each, options.layers) for scheme, each in found.items()]
     document = {
         "work": work._asdict() | {"layers": options.layers, "dtype": options.dtype},
-        "cluster": cluster._asdict() | {"rates_measured": given is None},
+        "cluster": cluster._asdict() | {"rates_measured": given[0] is None},
         "schemes": rows,
         "best": str(best),
     }
@@ -95,6 +109,7 @@ def _figures(scheme: Scheme, each: Cost, layers: int) -> dict[str, Any]:
         "heads": scheme.heads,
         "seconds": each.seconds * layers,
         "computing": each.computing * layers,
+        "handling": each.handling * layers,
         "waiting": each.waiting * layers,
         "bytes_sent": each.sent * layers,
         "memory": each.kept * layers + each.passing,
@@ -126,12 +141,21 @@ def _write(
         rows.append([(text, style) for text in texts])
     console.table(rows, right=(1, 2, 3, 4))
     console.line()
-    console.say(f"best: {best}")
+    least = document["schemes"][found.index(best)]
+    computing, handling = (
+        f"{100 * least[part] / least['seconds']:.0f} %" for part in ("computing", "handling")
+    )
+    console.say(
+        f"best: {best}; {computing} of its time is computing, {handling} merging, copying and "
+        "carrying messages"
+    )
     how = f"measured here, {mh.get_num_threads()} threads" if cluster["rates_measured"] else "given"
     console.say(
         f"{cluster['forward'] / GIGA:.0f} billion operations per second forward and "
         f"{cluster['backward'] / GIGA:.0f} backward ({how}); "
-        f"{cluster['bandwidth'] / GIGA:g} GB/s and {cluster['latency'] * 1e6:g} us a message. "
+        f"{cluster['copying'] / GIGA:.2g} GB/s copied and {cluster['carrying'] / GIGA:.2g} carried "
+        f"at most; {cluster['bandwidth'] / GIGA:g} GB/s and {cluster['latency'] * 1e6:g} us a "
+        "message. "
         "Attention alone: projections and all else of a model are not in it."
     )
 

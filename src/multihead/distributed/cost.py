@@ -2,76 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from multihead.distributed.agreement import ROOM
+from multihead.distributed.clock import Clock
+from multihead.distributed.part import Part, kept, part_of, passing
+from multihead.distributed.work import Cluster, Scheme, Work
 
 FORWARD, BACKWARD = 2, 5  # products of scores' size: what backward makes anew is among its five
+LENGTHS = 16  # bytes in which a rank says how many queries and keys it has
 
-
-class Work(NamedTuple):
-    """One attention, forward and, if it is trained, backward.
-
-    Attributes
-    ----------
-    length, batch, heads, key_heads, head_dim : int
-    causal : bool
-        Sharded zig-zag then, so that all ranks have as much to do.
-    itemsize : int
-        Bytes of an element: 4 for float32, 2 for bfloat16. What is added up has 4, or 8 of 8.
-    training : bool
-    """
-
-    length: int
-    batch: int
-    heads: int
-    key_heads: int
-    head_dim: int
-    causal: bool = False
-    itemsize: int = 4
-    training: bool = True
-
-    @property
-    def sumsize(self) -> int:
-        """Bytes of an element of what is added up."""
-        return max(self.itemsize, 4)
-
-
-class Cluster(NamedTuple):
-    """Ranks, and what each of them can do.
-
-    Attributes
-    ----------
-    ranks : int
-    bandwidth : float
-        Bytes per second out of a rank, and as many into it.
-    latency : float
-        Seconds that a message takes besides.
-    forward, backward : float
-        Floating-point operations per second of attention's passes on one rank.
-    """
-
-    ranks: int
-    bandwidth: float
-    latency: float
-    forward: float
-    backward: float
-
-
-class Scheme(NamedTuple):
-    """How ranks share one attention: `heads` share out the heads, `ring` the tokens among those.
-
-    Their product is the number of ranks. One of them is 1 for all-to-all or ring attention alone.
-    """
-
-    ring: int
-    heads: int
-
-    def __str__(self) -> str:
-        if self.heads == 1:
-            return "ring"
-        return "all-to-all" if self.ring == 1 else f"ring of {self.ring} × {self.heads} all-to-all"
+# how often NumPy reads or writes an element
+COPIED = 2
+ADDED = 4  # made, read, added to a sum
+MERGED = 8  # made, scaled, added to a sum that is scaled
+ROUNDED = 56  # bytes, for an element of 2: the steps of rounding to nearest even
 
 
 class Cost(NamedTuple):
@@ -81,17 +26,22 @@ class Cost(NamedTuple):
     ----------
     computing : float
         Seconds in the engine.
+    handling : float
+        Seconds in which results of blocks are merged, arrays are copied and rounded, and messages
+        carried by processors that would compute.
     waiting : float
-        Seconds for arrays that are under way, where computing does not hide them.
+        Seconds for arrays that are under way, where neither hides them.
     sent : int
         Bytes.
     kept : int
-        Bytes that last from forward to backward: inputs, output and statistics.
+        Bytes that last from forward to backward: inputs, what is exchanged of them, outputs and
+        statistics.
     passing : int
         Bytes besides, at most at a time: keys under way, and gradients.
     """
 
     computing: float
+    handling: float
     waiting: float
     sent: int
     kept: int
@@ -100,15 +50,7 @@ class Cost(NamedTuple):
     @property
     def seconds(self) -> float:
         """All of the time."""
-        return self.computing + self.waiting
-
-
-def schemes(work: Work, ranks: int) -> Iterator[Scheme]:
-    """Give the schemes that fit: ranks divide heads, and key heads divide ranks or the reverse."""
-    for shared in range(1, ranks + 1):
-        whole = ranks % shared == 0 and work.heads % shared == 0
-        if whole and (work.key_heads % shared == 0 or shared % work.key_heads == 0):
-            yield Scheme(ranks // shared, shared)
+        return self.computing + self.handling + self.waiting
 
 
 def cost(work: Work, cluster: Cluster, scheme: Scheme) -> Cost:
@@ -126,58 +68,91 @@ def cost(work: Work, cluster: Cluster, scheme: Scheme) -> Cost:
 
     Notes
     -----
-    A turn of the ring takes as long as computing or the transfer of the next keys, whichever takes
-    longer; what heads are shared out by waits. What joins parts of results is left out.
+    It goes through the passes as `ring` and `ulysses` do, with a clock instead of arrays: keys
+    and gradients travel while the rank computes, what heads are exchanged for is waited for.
 
     Examples
     --------
     >>> work = Work(length=8192, batch=1, heads=8, key_heads=8, head_dim=64, training=False)
     >>> cluster = Cluster(2, bandwidth=1e9, latency=0.0, forward=1e11, backward=1e11)
     >>> found = cost(work, cluster, Scheme(ring=2, heads=1))
-    >>> round(found.computing, 3), found.waiting, found.sent
-    (0.687, 0.0, 16779280)
+    >>> round(found.computing, 3), round(found.waiting, 6), found.sent
+    (0.687, 2e-06, 16779280)
     """
-    ring, shared = scheme
-    heads, key_heads = work.heads // shared, max(work.key_heads // shared, 1)
-    tokens = work.batch * work.length / (ring * shared)  # of this rank's shard
-    pairs = work.batch * work.length**2 / ring / (2 if work.causal else 1)
-    product = 2.0 * pairs * heads * work.head_dim
-    row = 2 * work.head_dim  # of keys and values
-    keys = tokens * shared * key_heads * row  # elements that one turn brings
-    others, around = shared - 1, ring - 1
-    told = (others + around) * ROOM  # what ranks agree on
-    lengths = (others + around) * 2 * 8  # of queries and keys
-    if shared > 1:
-        lengths += around * ROOM
-
-    def moved(size: float) -> tuple[float, float]:
-        """Bytes and seconds of the exchanges before and after, of so many bytes to each."""
-        sent = others * size
-        return sent, sent / cluster.bandwidth + 2 * others * cluster.latency
-
-    def passes(products: int, rate: float, turn: float, last: float) -> tuple[float, float]:
-        """Seconds in the engine and besides, of a ring whose turns bring so many bytes."""
-        computing = products * product / rate
-        moving = turn / cluster.bandwidth + cluster.latency
-        waiting = around * max(moving - computing / ring, 0.0)
-        return computing, waiting + (last / cluster.bandwidth if ring > 1 else 0.0)
-
-    of_queries = tokens * heads * work.head_dim
-    of_keys = tokens * key_heads * row
-    of_rows = tokens * heads
-    whole = shared * (2 * of_queries + of_keys)
-    coming = min(around, 2) * keys
-    sent, waiting = moved((2 * of_queries + of_keys) * work.itemsize + of_rows * work.sumsize)
-    computing, ringing = passes(FORWARD, cluster.forward, keys * work.itemsize, 0.0)
-    sent += around * keys * work.itemsize + told + lengths
-    waiting += ringing
-    kept = whole * work.itemsize + 3 * shared * of_rows * work.sumsize
-    passing = coming * work.itemsize
+    part, clock = part_of(work, scheme), Clock(cluster)
+    _forward(part, work, clock, cluster.forward)
     if work.training:
-        more, seconds = moved(2 * of_queries * work.itemsize + of_keys * work.sumsize)
-        sums = keys * work.sumsize
-        slower, ringing = passes(BACKWARD, cluster.backward, keys * work.itemsize + sums, sums)
-        sent += more + around * (keys * work.itemsize + sums) + told
-        computing, waiting = computing + slower, waiting + seconds + ringing
-        passing += (whole + coming) * work.sumsize
-    return Cost(computing, waiting, round(sent), round(kept), round(passing))
+        _backward(part, work, clock, cluster.backward)
+    return Cost(
+        clock.computing,
+        clock.handling,
+        clock.waiting,
+        round(clock.sent),
+        round(kept(part, work)),
+        round(passing(part, work)),
+    )
+
+
+def _forward(part: Part, work: Work, clock: Clock, rate: float) -> None:
+    """Agree, exchange tokens for heads, go round the ring, and exchange back."""
+    others, around = part.shared - 1, part.ring - 1
+    if others:
+        clock.exchange(ROOM, others)
+        clock.exchange(ROOM, around)
+        clock.exchange(LENGTHS, others)
+        for size in (part.queries, part.keys / 2, part.keys / 2):
+            _exchange(part, clock, size * work.itemsize)
+    clock.exchange(ROOM, around)
+    clock.exchange(LENGTHS, around)
+    for turn in range(part.ring):
+        coming = clock.start(part.keys * work.itemsize, 2) if turn < around else 0.0
+        clock.compute(2 * FORWARD * (part.other if turn else part.own) / rate)
+        # of a causal ring's own keys, half of the queries see those of both ends
+        merged = 1.0 if turn else 0.5 * (work.causal and around > 0)
+        clock.handle(MERGED * merged * part.queries * work.sumsize)
+        clock.wait(coming)
+    clock.handle(part.queries * (ROUNDED if work.half else COPIED * work.itemsize))
+    if others:
+        _exchange(part, clock, part.queries * work.itemsize)
+        _exchange(part, clock, part.rows * work.sumsize)
+
+
+def _backward(part: Part, work: Work, clock: Clock, rate: float) -> None:
+    """Do the same for gradients; those of the keys of a turn go home during the next."""
+    others, around = part.shared - 1, part.ring - 1
+    clock.exchange(ROOM, others)
+    clock.exchange(ROOM, around)
+    if others:
+        _exchange(part, clock, part.queries * work.itemsize)
+    home = 0.0
+    for turn in range(part.ring):
+        coming = clock.start(part.keys * work.itemsize, 2) if turn < around else 0.0
+        clock.compute(2 * BACKWARD * (part.other if turn else part.own) / rate)
+        added = 1.0 if turn else 0.5 * (work.causal and around > 0)
+        clock.handle(ADDED * added * part.queries * work.sumsize)
+        if turn:
+            going = clock.start(part.keys * work.sumsize, 2)
+            home = _come_home(part, work, clock, home, going)
+        clock.wait(coming)
+    _come_home(part, work, clock, home, 0.0)
+    if work.half:
+        clock.handle(ROUNDED * (part.queries + part.given))
+    if others:
+        _exchange(part, clock, part.queries * work.itemsize)
+        for _ in range(2):
+            _exchange(part, clock, part.keys / 2 * work.sumsize)
+
+
+def _come_home(part: Part, work: Work, clock: Clock, coming: float, following: float) -> float:
+    """Wait for the gradients of a turn and add them; return when those of the next come."""
+    if coming:
+        clock.wait(coming)
+        clock.handle(ADDED * part.keys * work.sumsize)
+    return following
+
+
+def _exchange(part: Part, clock: Clock, size: float) -> None:
+    """Send each rank its part of so many bytes: they are cut up before, and put in order after."""
+    clock.handle(COPIED * size)
+    clock.exchange(size / part.shared, part.shared - 1)
+    clock.handle(COPIED * size)
