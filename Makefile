@@ -16,13 +16,13 @@ CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -
 
 .DEFAULT_GOAL := help
 .PHONY: help demo llama sentences finetune test browser notebooks pictures cross processors sanitize sanitize-threads
-.PHONY: sanitize-integer fuzz planted reliability wheels bench accuracy lint format docs linkcheck clean
+.PHONY: sanitize-integer fuzz planted reliability wheels bench scaling plan-check accuracy lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo | llama | sentences | finetune"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
-	@echo "     bench | accuracy"
+	@echo "     bench | scaling | plan-check | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
 	@echo "     cross | processors | reliability"
 	@echo "     wheels | clean"
@@ -113,6 +113,10 @@ bench: $(VENV)/.bench
 # time and memory of longer and longer sequences: docs/scaling.md
 scaling: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+# predictions of `multihead plan` beside runs of several processes: docs/scaling.md; as root, links are shaped too
+plan-check: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 # errors against float64, beside PyTorch's: docs/accuracy.md
 accuracy: $(VENV)/.bench
