@@ -16,14 +16,14 @@ CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -
 
 .DEFAULT_GOAL := help
 .PHONY: help demo llama sentences finetune long-context test browser notebooks pictures cross processors sanitize
-.PHONY: sanitize-threads sanitize-integer fuzz distributed planted reliability wheels bench accuracy scaling lint format docs
-.PHONY: linkcheck clean
+.PHONY: sanitize-threads sanitize-integer fuzz distributed planted reliability wheels bench scaling plan-check accuracy
+.PHONY: lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo | llama | sentences | finetune | long-context"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
-	@echo "     bench | accuracy"
+	@echo "     bench | scaling | plan-check | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
 	@echo "     cross | processors | distributed | reliability"
 	@echo "     wheels | clean"
@@ -128,6 +128,10 @@ bench: $(VENV)/.bench
 # time and memory of longer and longer sequences: docs/scaling.md
 scaling: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+# predictions of `multihead plan` beside runs of several processes: docs/scaling.md; as root, links are shaped too
+plan-check: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 # errors against float64, beside PyTorch's: docs/accuracy.md
 accuracy: $(VENV)/.bench

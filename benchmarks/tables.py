@@ -21,6 +21,7 @@ from benchmarks.cases import SHAPES
 from benchmarks.contenders import OURS
 from benchmarks.markdown import table, wrapped
 from benchmarks.measure import FULL
+from benchmarks.plan import page as plans
 from benchmarks.targets import FACES
 from benchmarks.targets.target import QUIET
 from benchmarks.workloads import WORKLOADS, Workload
@@ -34,8 +35,8 @@ DOCUMENTS = (
     "docs/accuracy.md",
     "docs/scaling.md",
 )
-# the files in RESULTS: a run of each face, the errors, and how lengths cost
-FILES = (*FACES, "accuracy", "scaling")
+# the files in RESULTS: a run of each face, the errors, how lengths cost, and what plans say
+FILES = (*FACES, "accuracy", "scaling", "plan")
 REGION = re.compile(r"(<!-- benchmark: ([\w-]+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
 
 # the README's columns: a heading and the mode of the grid
@@ -221,6 +222,7 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "half-peers": peers,
     "modern": lambda results: targets(results, "modern"),
     "scaling": scaling,
+    "plan": lambda results: plans.checked(results["plan"]),
     "accuracy": lambda results: page.summary(results["accuracy"]),
     "accuracy-relative": lambda results: page.errors(results["accuracy"], RELATIVE),
     "accuracy-maximum": lambda results: page.errors(results["accuracy"], MAXIMUM),

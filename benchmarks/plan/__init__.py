@@ -1,0 +1,1 @@
+"""What `multihead plan` predicts, beside what runs of several processes take."""
