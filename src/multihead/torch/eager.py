@@ -27,4 +27,3 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     vars(called).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=None)
     return called
-
