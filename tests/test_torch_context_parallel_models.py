@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
-from multihead.distributed import Communicator, ContextParallel, threads
+from multihead.distributed import Alone, Communicator, ContextParallel, threads
 from multihead.torch import parallel
+from multihead.torch.sharded_transformers import current
 from transformers_models import bert, capped, lively, llama, padded, registration, with_sinks
 
 pytestmark = pytest.mark.timeout(120)
@@ -209,6 +210,24 @@ def test_an_error_on_one_rank_is_one_on_all() -> None:
             own(ids, **options)
 
     on_ranks(program)
+
+
+def test_an_error_within_a_model_leaves_nothing_behind() -> None:
+    model, others = lively(llama()), lively(llama())
+    ids = torch.randint(1, 10, (2, 7))
+    expected = others(ids).logits.detach()
+    parallel(model, Alone())
+    block = model.model.layers[1]
+    block.register_forward_pre_hook(fails)
+    with pytest.raises(ZeroDivisionError):
+        model(ids)
+    # a scope that was left open would be that of the next model's masks
+    assert torch.equal(others(ids, attention_mask=torch.ones_like(ids)).logits.detach(), expected)
+    assert current() is None
+
+
+def fails(*_: Any) -> None:
+    raise ZeroDivisionError
 
 
 def test_masks_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
