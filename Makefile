@@ -98,10 +98,11 @@ SECONDS ?= 60
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m fuzz.run $(BUILD)/fuzz --seconds $(SECONDS) --fuzzers "$(FUZZERS)" $(if $(RECORD),--record) $(ARGS)
 
-# many processes: PyTorch's wrappers, the example of long texts, ranks that fail in each way there is; and ranks of a
-# training run are killed again and again: the others end in time, and it goes on from its checkpoint
+# many processes, and models: PyTorch's wrappers, the example of long texts, Hugging Face's models, ranks that fail in
+# each way there is; and ranks of a training run are killed again and again: the others end in time, and it goes on from its checkpoint
 KILLS ?= 100
-MANY := $(addprefix tests/distributed/test_,$(addsuffix .py,training long_context faults))
+MANY := $(addprefix tests/,$(addsuffix .py,distributed/test_training distributed/test_long_context \
+  test_torch_context_parallel_models distributed/test_faults))
 distributed: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 3 --dist load $(MANY)
 	$(BIN)/python tests/distributed/kill_ranks.py --kills $(KILLS) $(ARGS)

@@ -29,6 +29,7 @@ collect_ignore = [
     "distributed/test_faults.py",
     "distributed/test_long_context.py",
     "distributed/test_training.py",
+    "test_torch_context_parallel_models.py",
 ]
 
 # files of few tests that take long: they begin, so that in the end no worker is left alone with one

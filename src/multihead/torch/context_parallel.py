@@ -114,7 +114,7 @@ def context_parallel_attention(
     ...     out.sum().backward()
     ...     return tuple(part.grad.shape)
     >>> threads.run(2, program)
-    [(1, 2, 4, 4), (1, 2, 3, 4)]
+    [(1, 2, 3, 4), (1, 2, 4, 4)]
     """
     if not isinstance(parallel, ContextParallel):
         raise wrong_type("parallel", "a ContextParallel", type(parallel).__name__)
