@@ -15,7 +15,16 @@ import transformers
 from multihead.distributed import Alone, Communicator, ContextParallel, threads
 from multihead.torch import parallel
 from multihead.torch.sharded_transformers import current
-from transformers_models import bert, capped, lively, llama, padded, registration, with_sinks
+from transformers_models import (
+    bert,
+    capped,
+    lively,
+    llama,
+    mistral,
+    padded,
+    registration,
+    with_sinks,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,21 +36,6 @@ Result = dict[str, torch.Tensor]
 def registered() -> Iterator[None]:
     with registration():
         yield
-
-
-def mistral() -> Any:
-    config = transformers.MistralConfig(
-        vocab_size=37,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=31,
-        sliding_window=4,
-        pad_token_id=0,
-    )
-    return transformers.MistralForCausalLM(config)
 
 
 def modern_bert() -> Any:

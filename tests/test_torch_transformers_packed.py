@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import DataCollatorWithFlattening
 
 from multihead.torch.hugging_face import attend
-from transformers_models import Layer, capped, lively, llama, registration, with_sinks
+from transformers_models import Layer, capped, lively, llama, mistral, registration, with_sinks
 
 LENGTHS = (5, 11, 1, 7)
 COLLATORS: dict[str, dict[str, Any]] = {
@@ -29,20 +28,6 @@ def registered(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
     with registration():
         yield
-
-
-def mistral() -> Any:
-    config = transformers.MistralConfig(
-        vocab_size=37,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=31,
-        sliding_window=4,
-        pad_token_id=0,
-    )
-    return transformers.MistralForCausalLM(config)
 
 
 def losses(model: Any, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,21 @@ def words(n: int = 3, length: int = 11) -> torch.Tensor:
     return torch.randint(3, 37, (n, length))
 
 
+def mistral() -> Any:
+    """Grouped heads, and a window in every layer."""
+    config = transformers.MistralConfig(
+        vocab_size=37,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=31,
+        sliding_window=4,
+        pad_token_id=0,
+    )
+    return transformers.MistralForCausalLM(config)
+
+
 def capped() -> Any:
     """Gemma 2: capped scores, grouped heads, and a window in every other layer."""
     config = transformers.Gemma2Config(

@@ -110,9 +110,14 @@ class ContextParallel:
         return self.communicator.size * (1 if self.ring is None else self.ring.size)
 
     @property
+    def communicators(self) -> list[Communicator]:
+        """All of them, the ring before those that exchange heads."""
+        return [each for each, _ in self._ways()]
+
+    @property
     def bytes_sent(self) -> int:
         """What this rank has sent to others so far."""
-        return sum(each.bytes_sent for each, _ in self._ways())
+        return sum(each.bytes_sent for each in self.communicators)
 
     def positions(self, length: int) -> Array:
         """Return the positions in a sequence of so many tokens of those that this rank holds.
@@ -145,7 +150,7 @@ class ContextParallel:
 
     def sum(self, array: Array) -> None:
         """Add up a C-contiguous array of all ranks, in place and in an order that is fixed."""
-        for each, _ in reversed(self._ways()):
+        for each in reversed(self.communicators):
             each.sum(array)
 
     def attention(self, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:

@@ -363,7 +363,7 @@ class ParallelAttention:
 
     def _agree(self, said: dict[str, Any], error: Exception | None) -> None:
         """Return if all ranks say the same and none has an error; else raise on all."""
-        agree_all([each for each, _ in self.parallel._ways()], said, error)
+        agree_all(self.parallel.communicators, said, error)
 
     def _taken_in(
         self,

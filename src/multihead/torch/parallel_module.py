@@ -149,8 +149,7 @@ def _agree(module: Any, parallel: ContextParallel, call: ShardedCall, batch_firs
         }
     except (TypeError, ValueError) as found:
         error = found
-    ways = [x for x in (parallel.communicator, parallel.ring) if x is not None]
-    agree_all(ways, said, error)
+    agree_all(parallel.communicators, said, error)
 
 
 def _check(module: Any, call: ShardedCall, batch_first: bool) -> None:

@@ -125,8 +125,7 @@ def _agreed(module: Any, given: dict[str, Any]) -> Scope:
         said = {"batch": tokens[0], "position_ids": given.get("position_ids") is not None}
     except (TypeError, ValueError) as found:
         error = found
-    ways = [x for x in (parallel.communicator, parallel.ring) if x is not None]
-    agree_all(ways, said, error)
+    agree_all(parallel.communicators, said, error)
 
     mask = given.get("attention_mask")
     hides = mask is not None and not bool(mask.all())
