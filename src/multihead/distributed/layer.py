@@ -132,7 +132,10 @@ class ParallelAttention:
                     np.frombuffer(str(layer.rope.to_dict()).encode(), np.uint8)
                 )
             said = {name: repr(value)[:60] for name, value in options.items()}
-            said |= {name: digest(x) for name, x in layer._block.arrays.items()}
+            said |= {
+                name: f"checksum {digest(x)} (load one state dict)"
+                for name, x in layer._block.arrays.items()
+            }
         except (TypeError, ValueError) as found:
             error = found
         self._agree(said, error)
