@@ -14,14 +14,29 @@ SECONDS = 20.0  # that a rank waits
 Result = dict[str, torch.Tensor]
 
 
+def apart(x: torch.Tensor, y: torch.Tensor) -> float:
+    """How far they are apart, of the largest entry."""
+    if not x.numel():
+        return 0.0
+    return float((x.double() - y.double()).abs().max()) / max(float(y.abs().max()), 1e-2)
+
+
 def assert_near(found: Result, expected: Result, bound: float = 1e-6) -> None:
-    """Whether all is there, and near, of the largest entry."""
+    """Whether all is there, and near."""
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         assert found[name].shape == x.shape, name
-        largest = max(float(x.abs().max()), 1e-2) if x.numel() else 1.0
-        difference = float((found[name] - x).abs().max()) if x.numel() else 0.0
-        assert difference <= bound * largest, f"{name}: {difference / largest:.1e}"
+        assert apart(found[name], x) <= bound, f"{name}: {apart(found[name], x):.1e}"
+
+
+def assert_as_one(found: Result, expected: Result, exact: Result, bound: float = 1e-6) -> None:
+    """Whether all is near what one process finds, or as near to float64 as that is."""
+    assert found.keys() == expected.keys() == exact.keys()
+    for name, x in expected.items():
+        assert found[name].shape == x.shape, name
+        if apart(found[name], x) > bound:
+            here, there = apart(found[name], exact[name]), apart(x, exact[name])
+            assert here <= max(bound, there), f"{name}: {here:.1e}, of one process {there:.1e}"
 
 
 def in_threads(size: int, program: Callable[[Communicator], Any]) -> list[Any]:
