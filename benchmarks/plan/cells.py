@@ -72,6 +72,7 @@ class Place(NamedTuple):
 
 
 RING, HEADS, MIXED = Scheme(2, 1), Scheme(1, 2), Scheme(2, 2)
+RING_OF_4, HEADS_OF_4 = Scheme(4, 1), Scheme(1, 4)
 TWO = (
     Cell(RING, 4096, 4, 4),
     Cell(HEADS, 4096, 4, 4),
@@ -80,7 +81,8 @@ TWO = (
     Cell(RING, 12288, 4, 4, causal=True, dtype="bfloat16", training=False),
 )
 FOUR = (
-    Cell(Scheme(4, 1), 4096, 4, 4),
+    Cell(RING_OF_4, 4096, 4, 4),
+    Cell(HEADS_OF_4, 4096, 4, 4),
     Cell(MIXED, 6144, 4, 4, causal=True),
     Cell(MIXED, 8192, 4, 4, dtype="bfloat16", training=False),
 )

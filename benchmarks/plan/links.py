@@ -15,6 +15,7 @@ from typing import NamedTuple
 BURST = 128 * 1024  # bytes that a link lets through at once: two of the largest packets
 QUEUE = 64 * 1024**2  # bytes that wait before a link: nothing is dropped
 INTERFACE = "eth0"
+CONTROL = "reno"  # TCP's, which every kernel has: BBR leaves a part of a link that two share unused
 OWN = "multihead"  # begins the name of a namespace, before the process that made it
 
 
@@ -61,7 +62,8 @@ def shaped(ranks: int, rate: float) -> Iterator[list[Host]]:
     """Give each rank a namespace behind a link of so many bytes per second each way.
 
     The links meet in a bridge, in a namespace too: the machine's own network is left alone. Each
-    direction is shaped where it enters the link. All is removed at the end.
+    direction is shaped where it enters the link, and TCP is told how to share it. All is removed
+    at the end.
 
     Raises
     ------
@@ -106,6 +108,8 @@ def _joined(switch: str, rank: int, name: str, rate: float) -> Host:
     _run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", INTERFACE)
     for interface in ("lo", INTERFACE):
         _run("ip", "-n", name, "link", "set", interface, "up")
+    controlled = f"echo {CONTROL} > /proc/sys/net/ipv4/tcp_congestion_control"
+    _run("ip", "netns", "exec", name, "sh", "-c", controlled)
     limits = ("rate", f"{round(8 * rate)}bit", "burst", str(BURST), "limit", str(QUEUE))
     for at, interface in ((name, INTERFACE), (switch, port)):
         _run("tc", "-n", at, "qdisc", "add", "dev", interface, "root", "tbf", *limits)
