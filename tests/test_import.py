@@ -57,7 +57,7 @@ sys.modules["torch"] = None  # as if there were none
 print(hasattr(mh, "torch"))
 """
     assert run(code).splitlines() == [
-        "['bnns', 'distributed', 'maps', 'plot', 'torch']",
+        "['bnns', 'distributed', 'jax', 'maps', 'plot', 'torch']",
         "False multihead.bnns",
         "False",
     ]

@@ -1,7 +1,7 @@
 """Make the virtual environment that the Makefile works in: `python tools/environment.py .venv`.
 
-Creates it if it is missing, installs what the build needs, and says in plain words what a machine
-lacks. Runs on any Python 3, also on one that is too old for the package.
+Creates it if it is missing, installs what the build needs, jaxlib too where there is one, and says in
+plain words what a machine lacks. Runs on any Python 3, also on one that is too old for the package.
 """
 
 import ast
@@ -69,8 +69,12 @@ def main() -> None:
     if not python.exists():
         print("creating", target, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(target)], check=True)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--quiet", *build_requirements()], check=True)
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*install, *build_requirements()], check=True)
+    constraints = Path(__file__).resolve().parents[1] / "constraints.txt"
+    jaxlib = [*install, "--constraint", str(constraints), "jaxlib"]
+    if subprocess.run(jaxlib, stderr=subprocess.DEVNULL).returncode != 0:
+        print("no jaxlib for this Python and system: multihead.jax is not built", flush=True)
 
 
 main()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT = (
     "multihead/_native.*.so",
     "multihead/libmultihead.so",
+    "multihead/libmultihead_xla.so",
     "multihead/pkgconfig/multihead.pc",
     "multihead/cmake/multihead-config.cmake",
     "multihead/cmake/multihead-config-version.cmake",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         checkpoint,
         distributed,
         functional,
+        jax,
         maps,
         plot,
         reference,
@@ -55,7 +56,7 @@ __all__ = [
     "show_config",
 ]
 
-_ASIDE = ("bnns", "distributed", "maps", "plot", "torch")  # modules; some want an extra
+_ASIDE = ("bnns", "distributed", "jax", "maps", "plot", "torch")  # modules; some want an extra
 _MODULES = ("checkpoint", "functional", "reference", *_ASIDE)
 
 register_if_loaded()

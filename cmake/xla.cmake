@@ -1,0 +1,25 @@
+# Handlers that XLA calls, for multihead.jax: a library of its own beside the engine, built where
+# jaxlib is, which brings XLA's headers. Without it everything else is as it was.
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c
+    "import importlib.util as u; s = u.find_spec('jaxlib'); print(s.submodule_search_locations[0] if s else '')"
+  OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE jaxlib_dir)
+find_path(XLA_FFI_INCLUDE_DIR xla/ffi/api/ffi.h
+  PATHS "${jaxlib_dir}/include" NO_DEFAULT_PATH NO_CACHE)
+if(NOT XLA_FFI_INCLUDE_DIR)
+  message(STATUS "multihead.jax: not built, as there is no jaxlib (pip install jaxlib, then build again)")
+  return()
+endif()
+message(STATUS "multihead.jax: built with ${XLA_FFI_INCLUDE_DIR}")
+file(GLOB xla_sources CONFIGURE_DEPENDS csrc/xla/*.cpp)
+add_library(multihead_xla SHARED ${xla_sources})
+target_compile_options(multihead_xla PRIVATE ${warnings} ${exact})
+target_include_directories(multihead_xla SYSTEM PRIVATE "${XLA_FFI_INCLUDE_DIR}")
+target_link_libraries(multihead_xla PRIVATE multihead)
+show_only(multihead_xla multihead_attention_* multihead_layer_*)
+if(APPLE)
+  set_target_properties(multihead_xla PROPERTIES INSTALL_RPATH "@loader_path")
+else()
+  set_target_properties(multihead_xla PROPERTIES INSTALL_RPATH "$ORIGIN")
+endif()
+install(TARGETS multihead_xla LIBRARY DESTINATION . RUNTIME DESTINATION .)

@@ -1,0 +1,30 @@
+#include "engine.h"
+
+#include <stdexcept>
+
+namespace multihead::xla {
+
+const EngineTable& engine() {
+  static const EngineTable* const table = multihead_private_table();
+  if (table->version != kTableVersion)
+    throw std::runtime_error("libmultihead_xla and libmultihead: expected those of one build");
+  return *table;
+}
+
+ffi::Error error_of(const faces::Outcome& outcome) {
+  switch (outcome.status) {
+    case faces::Status::Done:
+      return ffi::Error::Success();
+    case faces::Status::OutOfMemory:
+      return {ffi::ErrorCode::kResourceExhausted, outcome.why};
+    case faces::Status::WrongArgument:
+      return {ffi::ErrorCode::kInvalidArgument, outcome.why};
+    case faces::Status::Interrupted:
+      return {ffi::ErrorCode::kCancelled, outcome.why};
+    case faces::Status::Failed:
+      break;
+  }
+  return {ffi::ErrorCode::kInternal, outcome.why};
+}
+
+}  // namespace multihead::xla

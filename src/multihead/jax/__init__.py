@@ -1,0 +1,11 @@
+"""Multi-head attention for JAX on the CPU: `jax.nn.dot_product_attention` on our engine.
+
+Import it explicitly; the package itself never imports JAX.
+"""
+
+from __future__ import annotations
+
+from multihead.jax import requires  # noqa: F401 (first: it checks JAX, and registers the engine)
+from multihead.jax.functional import dot_product_attention
+
+__all__ = ["dot_product_attention"]

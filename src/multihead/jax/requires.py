@@ -1,0 +1,43 @@
+"""The JAX that this face needs, and the engine's library for XLA."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+try:
+    import jax
+except ModuleNotFoundError as why:
+    if why.name not in ("jax", "jaxlib"):
+        raise
+    raise ModuleNotFoundError(
+        'multihead.jax needs JAX: pip install "multihead[jax]"', name="jax"
+    ) from None
+
+OLDEST = (0, 8)
+TARGETS = ("multihead_attention_forward",)
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_PREFIX = "" if sys.platform == "win32" else "lib"
+_LIBRARY = Path(__file__).parents[1] / f"{_PREFIX}multihead_xla{_SUFFIX}"
+
+if jax.__version_info__ < OLDEST:
+    raise ImportError(
+        f"multihead.jax needs JAX {'.'.join(map(str, OLDEST))} or later, got {jax.__version__}: "
+        "pip install --upgrade jax"
+    )
+if not _LIBRARY.exists():
+    raise ImportError(
+        "multihead.jax: this multihead was built where there was no jaxlib: pip install jaxlib, "
+        "then pip install --no-build-isolation --force-reinstall --no-deps multihead"
+    )
+
+
+def register_targets() -> None:
+    """Make XLA know the engine's handlers."""
+    library = ctypes.CDLL(str(_LIBRARY))
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+register_targets()
