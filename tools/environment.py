@@ -1,7 +1,8 @@
 """Make the virtual environment that the Makefile works in: `python tools/environment.py .venv`.
 
-Creates it if it is missing, installs what the build needs, jaxlib too where there is one, and says in
-plain words what a machine lacks. Runs on any Python 3, also on one that is too old for the package.
+Creates it if it is missing, installs what the build needs, jaxlib too where there is one, and says
+in plain words what a machine lacks. Runs on any Python 3, also on one that is too old for the
+package.
 """
 
 import ast

@@ -121,6 +121,56 @@ ffi::Error attention_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, O
   });
 }
 
+// delta -= d_lse, (N, H, L) both.
+template <class E>
+void subtract(const View& delta, const View& d_lse) {
+  for (int64_t n = 0; n < delta.size[0]; ++n)
+    for (int64_t h = 0; h < delta.size[1]; ++h)
+      for (int64_t i = 0; i < delta.size[2]; ++i)
+        delta.as<E>()[delta.at(n, h, i)] -= d_lse.as<E>()[d_lse.at(n, h, i)];
+}
+
+// Results: gradients of query, key and value; of the mask and the sinks if they are wanted; delta.
+ffi::Error attention_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, Options options) {
+  return checked([&] {
+    Arguments from(args);
+    Inputs in(from, options);
+    Operand stats = take_stats(from), out = from.take_tokens("out", 0);
+    Operand d_out = from.take_tokens("d_out", 0), d_lse;
+    if (options.has(kLseGradient)) d_lse = from.take("d_lse", 3, 0);
+
+    Results to(rets);
+    Operand d_query = to.take_tokens("d_query", 0), d_key = to.take_tokens("d_key", 0);
+    Operand d_value = to.take_tokens("d_value", 0), d_mask, d_sinks;
+    if (options.has(kMaskGradient)) d_mask = to.take("d_mask", 4, 0);
+    if (options.has(kSinkGradient)) d_sinks = to.take("d_sinks", 1, -1);
+    Operand delta = to.take("delta", 3, 0);
+
+    std::vector<Operand*> operands = in.all();
+    operands.insert(operands.end(), {&stats, &out, &d_out, &d_lse, &d_query, &d_key, &d_value,
+                                     &d_mask, &d_sinks, &delta});
+    Batches batches(std::move(operands), folds(options));
+    for (Operand* o : {&in.query, &in.key, &in.value, &stats, &out, &d_out, &d_lse})
+      batches.expand(*o);
+    return batches.each([&]() -> faces::Outcome {
+      const Entry entry(in, options, batches);
+      const View of_out = batches.view(d_out), rows = batches.view(delta);
+      const faces::Outcome products = engine().row_dot(of_out, batches.view(out), rows);
+      if (products.status != faces::Status::Done) return products;
+      if (d_lse && rows.dtype == DType::Float64) subtract<double>(rows, batches.view(d_lse));
+      if (d_lse && rows.dtype == DType::Float32) subtract<float>(rows, batches.view(d_lse));
+      faces::AttentionTensors gradients;
+      gradients.query = batches.view(d_query);
+      gradients.key = batches.view(d_key);
+      gradients.value = batches.view(d_value);
+      gradients.mask = batches.view(d_mask);
+      gradients.sinks = batches.view(d_sinks);
+      return engine().attention_backward(entry.arguments, {of_out, batches.view(stats), {}}, rows,
+                                         gradients);
+    });
+  });
+}
+
 }  // namespace
 
 }  // namespace multihead::xla
@@ -136,5 +186,12 @@ extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_forward(XLA_FFI_C
   using namespace multihead::xla;
   static const auto handler =
       ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<Options>().To(attention_forward);
+  return handler->Call(frame);
+}
+
+extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_backward(XLA_FFI_CallFrame* frame) {
+  using namespace multihead::xla;
+  static const auto handler =
+      ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<Options>().To(attention_backward);
   return handler->Call(frame);
 }

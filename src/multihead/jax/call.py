@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 
 class Tensors(NamedTuple):
     """The tensors of a call, or the gradients of these; None: there is none.
@@ -56,3 +58,11 @@ class Options(NamedTuple):
     window_left: int = -1
     window_right: int = -1
     dropout_p: float = 0.0
+
+
+def computed_in(dtype: Any) -> Any:
+    """Return the dtype of statistics and of what is added to scores."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+COMPUTED = ("float32", "float64", "bfloat16", "float16")

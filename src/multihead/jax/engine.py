@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from multihead.jax.call import Options, Tensors
+from multihead.jax.call import Options, Tensors, computed_in
 
-# bits of the attribute `given`, in the order of the operands after query, key and value
+# bits of the attribute `given`: csrc/xla/attention.cpp
 _GIVEN = {
-    name: 1 << i
-    for i, name in enumerate(
-        ("mask", "alibi_slopes", "sinks", "query_positions", "key_lengths", "seed")
-    )
+    "mask": 1,
+    "alibi_slopes": 2,
+    "sinks": 4,
+    "query_positions": 8,
+    "key_lengths": 16,
+    "seed": 32,
 }
-
-
-def computed_in(dtype: Any) -> Any:
-    """Return the dtype of statistics and of what is added to scores."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+_LSE_GRADIENT = 64
+_GRADIENTS = {"mask": 128, "sinks": 256}
 
 
 def forward(tensors: Tensors, options: Options, keep: bool) -> tuple[Any, Any]:
@@ -42,16 +41,59 @@ def forward(tensors: Tensors, options: Options, keep: bool) -> tuple[Any, Any]:
     q, v = tensors.query, tensors.value
     compute = computed_in(q.dtype)
     n, length, heads, _ = q.shape
-    results = [jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), compute if keep else q.dtype)]
+    results = [((n, length, heads, v.shape[3]), compute if keep else q.dtype)]
     if keep:
-        results.append(jax.ShapeDtypeStruct((n, 2, heads, length), compute))
-    found = _call("multihead_attention_forward", results, tensors, options)
-    return found[0], found[1] if keep else None
+        results.append(((n, 2, heads, length), compute))
+    out, *stats = _call("multihead_attention_forward", results, (tensors, options))
+    return out, stats[0] if keep else None
 
 
-def _call(target: str, results: Any, tensors: Tensors, options: Options, *more: Any) -> Any:
-    given = sum(bit for name, bit in _GIVEN.items() if getattr(tensors, name) is not None)
-    call = jax.ffi.ffi_call(target, results, vmap_method="expand_dims")
+def backward(
+    tensors: Tensors,
+    options: Options,
+    wanted: Sequence[str],
+    kept: tuple[Any, Any],
+    cotangents: Sequence[Any],
+) -> list[Any]:
+    """Return the gradients of the wanted tensors.
+
+    Parameters
+    ----------
+    tensors : Tensors
+    options : Options
+    wanted : sequence of str
+    kept : tuple of array
+        What `forward` with ``keep`` returned: out and stats.
+    cotangents : sequence of array
+        Of out, and perhaps of the rows' logarithms (N, H, L).
+    """
+    q = tensors.query
+    n, length, heads, _ = q.shape
+    compute = computed_in(q.dtype)
+    found = ["query", "key", "value", *(name for name in _GRADIENTS if name in wanted)]
+    results = [(getattr(tensors, name).shape, getattr(tensors, name).dtype) for name in found]
+    results.append(((n, heads, length), compute))  # the engine's own, between its passes
+    given = sum(_GRADIENTS.get(name, 0) for name in wanted)
+    if len(cotangents) > 1:
+        given += _LSE_GRADIENT
+    out, stats = kept
+    more = (stats, out, *cotangents)
+    gradients = _call("multihead_attention_backward", results, (tensors, options), more, given)
+    by_name = dict(zip(found, gradients, strict=False))
+    return [by_name[name] for name in wanted]
+
+
+def _call(
+    target: str,
+    results: Sequence[tuple[Sequence[int], Any]],
+    arguments: tuple[Tensors, Options],
+    more: Sequence[Any] = (),
+    given: int = 0,
+) -> Any:
+    tensors, options = arguments
+    given += sum(bit for name, bit in _GIVEN.items() if getattr(tensors, name) is not None)
+    types = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    call = jax.ffi.ffi_call(target, types, vmap_method="expand_dims")
     return call(
         *(x for x in tensors if x is not None),
         *more,

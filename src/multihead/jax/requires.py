@@ -16,7 +16,7 @@ except ModuleNotFoundError as why:
     ) from None
 
 OLDEST = (0, 8)
-TARGETS = ("multihead_attention_forward",)
+TARGETS = ("multihead_attention_forward", "multihead_attention_backward")
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _PREFIX = "" if sys.platform == "win32" else "lib"
 _LIBRARY = Path(__file__).parents[1] / f"{_PREFIX}multihead_xla{_SUFFIX}"
