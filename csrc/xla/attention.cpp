@@ -16,7 +16,7 @@ enum Given : int64_t {
   kSinks = 4,      // (H)
   kPositions = 8,  // (1|N) of int32 or int64
   kLengths = 16,   // likewise
-  kSeed = 32,      // (2) of uint32, the upper half first
+  kSeed = 32,      // (4) of uint32: the upper half, the lower, the first sequence, the first head
   kLseGradient = 64,
   kMaskGradient = 128,
   kSinkGradient = 256,
@@ -84,6 +84,8 @@ struct Entry {
     if (in.seed) {
       const uint32_t* const words = batches.view(in.seed).as<uint32_t>();
       o.dropout = {.p = options.dropout_p, .seed = uint64_t(words[0]) << 32 | words[1]};
+      o.offsets.batch = words[2];
+      o.offsets.head = words[3];
     }
     const int64_t n = batches.sequences();
     if (in.positions) {

@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from multihead.checks import wrong
 from multihead.jax import engine
 from multihead.jax.call import Options, Tensors
+from multihead.jax.calls import result_type
 from multihead.jax.composed import composed
 from multihead.jax.linear import Arrays, apply
 
@@ -87,7 +88,8 @@ class _Differential(NamedTuple):
     def results(self, residuals: Arrays, inputs: Arrays) -> Arrays:
         query, out, stats = residuals[0], *residuals[-2:]
         n, _, heads, length = stats.shape
-        lse = stats.update(shape=(n, heads, length), sharding=None)
+        batch, _, *rows = stats.sharding.spec
+        lse = result_type(stats, (n, heads, length), stats.dtype, [batch, *rows])
         return [out.update(dtype=query.dtype), lse][: 1 + self.asked.lse]
 
     def _tensors(self, residuals: Arrays) -> Tensors:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
+from multihead.jax.axes import Axes
 from multihead.jax.call import Options, Tensors, computed_in
+from multihead.jax.calls import Call, Result, run
 
 # bits of the attribute `given`: csrc/xla/attention.cpp
 _GIVEN = {
@@ -18,6 +20,17 @@ _GIVEN = {
     "query_positions": 8,
     "key_lengths": 16,
     "seed": 32,
+}
+_AXES = {
+    "query": "nlhd",
+    "key": "nsgd",
+    "value": "nsge",
+    "mask": "nhls",
+    "alibi_slopes": "nh",
+    "sinks": "h",
+    "query_positions": "n",
+    "key_lengths": "n",
+    "seed": "w",
 }
 _LSE_GRADIENT = 64
 _GRADIENTS = {"mask": 128, "sinks": 256}
@@ -41,9 +54,10 @@ def forward(tensors: Tensors, options: Options, keep: bool) -> tuple[Any, Any]:
     q, v = tensors.query, tensors.value
     compute = computed_in(q.dtype)
     n, length, heads, _ = q.shape
-    results = [((n, length, heads, v.shape[3]), compute if keep else q.dtype)]
+    of_out = (n, length, heads, v.shape[3]), compute if keep else q.dtype
+    results = [("nlhe", of_out)]
     if keep:
-        results.append(((n, 2, heads, length), compute))
+        results.append(("nxhl", ((n, 2, heads, length), compute)))
     out, *stats = _call("multihead_attention_forward", results, (tensors, options))
     return out, stats[0] if keep else None
 
@@ -71,37 +85,46 @@ def backward(
     n, length, heads, _ = q.shape
     compute = computed_in(q.dtype)
     found = ["query", "key", "value", *(name for name in _GRADIENTS if name in wanted)]
-    results = [(getattr(tensors, name).shape, getattr(tensors, name).dtype) for name in found]
-    results.append(((n, heads, length), compute))  # the engine's own, between its passes
+    results = [(_AXES[name], _like(getattr(tensors, name))) for name in found]
+    results.append(("nhl", ((n, heads, length), compute)))  # the engine's own, between passes
     given = sum(_GRADIENTS.get(name, 0) for name in wanted)
     if len(cotangents) > 1:
         given += _LSE_GRADIENT
     out, stats = kept
-    more = (stats, out, *cotangents)
+    more = list(zip(("nxhl", "nlhe", "nlhe", "nhl"), (stats, out, *cotangents), strict=False))
     gradients = _call("multihead_attention_backward", results, (tensors, options), more, given)
     by_name = dict(zip(found, gradients, strict=False))
     return [by_name[name] for name in wanted]
 
 
+def _like(x: Any) -> Result:
+    return x.shape, x.dtype
+
+
 def _call(
     target: str,
-    results: Sequence[tuple[Sequence[int], Any]],
+    results: Sequence[tuple[str, Result]],
     arguments: tuple[Tensors, Options],
-    more: Sequence[Any] = (),
+    more: Sequence[tuple[str, Any]] = (),
     given: int = 0,
-) -> Any:
+) -> list[Any]:
     tensors, options = arguments
+    if tensors.seed is not None:  # and where a device's part begins
+        none = jnp.zeros(2, jnp.uint32)
+        tensors = tensors._replace(seed=jnp.concatenate([tensors.seed, none]))
+    present = [(_AXES[name], x) for name, x in tensors._asdict().items() if x is not None]
     given += sum(bit for name, bit in _GIVEN.items() if getattr(tensors, name) is not None)
-    types = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
-    call = jax.ffi.ffi_call(target, types, vmap_method="expand_dims")
-    return call(
-        *(x for x in tensors if x is not None),
-        *more,
-        causal=options.causal,
-        dropout_p=np.float64(options.dropout_p),
-        given=np.int64(given),
-        scale=np.float64(options.scale),
-        softcap=np.float64(options.softcap),
-        window_left=np.int64(options.window_left),
-        window_right=np.int64(options.window_right),
+    attributes = (
+        ("causal", options.causal),
+        ("dropout_p", np.float64(options.dropout_p)),
+        ("given", np.int64(given)),
+        ("scale", np.float64(options.scale)),
+        ("softcap", np.float64(options.softcap)),
+        ("window_left", np.int64(options.window_left)),
+        ("window_right", np.int64(options.window_right)),
     )
+    words, operands = zip(*present, *more, strict=True)
+    axes = Axes(words, tuple(word for word, _ in results))
+    draws = None if tensors.seed is None else len(present) - 1
+    call = Call(target, attributes, axes, tuple(result for _, result in results), draws)
+    return run(call, operands)

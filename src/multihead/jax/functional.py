@@ -11,6 +11,7 @@ from multihead.checks import boolean, dims, number, probability, wrong, wrong_ty
 from multihead.jax.call import COMPUTED, Options, Tensors, computed_in
 from multihead.jax.derivatives import Asked, attend
 from multihead.jax.keys import seed_of
+from multihead.jax.manual import varying_alike
 from multihead.jax.masks import combined, four_axes
 from multihead.jax.positions import integers, positions
 from multihead.score_rules import Window, cap_of, sides_of
@@ -178,7 +179,7 @@ def dot_product_attention(
 
     # 3. The engine.
     statistic = return_lse or return_residual
-    out, *rows = attend(Asked(options, statistic), tensors)
+    out, *rows = attend(Asked(options, statistic), varying_alike(tensors))
 
     # 4. Results in the caller's axes.
     if of_queries is not None:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from multihead.jax.calls import result_type
+
 Arrays = Sequence[Any]
 
 
@@ -74,12 +76,15 @@ class _Mapped(NamedTuple):
         of_one = self.function.results(
             one(residuals, self.residual_axes), one(inputs, self.input_axes)
         )
-        return [x.update(shape=(self.size, *x.shape), sharding=None) for x in of_one]
+        return [
+            result_type(x, (self.size, *x.shape), x.dtype, [None, *x.sharding.spec]) for x in of_one
+        ]
 
 
 def _without(aval: Any, axis: int) -> Any:
-    shape = aval.shape[:axis] + aval.shape[axis + 1 :]
-    return aval.update(shape=shape, sharding=None)
+    kept = [i for i in range(aval.ndim) if i != axis]
+    parts = [aval.sharding.spec[i] for i in kept]
+    return result_type(aval, [aval.shape[i] for i in kept], aval.dtype, parts)
 
 
 def _run(*operands: Any, function: Linear, residuals: int) -> Arrays:
