@@ -114,7 +114,7 @@ ffi::Error attention_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, O
     std::vector<Operand*> operands = in.all();
     operands.insert(operands.end(), {&out, &stats});
     Batches batches(std::move(operands), folds(options));
-    for (Operand* o : {&in.query, &in.key, &in.value}) batches.expand(*o);
+    for (Operand* o : {&in.query, &in.key, &in.value, &in.slopes}) batches.expand(*o);
     return batches.each([&] {
       const Entry entry(in, options, batches);
       return engine().attention_forward(entry.arguments,
@@ -152,7 +152,7 @@ ffi::Error attention_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, 
     operands.insert(operands.end(), {&stats, &out, &d_out, &d_lse, &d_query, &d_key, &d_value,
                                      &d_mask, &d_sinks, &delta});
     Batches batches(std::move(operands), folds(options));
-    for (Operand* o : {&in.query, &in.key, &in.value, &stats, &out, &d_out, &d_lse})
+    for (Operand* o : {&in.query, &in.key, &in.value, &in.slopes, &stats, &out, &d_out, &d_lse})
       batches.expand(*o);
     return batches.each([&]() -> faces::Outcome {
       const Entry entry(in, options, batches);

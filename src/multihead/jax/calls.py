@@ -119,7 +119,6 @@ def _is_alone(context: Any) -> bool:
 
 def _partitioned(call: Call) -> Any:
     """Return the call as a function that is partitioned over devices."""
-
     function = custom_partitioning(lambda *operands: run(call, operands))
 
     def partition(mesh: Any, arguments: Any, results: Any) -> Any:
