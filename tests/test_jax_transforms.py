@@ -13,6 +13,7 @@ from tolerance import GRADIENT, assert_close, tolerance
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+
 from jax_calls import KEY, drawn  # noqa: E402
 from multihead.jax import dot_product_attention  # noqa: E402
 

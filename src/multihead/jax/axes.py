@@ -31,8 +31,14 @@ def is_spread(name: str) -> bool:
     return name.isdigit() or (name != "" and name in SPREAD)
 
 
-def sharding_rule(axes: Axes, shapes: tuple[Sequence[Any], Sequence[Any]]) -> dict[str, Any]:
-    """Return a call's rule for the propagation of shardings, as `def_partition` takes it."""
+def sharding_rule(
+    axes: Axes, shapes: tuple[Sequence[Any], Sequence[Any]], mesh_sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Return a call's rule for the propagation of shardings, as `def_partition` takes it.
+
+    Groups of heads stay together: they are spread where every axis of the mesh divides their
+    number, since a part of an axis has no name.
+    """
     sizes: dict[str, int] = {}
     factors: set[str] = set()
     sides = []
@@ -57,6 +63,8 @@ def sharding_rule(axes: Axes, shapes: tuple[Sequence[Any], Sequence[Any]]) -> di
     rule: dict[str, Any] = {"sharding_rule": " -> ".join(sides)}
     if grouped:
         rule["group"] = sizes["h"] // sizes["g"]
+        if any(sizes["g"] % size for size in mesh_sizes):
+            rule["need_replication_factors"] = ("heads", "group")
     return rule
 
 

@@ -143,7 +143,7 @@ def _partitioned(call: Call) -> Any:
 
     def rule(mesh: Any, operand_types: Any, result_types: Any) -> Any:
         given = [tuple(t.shape) for t in operand_types]
-        found = sharding_rule(call.axes, (given, shapes))
+        found = sharding_rule(call.axes, (given, shapes), tuple(mesh.shape.values()))
         return found.pop("sharding_rule"), found
 
     function.def_partition(partition, propagate, sharding_rule=rule)
