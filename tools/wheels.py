@@ -78,7 +78,7 @@ def built(python: str, source: Path, to: Path) -> Path:
     """Build the wheel of an unpacked source distribution for a Python."""
     with tempfile.TemporaryDirectory() as folder:
         own = environment(python, Path(folder) / "environment")
-        known = dict(os.environ)
+        known = os.environ | {"MULTIHEAD_XLA": "1"}
         if shutil.which("ccache"):
             known["CMAKE_CXX_COMPILER_LAUNCHER"] = "ccache"
         pip = (own, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder)

@@ -36,8 +36,8 @@ def sharding_rule(
 ) -> dict[str, Any]:
     """Return a call's rule for the propagation of shardings, as `def_partition` takes it.
 
-    Groups of heads stay together: they are spread where every axis of the mesh divides their
-    number, since a part of an axis has no name.
+    Heads of keys follow those of queries where every axis of the mesh divides their number; a part
+    of an axis has no name.
     """
     sizes: dict[str, int] = {}
     factors: set[str] = set()
@@ -45,12 +45,14 @@ def sharding_rule(
     for words, of in zip(axes, shapes, strict=True):
         for word, shape in zip(words, of, strict=True):
             sizes.update(zip(named(word, shape), shape, strict=True))
-    grouped = sizes.get("g", 0) > 1 and sizes.get("h") != sizes["g"]
+    follow = not any(sizes.get("g", 0) % size for size in mesh_sizes)
+    grouped = follow and sizes.get("g", 0) > 1 and sizes.get("h") != sizes["g"]
 
     def factor(name: str) -> str:
         if name == "h" and grouped:
             return "(heads group)"
-        found = {"h": "heads", "g": "heads"}.get(name, f"axis{name or len(factors)}")
+        heads = {"h": "heads", "g": "heads" if follow else "heads_of_keys"}
+        found = heads.get(name, f"axis{name or len(factors)}")
         found += "" if name else "shared"
         factors.add(found)
         return found
@@ -63,8 +65,6 @@ def sharding_rule(
     rule: dict[str, Any] = {"sharding_rule": " -> ".join(sides)}
     if grouped:
         rule["group"] = sizes["h"] // sizes["g"]
-        if any(sizes["g"] % size for size in mesh_sizes):
-            rule["need_replication_factors"] = ("heads", "group")
     return rule
 
 
