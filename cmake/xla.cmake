@@ -4,17 +4,16 @@ execute_process(
   COMMAND "${Python_EXECUTABLE}" -c
     "import importlib.util as u; s = u.find_spec('jaxlib'); print(s.submodule_search_locations[0] if s else '')"
   OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE jaxlib_dir)
-find_path(XLA_FFI_INCLUDE_DIR xla/ffi/api/ffi.h
-  PATHS "${jaxlib_dir}/include" NO_DEFAULT_PATH NO_CACHE)
-if(NOT XLA_FFI_INCLUDE_DIR)
-  message(STATUS "multihead.jax: not built, as there is no jaxlib (pip install jaxlib, then build again)")
+set(xla_include "${jaxlib_dir}/include")
+if(NOT jaxlib_dir OR NOT EXISTS "${xla_include}/xla/ffi/api/ffi.h")
+  message(STATUS "multihead.jax: not built, as there is no jaxlib (MULTIHEAD_XLA=1 in the environment brings it)")
   return()
 endif()
-message(STATUS "multihead.jax: built with ${XLA_FFI_INCLUDE_DIR}")
+message(STATUS "multihead.jax: built with ${xla_include}")
 file(GLOB xla_sources CONFIGURE_DEPENDS csrc/xla/*.cpp)
 add_library(multihead_xla SHARED ${xla_sources})
 target_compile_options(multihead_xla PRIVATE ${warnings} ${exact})
-target_include_directories(multihead_xla SYSTEM PRIVATE "${XLA_FFI_INCLUDE_DIR}")
+target_include_directories(multihead_xla SYSTEM PRIVATE "${xla_include}")
 target_link_libraries(multihead_xla PRIVATE multihead)
 show_only(multihead_xla multihead_attention_* multihead_layer_*)
 if(APPLE)

@@ -93,4 +93,4 @@ try:
 except ImportError as why:
     print(why)
 """
-    assert "pip install jaxlib" in printed(code)
+    assert "MULTIHEAD_XLA=1 pip install" in printed(code)

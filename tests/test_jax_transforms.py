@@ -165,3 +165,28 @@ def test_donated_memory_is_not_read_again() -> None:
     expected = dot_product_attention(query, key, value)
     found = jax.jit(dot_product_attention, donate_argnums=0)(jnp.array(query), key, value)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_without_jit() -> None:
+    inputs = drawn(np.random.default_rng(48), SIZES)
+    expected = jax.jit(dot_product_attention)(*inputs)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(dot_product_attention(*inputs), expected)
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_sizes_of_zero(at: int) -> None:
+    sizes = [0 if i == at else size for i, size in enumerate(SIZES)]
+    query, key, value = drawn(np.random.default_rng(49), tuple(sizes))
+
+    def loss(*given: Any) -> Any:
+        return (dot_product_attention(*given, is_causal=True) ** 2).sum()
+
+    out = jax.jit(dot_product_attention)(query, key, value)
+    assert out.shape == (*query.shape[:3], value.shape[3])
+    assert (np.asarray(out) == 0).all()
+    for x, gradient in zip(
+        (query, key, value), jax.grad(loss, (0, 1, 2))(query, key, value), strict=True
+    ):
+        assert gradient.shape == x.shape
+        assert (np.asarray(gradient) == 0).all()

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <functional>
-#include <initializer_list>
 #include <vector>
 
 #include "../faces/guarded.h"
@@ -13,8 +12,8 @@ namespace multihead::xla {
 
 class Batches {
  public:
-  // `operands` live as long as this; absent ones are left out. With `folds` as many axes as
-  // possible are folded into the sequences of the operands; `required` of them then have each.
+  // `operands` live as long as this; absent ones are left out. With `folds` as many axes as can be
+  // become sequences of the operands.
   Batches(std::vector<Operand*> operands, bool folds);
 
   int64_t sequences() const { return sequences_; }

@@ -28,8 +28,8 @@ if jax.__version_info__ < OLDEST:
     )
 if not _LIBRARY.exists():
     raise ImportError(
-        "multihead.jax: this multihead was built where there was no jaxlib: pip install jaxlib, "
-        "then pip install --no-build-isolation --force-reinstall --no-deps multihead"
+        "multihead.jax: this multihead was built where there was no jaxlib; from its sources: "
+        "MULTIHEAD_XLA=1 pip install --force-reinstall --no-deps ."
     )
 
 
