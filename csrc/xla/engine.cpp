@@ -28,3 +28,8 @@ ffi::Error error_of(const faces::Outcome& outcome) {
 }
 
 }  // namespace multihead::xla
+
+// Of XLA's interface: a runtime takes handlers of its own version and of earlier ones.
+extern "C" MULTIHEAD_EXPORT int multihead_xla_version() {
+  return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR;
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from pathlib import Path
 
@@ -33,9 +34,26 @@ if not _LIBRARY.exists():
     )
 
 
+def _known_version() -> int:
+    """Return the version of XLA's interface that this JAX has, as the library says its own."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    major, minor = (
+        int(number)
+        for name in ("MAJOR", "MINOR")
+        for number in re.findall(rf"#define XLA_FFI_API_{name} (\d+)", header)
+    )
+    return 1000 * major + minor
+
+
 def register_targets() -> None:
     """Make XLA know the engine's handlers."""
     library = ctypes.CDLL(str(_LIBRARY))
+    built, known = library.multihead_xla_version(), _known_version()
+    if built > known:  # XLA would have no CPU any more
+        raise ImportError(
+            f"multihead.jax: this multihead was built for a later JAX than {jax.__version__}: "
+            "pip install --upgrade jax"
+        )
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
