@@ -50,6 +50,15 @@ const EngineTable kTable = {
                            layer_gradients(arguments, call, gradients));
           });
         },
+    .layer_cache_bytes =
+        [](const AttentionSpec& spec, size_t* bytes) {
+          return guarded([&] {
+            check_sizes(spec);
+            LayerCall call;
+            call.attention = spec;
+            *bytes = cache_bytes(call);
+          });
+        },
     .cached_forward =
         [](const LayerArguments& arguments, const CachedKeys& cache, const LayerResults& results) {
           return guarded_call(arguments, [&] {

@@ -12,7 +12,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 12;
+constexpr int kTableVersion = 13;
 
 struct EngineTable {
   int version;
@@ -22,6 +22,8 @@ struct EngineTable {
   faces::Outcome (*layer_backward)(const faces::LayerArguments& arguments, const CacheMemory& cache,
                                    const faces::LayerResults& d_results,
                                    const faces::LayerTensors& gradients);
+  // Of what layer_forward asks `cache` for, with the kernels in use.
+  faces::Outcome (*layer_cache_bytes)(const AttentionSpec& spec, size_t* bytes);
   // `results.weights` has as many columns as the longest sequence has keys afterwards.
   faces::Outcome (*cached_forward)(const faces::LayerArguments& arguments,
                                    const faces::CachedKeys& cache,

@@ -37,6 +37,7 @@ struct LayerOptions {
   Weights weights = Weights::None;
   bool tokens_first = false;  // (L, N, E)
   Dropout dropout;
+  Offsets offsets;                              // for dropout
   double softcap = 0;                           // 0: none
   int64_t window_left = -1, window_right = -1;  // -1: no limit
   bool interleaved = false;                     // how features are paired

@@ -198,6 +198,7 @@ LayerCall layer_call(const LayerArguments& a) {
   spec.rules.scale = 1.0 / std::sqrt(double(spec.heads.dim));
   spec.rules.causal = a.options.causal;
   spec.rules.dropout = a.options.dropout;
+  spec.rules.offsets = a.options.offsets;
   set_rules(spec.rules, a.options);
   spec.rules.mask = mask_of(t.mask, spec);
   spec.rules.alibi_slopes = slopes_of(t.alibi_slopes, spec);

@@ -39,6 +39,7 @@ class Reader {
   Operand take(const char* name, int rank, int batch_axis);
   // The same, (..., tokens, heads, features), as the engine has it: (..., heads, tokens, features).
   Operand take_tokens(const char* name, int batch_axis);
+  size_t taken() const { return next_; }
 
  private:
   const Buffers& buffers_;

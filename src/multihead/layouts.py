@@ -88,7 +88,7 @@ class DenseSizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _dense_sizes(sizes: Sizes, batch_first: bool, q: Shape, k: Shape, v: Shape) -> DenseSizes:
+def dense_sizes(sizes: Sizes, batch_first: bool, q: Shape, k: Shape, v: Shape) -> DenseSizes:
     """Check the shapes of query, key and value against a layer's sizes."""
 
     def forms(length: str, width: int) -> str:
@@ -127,7 +127,7 @@ class Dense:
         q, k, v = self.inputs
         shape = q.shape
         self.shapes = (shape, shape if k is q else k.shape, shape if v is q else v.shape)
-        found = _dense_sizes(sizes, batch_first, *self.shapes)
+        found = dense_sizes(sizes, batch_first, *self.shapes)
         self.batched, self.tokens_first, self.batch, self.queries, self.keys = found
 
     def masks(self, padding: Any, attn: Any) -> tuple[Mask | None, Mask | None]:

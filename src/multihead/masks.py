@@ -92,23 +92,41 @@ def _cast(array: Array, compute: np.dtype[Any]) -> Array:
     return cast
 
 
+def check_padding(given: Shape, shape: Shape, tokens_first: bool = False) -> None:
+    """Raise unless a key_padding_mask is of `shape`, (N, S) or unbatched (S,)."""
+    if given != shape:
+        way = "key_padding_mask.T" + ", or batch_first=True for the layer," * tokens_first
+        raise wrong("key_padding_mask", shape, _with_way(given, {shape[::-1]: way}))
+
+
 def padding_mask(
     mask: Any, shape: Shape, compute: np.dtype[Any], tokens_first: bool = False
 ) -> Mask | None:
     """Check a key_padding_mask, (N, S) or unbatched (S,)."""
     if mask is None:
         return None
-
-    def check(given: Shape) -> None:
-        if given != shape:
-            way = "key_padding_mask.T" + ", or batch_first=True for the layer," * tokens_first
-            raise wrong("key_padding_mask", shape, _with_way(given, {shape[::-1]: way}))
-
+    check = functools.partial(check_padding, shape=shape, tokens_first=tokens_first)
     polarity = _HIDES
     if len(shape) == 2 and getattr(mask, "shape", None) == shape[:1]:
         polarity = f"lengths? np.arange({shape[1]}) >= {{0}}[:, None]"
     array, kind = _read("key_padding_mask", mask, compute, check, polarity)
     return Mask(array, kind and MaskGradient(shape, shape, kind))
+
+
+def check_attention(given: Shape, shape: tuple[int, int, int, int]) -> None:
+    """Raise unless an attn_mask is (L, S), (N * H, L, S) or broadcasts to `shape` (N, H, L, S)."""
+    batch, heads, queries, keys = shape
+    if given in ((queries, keys), (batch * heads, queries, keys)):
+        return
+    if len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True)):
+        return
+    each = (batch * heads, queries, keys)
+    expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
+    ways = {
+        (batch, queries, keys): "attn_mask[:, None]",
+        (heads, queries, keys): "attn_mask[None]",
+    }
+    raise wrong("attn_mask", expected, _with_way(given, ways))
 
 
 def attention_mask(
@@ -120,21 +138,7 @@ def attention_mask(
     """
     if mask is None:
         return None
-    batch, heads, queries, keys = shape
-
-    def check(given: Shape) -> None:
-        if given in ((queries, keys), (batch * heads, queries, keys)):
-            return
-        if len(given) == 4 and all(a in (1, b) for a, b in zip(given, shape, strict=True)):
-            return
-        each = (batch * heads, queries, keys)
-        expected = f"{each[1:]}, {each} or 4-D that broadcasts to {shape}"
-        ways = {
-            (batch, queries, keys): "attn_mask[:, None]",
-            (heads, queries, keys): "attn_mask[None]",
-        }
-        raise wrong("attn_mask", expected, _with_way(given, ways))
-
+    check = functools.partial(check_attention, shape=shape)
     array, kind = _read("attn_mask", mask, compute, check)
     return Mask(array, kind and MaskGradient(array.shape, array.shape, kind))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def keep_mask(seed: Any, shape: Sequence[int], p: float) -> tuple[Any, float]:
+def keep_mask(seed: Any, shape: Sequence[int], p: float, keys: Any = None) -> tuple[Any, float]:
     """Return which of the weights (N, H, L, S) stay, and their factor.
 
     See `multihead.reference.dropout`; all in 32 bits, since JAX may have no longer integers.
@@ -20,6 +20,8 @@ def keep_mask(seed: Any, shape: Sequence[int], p: float) -> tuple[Any, float]:
         The upper half first.
     shape : sequence of int
     p : float
+    keys : array of uint32 (S,), optional
+        Where the keys are, if not at 0, 1, 2...
     """
     if p >= 1.0:
         return jnp.zeros(shape, bool), 0.0
@@ -27,6 +29,7 @@ def keep_mask(seed: Any, shape: Sequence[int], p: float) -> tuple[Any, float]:
         jnp.arange(n, dtype=jnp.uint32).reshape([-1 if k == at else 1 for k in range(4)])
         for at, n in enumerate(shape)
     )
+    j = j if keys is None else keys
     none = jnp.zeros((), jnp.uint32)
     key = _philox((none, none, _word(0x6D756C74), _word(0x68656164)), (seed[1], seed[0]))
     low, high = _philox((i, none, h, b), key)

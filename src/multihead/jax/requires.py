@@ -17,7 +17,12 @@ except ModuleNotFoundError as why:
     ) from None
 
 OLDEST = (0, 8)
-TARGETS = ("multihead_attention_forward", "multihead_attention_backward")
+TARGETS = (
+    "multihead_attention_forward",
+    "multihead_attention_backward",
+    "multihead_layer_forward",
+    "multihead_layer_backward",
+)
 _SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _PREFIX = "" if sys.platform == "win32" else "lib"
 _LIBRARY = Path(__file__).parents[1] / f"{_PREFIX}multihead_xla{_SUFFIX}"
@@ -32,6 +37,7 @@ if not _LIBRARY.exists():
         "multihead.jax: this multihead was built where there was no jaxlib; from its sources: "
         "MULTIHEAD_XLA=1 pip install --force-reinstall --no-deps ."
     )
+LIBRARY = ctypes.CDLL(str(_LIBRARY))
 
 
 def _known_version() -> int:
@@ -47,15 +53,14 @@ def _known_version() -> int:
 
 def register_targets() -> None:
     """Make XLA know the engine's handlers."""
-    library = ctypes.CDLL(str(_LIBRARY))
-    built, known = library.multihead_xla_version(), _known_version()
+    built, known = LIBRARY.multihead_xla_version(), _known_version()
     if built > known:  # XLA would have no CPU any more
         raise ImportError(
             f"multihead.jax: this multihead was built for a later JAX than {jax.__version__}: "
             "pip install --upgrade jax"
         )
     for name in TARGETS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(LIBRARY, name)), platform="cpu")
 
 
 register_targets()
