@@ -239,10 +239,11 @@ bool Masks<E>::tile(const TileAt& at, const DropoutRows& rows, TileScratch<E>& s
 
 template <class E>
 void Masks<E>::dropout_rows(const TileAt& at, DropoutRows& rows) const {
-  if (drops_)
-    set_.dropout_rows(&rows, dropout_key_, uint32_t(at.batch + rules_.offsets.batch),
-                      uint32_t(at.head + rules_.offsets.head),
-                      uint64_t(at.query_tile * kTile + rules_.offsets.query));
+  if (!drops_) return;
+  const bool shared = rules_.dropout.shared;
+  set_.dropout_rows(&rows, dropout_key_, shared ? 0 : uint32_t(at.batch + rules_.offsets.batch),
+                    shared ? 0 : uint32_t(at.head + rules_.offsets.head),
+                    uint64_t(at.query_tile * kTile + rules_.offsets.query));
 }
 
 template class Masks<BFloat16>;

@@ -27,6 +27,7 @@ struct BatchShape {
 struct Dropout {
   double p = 0;
   uint64_t seed = 0, counter = 0;
+  bool shared = false;  // all sequences and heads drop the same
 
   uint32_t threshold() const;  // weights whose 16 random bits are below it are dropped
   double keep_scale() const;   // 1 / (1 - p), of the p that the threshold stands for

@@ -24,7 +24,7 @@ enum Given : int64_t {
 
 // Names are those of the custom call's attributes.
 struct Options {
-  bool causal;
+  bool broadcast_dropout, causal;
   double dropout_p;
   int64_t given;
   double scale, softcap;
@@ -83,7 +83,9 @@ struct Entry {
     o.window_right = options.window_right;
     if (in.seed) {
       const uint32_t* const words = batches.view(in.seed).as<uint32_t>();
-      o.dropout = {.p = options.dropout_p, .seed = uint64_t(words[0]) << 32 | words[1]};
+      o.dropout = {.p = options.dropout_p,
+                   .seed = uint64_t(words[0]) << 32 | words[1],
+                   .shared = options.broadcast_dropout};
       o.offsets.batch = words[2];
       o.offsets.head = words[3];
     }
@@ -177,12 +179,11 @@ ffi::Error attention_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, 
 
 }  // namespace multihead::xla
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(multihead::xla::Options, StructMember<bool>("causal"),
-                                      StructMember<double>("dropout_p"),
-                                      StructMember<int64_t>("given"), StructMember<double>("scale"),
-                                      StructMember<double>("softcap"),
-                                      StructMember<int64_t>("window_left"),
-                                      StructMember<int64_t>("window_right"));
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    multihead::xla::Options, StructMember<bool>("broadcast_dropout"), StructMember<bool>("causal"),
+    StructMember<double>("dropout_p"), StructMember<int64_t>("given"),
+    StructMember<double>("scale"), StructMember<double>("softcap"),
+    StructMember<int64_t>("window_left"), StructMember<int64_t>("window_right"));
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_forward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;

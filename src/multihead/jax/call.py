@@ -50,6 +50,8 @@ class Options(NamedTuple):
         Keys seen beside a query's own place; -1: all.
     dropout_p : float
         Acts where there is a seed.
+    broadcast_dropout : bool
+        All sequences and heads drop the same.
     """
 
     scale: float
@@ -58,6 +60,7 @@ class Options(NamedTuple):
     window_left: int = -1
     window_right: int = -1
     dropout_p: float = 0.0
+    broadcast_dropout: bool = False
 
 
 def computed_in(dtype: Any) -> Any:

@@ -42,7 +42,8 @@ def composed(tensors: Tensors, options: Options) -> tuple[Any, Any]:
         scores = scores + jnp.where(jnp.isneginf(t.mask), 0, t.mask)
     weights, lse = _softmax(scores, jnp.broadcast_to(hidden, scores.shape), t.sinks)
     if t.seed is not None:
-        keep, factor = keep_mask(t.seed, weights.shape, options.dropout_p)
+        lead = (1, 1) if options.broadcast_dropout else weights.shape[:2]
+        keep, factor = keep_mask(t.seed, (*lead, *weights.shape[2:]), options.dropout_p)
         weights = jnp.where(keep, weights * factor, 0)
     return jnp.einsum("nhls,nshd->nlhd", weights, v).astype(t.query.dtype), lse
 

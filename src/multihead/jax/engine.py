@@ -115,6 +115,7 @@ def _call(
     present = [(_AXES[name], x) for name, x in tensors._asdict().items() if x is not None]
     given += sum(bit for name, bit in _GIVEN.items() if getattr(tensors, name) is not None)
     attributes = (
+        ("broadcast_dropout", options.broadcast_dropout),
         ("causal", options.causal),
         ("dropout_p", np.float64(options.dropout_p)),
         ("given", np.int64(given)),

@@ -39,6 +39,7 @@ def dot_product_attention(
     sinks: Any = None,
     dropout_p: float = 0.0,
     dropout_key: Any = None,
+    broadcast_dropout: bool = False,
     return_lse: bool = False,
 ) -> Any:
     """Compute ``softmax(query keyᵀ · scale + bias) value`` for every batch entry and head.
@@ -92,6 +93,8 @@ def dot_product_attention(
         Probability of dropping an attention weight, from 0 to 1.
     dropout_key : JAX key, optional
         Needed where `dropout_p` is not 0: the seed is the key's two words.
+    broadcast_dropout : bool, default False
+        All batch entries and heads drop the same weights, as flax's modules ask by default.
     return_lse : bool, default False
         Return the logarithm of the sum of the exponentials of each query's scores, too, with its
         gradient.
@@ -163,6 +166,7 @@ def dot_product_attention(
         lengths = jnp.clip(clipped, 0, scores[3])
     of_queries = integers("query_seq_lengths", query_seq_lengths, n)
     p = probability("dropout_p", dropout_p)
+    shared = boolean("broadcast_dropout", broadcast_dropout)
     tensors = Tensors(
         q,
         k,
@@ -175,7 +179,7 @@ def dot_product_attention(
         seed_of(dropout_key) if p else None,
     )
     factor = (width**-0.5 if width else 1.0) if scale is None else number("scale", scale)
-    options = Options(factor, is_causal, cap_of(softcap), *sides, p)
+    options = Options(factor, is_causal, cap_of(softcap), *sides, p, shared)
 
     # 3. The engine.
     statistic = return_lse or return_residual
