@@ -15,13 +15,13 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc include src -na
 CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -name '*.c' -o -name '*.cpp' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo llama sentences finetune long-context test browser notebooks pictures cross processors sanitize
+.PHONY: help demo jax-digits llama sentences finetune long-context test browser notebooks pictures cross processors sanitize
 .PHONY: sanitize-threads sanitize-integer fuzz distributed planted reliability wheels bench scaling plan-check accuracy
 .PHONY: lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | llama | sentences | finetune | long-context"
+	@echo "make demo | jax-digits | llama | sentences | finetune | long-context"
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | scaling | plan-check | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
@@ -30,6 +30,10 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits/train.py $(ARGS)
+
+# the same in flax, with attention from multihead.jax
+jax-digits: $(VENV)/.flax
+	$(BIN)/python examples/jax_digits.py $(ARGS)
 
 # a language model, and its speed with a cache and without
 llama: $(VENV)/.demo
@@ -167,7 +171,7 @@ $(VENV)/.environment: tools/environment.py pyproject.toml
 	@touch $@
 
 # the package with one of its extras; objects stay in $(BUILD) (see pyproject.toml), so only what changed is compiled
-$(VENV)/.demo $(VENV)/.examples $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
+$(VENV)/.demo $(VENV)/.flax $(VENV)/.examples $(VENV)/.test $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.maps $(VENV)/.bench $(VENV)/.docs $(VENV)/.fuzz: $(VENV)/.%: $(SOURCES) constraints.txt $(VENV)/.environment
 	@echo "installing multihead[$*] (the first build takes some minutes)"
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation ".[$*]"
 	@touch $@
