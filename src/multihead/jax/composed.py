@@ -28,7 +28,7 @@ def composed(tensors: Tensors, options: Options) -> tuple[Any, Any]:
     q, k, v = (x.astype(compute) for x in (t.query, t.key, t.value))
     heads, keys = q.shape[2], k.shape[1]
     if t.key_lengths is not None:  # what does not exist is not read
-        there = (jnp.arange(keys) < t.key_lengths[:, None])[..., None, None]
+        there = (jnp.arange(keys)[None] < t.key_lengths[:, None])[..., None, None]
         k, v = jnp.where(there, k, 0), jnp.where(there, v, 0)
     k, v = (jnp.repeat(x, heads // max(x.shape[2], 1), 2) for x in (k, v))
     scores = jnp.einsum("nlhd,nshd->nhls", q, k) * options.scale
@@ -50,12 +50,10 @@ def composed(tensors: Tensors, options: Options) -> tuple[Any, Any]:
 
 def _steps(tensors: Tensors) -> Any:
     """Return how far each key stands from each query: (1 or N, 1, L, S)."""
-    first = 0
+    position = jnp.arange(tensors.query.shape[1])[None, None, :, None]
     if tensors.query_positions is not None:
-        first = tensors.query_positions[:, None, None, None]
-    position = jnp.arange(tensors.query.shape[1])[:, None] + first
-    steps = jnp.arange(tensors.key.shape[1]) - position
-    return steps if steps.ndim == 4 else steps[None, None]
+        position = position + tensors.query_positions[:, None, None, None]
+    return jnp.arange(tensors.key.shape[1])[None, None, None] - position
 
 
 def _hidden(tensors: Tensors, options: Options, steps: Any) -> Any:
@@ -69,7 +67,7 @@ def _hidden(tensors: Tensors, options: Options, steps: Any) -> Any:
         hidden = hidden | (steps < -options.window_left)
     if tensors.key_lengths is not None:
         lengths = tensors.key_lengths[:, None, None, None]
-        hidden = hidden | (jnp.arange(tensors.key.shape[1]) >= lengths)
+        hidden = hidden | (jnp.arange(tensors.key.shape[1])[None, None, None] >= lengths)
     if tensors.mask is not None:
         mask = tensors.mask
         hidden = hidden | (~mask if mask.dtype == bool else jnp.isneginf(mask))
@@ -81,7 +79,7 @@ def _softmax(scores: Any, hidden: Any, sinks: Any) -> tuple[Any, Any]:
     nothing = hidden.all(-1, keepdims=True)
     top = jnp.where(hidden, -jnp.inf, scores).max(-1, keepdims=True, initial=-jnp.inf)
     if sinks is not None:
-        sinks = sinks[:, None, None]
+        sinks = sinks[None, :, None, None]
         top = jnp.maximum(top, sinks)
     top = jax.lax.stop_gradient(jnp.where(nothing, 0, top))
     terms = jnp.where(hidden, 0, jnp.exp(jnp.where(hidden, 0, scores - top)))

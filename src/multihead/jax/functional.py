@@ -187,7 +187,7 @@ def dot_product_attention(
 
     # 4. Results in the caller's axes.
     if of_queries is not None:
-        there = jnp.arange(length) < of_queries[:, None]
+        there = jnp.arange(length)[None] < of_queries[:, None]
         out = jnp.where(there[..., None, None], out, 0)
         rows = [jnp.where(there[:, None], lse, -jnp.inf) for lse in rows]
     results = [out]
