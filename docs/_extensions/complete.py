@@ -20,6 +20,7 @@ MODULES = (
     ".maps",
     ".plot",
     ".torch",
+    ".jax",
     ".distributed",
     ".distributed.threads",
     ".distributed.process_group",
