@@ -42,9 +42,9 @@ def run(
 
     Parameters
     ----------
-    face : {"numpy", "torch", "half", "modern"}
+    face : {"numpy", "torch", "half", "modern", "jax"}
         Which face of ours runs: ``"half"`` is NumPy's in half precision, ``"modern"`` its options
-        beyond torch's. The grid is for the first two of NumPy's.
+        beyond torch's, ``"jax"`` attention in JAX. The grid is for the first two of NumPy's.
     threads : int, optional
         Threads for every contender; default: what `multihead.get_num_threads` says.
     quick : bool

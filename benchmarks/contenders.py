@@ -197,6 +197,7 @@ FACES: dict[str, Callable[[Problem], Step]] = {
     "numpy": NumpyLayerStep,
     "half": NumpyLayerStep,
     "modern": NumpyLayerStep,
+    "jax": NumpyLayerStep,
 }
 # what the grid is computed in
 DTYPES = {"numpy": "float32", "half": "bfloat16"}

@@ -22,7 +22,7 @@ from multihead import _native
 # a BLAS told to take another core's kernels would make the comparison with NumPy unfair
 BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
-PEERS = ("torch", "threadpoolctl", "openvino")
+PEERS = ("torch", "threadpoolctl", "openvino", "jax")
 
 
 def processor() -> str:

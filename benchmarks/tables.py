@@ -31,6 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     "README.md",
     "docs/torch.md",
+    "docs/jax.md",
     "docs/performance.md",
     "docs/accuracy.md",
     "docs/scaling.md",
@@ -65,9 +66,10 @@ def origin(found: Results) -> str:
     """Say in a sentence what the figures were measured on, and how far they can be trusted."""
     machine, granted = found["machine"], found["granted_processor_time"]
     versions = machine["versions"]
+    other = ("JAX", "jax") if found["settings"]["face"] == "jax" else ("PyTorch", "torch")
     text = (
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads each; "
-        f"PyTorch {versions['torch']}, NumPy {versions['numpy']}; {machine['date'][:10]}"
+        f"{other[0]} {versions[other[1]]}, NumPy {versions['numpy']}; {machine['date'][:10]}"
     )
     budget = found["settings"]["seconds_for_a_cell"]
     if found["settings"]["quick"]:
@@ -221,6 +223,7 @@ REGIONS: dict[str, Callable[[Mapping[str, Results]], str]] = {
     "half": lambda results: targets(results, "half"),
     "half-peers": peers,
     "modern": lambda results: targets(results, "modern"),
+    "jax": lambda results: targets(results, "jax"),
     "scaling": scaling,
     "plan": lambda results: plans.checked(results["plan"]),
     "accuracy": lambda results: page.summary(results["accuracy"]),

@@ -13,6 +13,9 @@ from benchmarks.targets import (
     grid,
     half,
     half_peers,
+    jax_attention,
+    jax_coexist,
+    jax_memory,
     layer,
     models,
     modern,
@@ -40,6 +43,7 @@ FACES: dict[str, tuple[Target, ...]] = {
     "numpy": TARGETS,
     "half": (*half_peers.TARGETS, *half.TARGETS),
     "modern": (*modern.TARGETS, *decoding.TARGETS),
+    "jax": (*jax_attention.TARGETS, *jax_memory.TARGETS, *jax_coexist.TARGETS),
     "torch": (*agreement.TARGETS, *overhead.TARGETS, *models.TARGETS),
 }
 

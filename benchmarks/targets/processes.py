@@ -51,7 +51,7 @@ print(status("VmHWM") - before)
 """
 
 
-def _fresh(arguments: list[str], **environment: str) -> str:
+def fresh(arguments: list[str], **environment: str) -> str:
     """Run this interpreter and return what it prints."""
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -72,7 +72,7 @@ def peak(
 ) -> int:
     """Return the peak memory of a training step beyond what is held before it, in bytes."""
     code = STEP.format(shape=shape, dropout=dropout, weights=weights, dtype=dtype)
-    return int(_fresh(["-c", code], MULTIHEAD_NUM_THREADS=str(threads)))
+    return int(fresh(["-c", code], MULTIHEAD_NUM_THREADS=str(threads)))
 
 
 def _memory(run: Run) -> Reached:
@@ -101,7 +101,7 @@ def _avx2(shape: Shape) -> Target:
             file = Path(folder) / "found.json"
             arguments = ["-m", "benchmarks", "--targets", share, "--json", str(file)]
             quick = ["--quick"] if run.quick else []
-            _fresh([*arguments, *quick, "--threads", str(run.threads)], MULTIHEAD_ISA="avx2")
+            fresh([*arguments, *quick, "--threads", str(run.threads)], MULTIHEAD_ISA="avx2")
             found = json.loads(file.read_text())
         if found["machine"]["isa"] != "avx2":
             raise RuntimeError(f"MULTIHEAD_ISA=avx2 ran {found['machine']['isa']}")

@@ -48,7 +48,7 @@ def test_examples_of_a_module_run(name: str) -> None:
     [
         (["--threads", "0"], "expected a number of at least 1, got 0"),
         (["--threads", "two"], "invalid"),
-        (["--face", "jax"], "invalid choice: 'jax'"),
+        (["--face", "tensorflow"], "invalid choice: 'tensorflow'"),
         (["--budget", "0"], "expected seconds above 0, got 0"),
         (["--budget", "nan"], "expected seconds above 0, got nan"),
         (["--budget", "2", "--quick"], "not allowed with argument"),

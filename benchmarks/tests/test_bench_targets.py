@@ -207,7 +207,7 @@ def test_another_instruction_set_has_a_process_of_its_own(monkeypatch: pytest.Mo
         file.write_text(json.dumps({"machine": {"isa": "avx2"}, "targets": [told]}))
         return ""
 
-    monkeypatch.setattr(processes, "_fresh", fresh)
+    monkeypatch.setattr(processes, "fresh", fresh)
     monkeypatch.setattr(processes._native, "available_isas", lambda: ["avx2"])
     result = reach(choose(["avx2-512"])[0], a_run())
     assert (result.reached.value, result.verdict, result.granted) == (0.9, "busy", 0.5)
