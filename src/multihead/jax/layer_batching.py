@@ -81,7 +81,7 @@ def _one_by_one(
     function: Callable[..., Sequence[Any]] | None = None,
 ) -> _Mapped:
     """Call the primitive, or the function instead, for each entry."""
-    mapped = [i for i, d in enumerate(dims) if d is not None]
+    mapped = {i: d for i, d in enumerate(dims) if d is not None}
 
     def one(entry: Sequence[Any]) -> Sequence[Any]:
         given = dict(zip(mapped, entry, strict=True))
@@ -89,7 +89,7 @@ def _one_by_one(
             *(given.get(i, x) for i, x in enumerate(args)), **static
         )
 
-    results = jax.lax.map(one, [jnp.moveaxis(args[i], dims[i], 0) for i in mapped])
+    results = jax.lax.map(one, [jnp.moveaxis(args[i], d, 0) for i, d in mapped.items()])
     return results, [0] * len(results)
 
 
