@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT = (
     "multihead/_native.*.so",
     "multihead/libmultihead.so",
-    "multihead/libmultihead_xla.so",
     "multihead/pkgconfig/multihead.pc",
     "multihead/cmake/multihead-config.cmake",
     "multihead/cmake/multihead-config-version.cmake",
@@ -27,6 +26,8 @@ BUILT = (
     "multihead-*.dist-info/entry_points.txt",
     "multihead-*.dist-info/licenses/LICENSE",
 )
+
+FOR_JAX = "multihead/libmultihead_xla.so"  # where there is a JAX that takes it
 
 
 def tracked(*folders: str) -> list[str]:
@@ -59,4 +60,5 @@ def of_wheel(wheel: Path) -> list[str]:
         found = {name for name in archive.namelist() if not name.endswith("/")}
     package = [name.removeprefix("src/") for name in tracked("src/multihead")]
     headers = [f"multihead/{name}" for name in tracked("include")]
-    return differences(found, package + headers, BUILT)
+    jax = [] if "-cp310-" in wheel.name or "musllinux" in wheel.name else [FOR_JAX]
+    return differences(found, package + headers, [*BUILT, *jax])
