@@ -41,13 +41,16 @@ class Call(NamedTuple):
 
 def run(call: Call, operands: Sequence[Any]) -> list[Any]:
     """Call the engine."""
-    found: list[Any] = call_p.bind(*operands, call=call, needs=_devices_needed())
+    found: list[Any] = call_p.bind(*operands, call=call, needs=devices_needed())
     return found
 
 
 @functools.cache
-def _devices_needed() -> Any:
-    """Return a program of one partitioned call, by whose sight JAX tells lowerings the devices."""
+def devices_needed() -> Any:
+    """Return a program of one partitioned call, by whose sight JAX tells lowerings the devices.
+
+    A primitive that is lowered to calls has it among its parameters.
+    """
     function = custom_partitioning(lambda x: x)
     function.def_partition(lambda *_: None, lambda *_: None, sharding_rule="->")
     return jax.make_jaxpr(function)(0.0)
@@ -62,16 +65,19 @@ def result_type(like: Any, shape: Sequence[int], dtype: Any, parts: Any = None) 
     )
 
 
-def _types(*avals: Any, call: Call, needs: Any) -> list[Any]:
-    known = [
-        (x.shape, (*x.sharding.spec, *[None] * (x.ndim - len(x.sharding.spec)))) for x in avals
-    ]
+def result_types(avals: Sequence[Any], axes: Axes, results: Sequence[Result]) -> list[Any]:
+    """Return the types of results, spread as operands are."""
+    known = [(x.shape, _spec(x)) for x in avals]
     mesh = avals[0].sharding.mesh
-    over = spread(call.axes, known, functools.partial(_devices, mesh))
+    over = spread(axes, known, functools.partial(_devices, mesh))
     return [
         result_type(avals[0], shape, dtype, partitions(word, shape, over))
-        for word, (shape, dtype) in zip(call.axes.results, call.results, strict=True)
+        for word, (shape, dtype) in zip(axes.results, results, strict=True)
     ]
+
+
+def _types(*avals: Any, call: Call, needs: Any) -> list[Any]:
+    return result_types(avals, call.axes, call.results)
 
 
 def _devices(mesh: Any, part: Any) -> int:

@@ -95,11 +95,11 @@ def _one_by_one(
 
 def _forward_again(primitive: Primitive, form: LayerForm) -> Callable[..., Sequence[Any]]:
     """Return backward of one entry, whose own cache is made anew."""
-    from multihead.jax.layer_primitives import forward_p
+    from multihead.jax.layer_primitives import bind, forward_p
 
     def function(*args: Any, **static: Any) -> Sequence[Any]:
         operands, cache, d_results = args[: form.arity], args[form.arity], args[form.arity + 1 :]
-        *_, own = forward_p.bind(*operands, form=form, cache=cache.shape[1])
+        *_, own = bind(forward_p, *operands, form=form, cache=cache.shape[1])
         found: Sequence[Any] = primitive.bind(*operands, own, *d_results, **static)
         return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from multihead.arguments import LayerTensors
 from multihead.checks import wrong
 from multihead.jax.axes import Axes
-from multihead.jax.calls import Call, Result, run
+from multihead.jax.calls import Call, Result, result_types, run
 from multihead.jax.layer_form import LayerForm, shape_of
 from multihead.jax.requires import LIBRARY
 
@@ -21,6 +21,7 @@ _WEIGHTS = {None: 0, True: 1, False: 2}  # faces::Weights
 _DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}  # DType
 # Sequences alone may be spread over devices: "n". What has other names is on all of them.
 _AXES = {"key": "nsi", "value": "nsj", "padding": "ns", "mask": "nxls"}
+_CACHE = "ny"
 
 
 class _Sizes(ctypes.Structure):
@@ -63,6 +64,20 @@ def results_of(form: LayerForm, operands: Sequence[Any], cache: int) -> list[Res
     return results
 
 
+def types_of(form: LayerForm, operands: Sequence[Any], cache: int) -> list[Any]:
+    """Return the types of forward's results, from those of the operands."""
+    words = [*_of_results(form), _CACHE] if cache else _of_results(form)
+    axes = Axes(tuple(_of_operands(form, operands)), tuple(words))
+    return result_types(operands, axes, results_of(form, operands, cache))
+
+
+def types_of_gradients(form: LayerForm, operands: Sequence[Any], wrt: tuple[int, ...]) -> list[Any]:
+    """Return the types of the gradients of some of the operands."""
+    words = _of_operands(form, operands)
+    axes = Axes(tuple(words), tuple(words[i] for i in wrt))
+    return result_types(operands, axes, [(operands[i].shape, operands[i].dtype) for i in wrt])
+
+
 def forward(form: LayerForm, operands: Sequence[Any], cache: int) -> list[Any]:
     """Run the layer.
 
@@ -73,7 +88,7 @@ def forward(form: LayerForm, operands: Sequence[Any], cache: int) -> list[Any]:
     cache : array of uint8 (N, cache), if that is more than 0
     """
     results = results_of(form, operands, cache)
-    words = [*_of_results(form), "ny"] if cache else _of_results(form)
+    words = [*_of_results(form), _CACHE] if cache else _of_results(form)
     return _call("multihead_layer_forward", form, (operands, ()), (words, results))
 
 
@@ -101,7 +116,7 @@ def backward(
     sums = _sums(form)
     dtypes = [jnp.dtype("float32") if i in sums else operands[i].dtype for i in wrt]
     results = [(operands[i].shape, dtype) for i, dtype in zip(wrt, dtypes, strict=True)]
-    more = [*zip(("ny", *_of_results(form)), (cache, *d_results), strict=False)]
+    more = [*zip((_CACHE, *_of_results(form)), (cache, *d_results), strict=False)]
     wanted = [form.names[i] for i in wrt]
     to = [words[i] for i in wrt], results
     found = _call("multihead_layer_backward", form, (operands, more), to, wanted)

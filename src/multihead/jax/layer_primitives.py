@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from multihead.jax import layer_batching, layer_calls
-from multihead.jax.calls import Result, result_type
+from multihead.jax.calls import devices_needed
 from multihead.jax.layer_composed import composed_layer
 from multihead.jax.layer_form import LayerForm
 from multihead.jax.manual import varying_alike
@@ -31,7 +31,12 @@ backward_p = Primitive("multihead_layer_backward")
 
 def layer(form: LayerForm, operands: Sequence[Any]) -> list[Any]:
     """Return the output and, if the call asks for them, the weights."""
-    results: list[Any] = forward_p.bind(*varying_alike(list(operands)), form=form, cache=0)
+    return bind(forward_p, *varying_alike(list(operands)), form=form, cache=0)
+
+
+def bind(primitive: Primitive, *args: Any, **static: Any) -> list[Any]:
+    """Call one of the primitives."""
+    results: list[Any] = primitive.bind(*args, **static, needs=devices_needed())
     return results
 
 
@@ -79,32 +84,28 @@ def _function_of(
 
 
 def _forward_results(*operands: Any, form: LayerForm, cache: int) -> list[Any]:
-    return _types(operands, layer_calls.results_of(form, operands, cache))
+    return layer_calls.types_of(form, operands, cache)
 
 
 def _tangent_results(*args: Any, form: LayerForm, wrt: tuple[int, ...]) -> list[Any]:
-    return _types(args, layer_calls.results_of(form, args[: form.arity], 0))
+    return layer_calls.types_of(form, args[: form.arity], 0)
 
 
 def _backward_results(*args: Any, form: LayerForm, wrt: tuple[int, ...]) -> list[Any]:
-    return _types(args, [(args[i].shape, args[i].dtype) for i in wrt])
-
-
-def _types(operands: Sequence[Any], results: Sequence[Result]) -> list[Any]:
-    return [result_type(operands[0], *result) for result in results]
+    return layer_calls.types_of_gradients(form, args[: form.arity], wrt)
 
 
 # Derivatives
 
 
 def _forward_jvp(
-    operands: Sequence[Any], tangents: Sequence[Any], *, form: LayerForm, cache: int
+    operands: Sequence[Any], tangents: Sequence[Any], *, form: LayerForm, cache: int, needs: Any
 ) -> tuple[Sequence[Any], Sequence[Any]]:
     size = cache or layer_calls.cache_bytes(form, operands)
-    *results, kept = forward_p.bind(*operands, form=form, cache=size)
+    *results, kept = bind(forward_p, *operands, form=form, cache=size)
     wrt = tuple(i for i, t in enumerate(tangents) if _moves(t))
     some = [tangents[i] for i in wrt]
-    moved = tangent_p.bind(*varying_alike([*operands, kept, *some]), form=form, wrt=wrt)
+    moved = bind(tangent_p, *varying_alike([*operands, kept, *some]), form=form, wrt=wrt)
     if not cache:
         return results, moved
     return [*results, kept], [*moved, ad.Zero(jax.typeof(kept).to_tangent_aval())]
@@ -115,14 +116,14 @@ def _moves(tangent: Any) -> bool:
 
 
 def _tangent_transpose(
-    d_results: Sequence[Any], *args: Any, form: LayerForm, wrt: tuple[int, ...]
+    d_results: Sequence[Any], *args: Any, form: LayerForm, wrt: tuple[int, ...], needs: Any
 ) -> list[Any]:
     operands, cache, *tangents = args[: form.arity], *args[form.arity :]
     d_out, *d_weights = d_results
     d_weights = [d for d in d_weights if type(d) is not ad.Zero]
     asked = tuple(i for i, t in zip(wrt, tangents, strict=True) if ad.is_undefined_primal(t))
     given = [*operands, cache, ad.instantiate_zeros(d_out), *d_weights]
-    found = iter(backward_p.bind(*varying_alike(given), form=form, wrt=asked))
+    found = iter(bind(backward_p, *varying_alike(given), form=form, wrt=asked))
     gradients = [next(found) if ad.is_undefined_primal(t) else None for t in tangents]
     return [None] * (form.arity + 1) + gradients
 
@@ -132,6 +133,8 @@ def _composed_jvp(
     composed: Callable[..., Sequence[Any]],
     args: Sequence[Any],
     tangents: Sequence[Any],
+    *,
+    needs: Any,
     **static: Any,
 ) -> tuple[Sequence[Any], Sequence[Any]]:
     """Return a primitive's results, and their tangents by what it is composed of."""
@@ -143,21 +146,27 @@ def _composed_jvp(
 
     at = tuple(args[i] for i in moving)
     moved = jax.jvp(partial, at, tuple(tangents[i] for i in moving))[1]
-    return primitive.bind(*args, **static), moved
+    return bind(primitive, *args, **static), moved
 
 
 def _register(
     primitive: Primitive, function: Callable[..., Any], results: Callable[..., Any]
 ) -> None:
+    def computed(*args: Any, needs: Any, **static: Any) -> Any:
+        return function(*args, **static)
+
+    def types(*args: Any, needs: Any, **static: Any) -> Any:
+        return results(*args, **static)
+
     @functools.lru_cache(maxsize=256)
     def compiled(**static: Any) -> Callable[..., Any]:
-        jitted: Callable[..., Any] = jax.jit(functools.partial(function, **static))
+        jitted: Callable[..., Any] = jax.jit(functools.partial(computed, **static))
         return jitted
 
     primitive.multiple_results = True
     primitive.def_impl(lambda *args, **static: compiled(**static)(*args))
-    primitive.def_abstract_eval(results)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
+    primitive.def_abstract_eval(types)
+    mlir.register_lowering(primitive, mlir.lower_fun(computed, multiple_results=True))
 
 
 _register(forward_p, _forward, _forward_results)
