@@ -38,6 +38,8 @@ def inputs() -> tuple[Any, ...]:
         ({"alibi_slopes": np.ones((3, 4))}, ValueError, r"alibi_slopes: .*got \(3, 4\)"),
         ({"window": (1, 2, 3)}, ValueError, r"window: expected \(left, right\)"),
         ({"window": 1, "local_window_size": 1}, ValueError, "local_window_size: .*beside window"),
+        ({"scale": jax.numpy.ones(2)}, ValueError, r"scale: .*shape \(\), got \(2,\)"),
+        ({"scale": jax.numpy.array(True)}, TypeError, "scale: .*got bool"),
         ({"softcap": -1.0}, ValueError, "softcap: .*got -1.0"),
         ({"query_offset": "start"}, ValueError, "query_offset: "),
         ({"key_lengths": np.ones(3, np.int32)}, ValueError, r"key_lengths: expected \(2,\)"),

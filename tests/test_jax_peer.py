@@ -74,6 +74,46 @@ def test_outputs_and_gradients(case: str, extra: tuple[str, ...], of_keys: int) 
         assert_close(found[name], x, tolerance(kind, np.float32), f"{name} {case}")
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_traced_scales_have_gradients(biased: bool, rng: np.random.Generator) -> None:
+    """Under jit, and in a step of gradients outside of it, too."""
+    given = arrays(rng, 2) | {"scale": rng.uniform(0.2, 0.5)}
+    if biased:
+        given["bias"] = rng.standard_normal(SHAPES["bias"])
+    weights = rng.standard_normal((3, 24, 4, 8))
+
+    def both(function: Any, dtype: Any) -> Any:
+        def loss(given: dict[str, Any]) -> tuple[Any, Any]:
+            out = function(**given, is_causal=True)
+            return (out * weights.astype(dtype)).sum(), out
+
+        return jax.grad(loss, has_aux=True)
+
+    with jax.enable_x64(True):
+        exact = both(jax.nn.dot_product_attention, np.float64)(jax.tree.map(jnp.asarray, given))
+        exact = jax.tree.map(np.asarray, exact)
+    single = {name: jnp.asarray(x, jnp.float32) for name, x in given.items()}
+    step = both(dot_product_attention, np.float32)
+    for found in (step(single), jax.jit(step)(single)):
+        assert found[0].keys() == exact[0].keys()
+        assert_close(found[1], exact[1], tolerance(FORWARD, np.float32), "out")
+        for name, x in exact[0].items():
+            assert_close(found[0][name], x, tolerance(GRADIENT, np.float32), name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scales_of_half_precision_round_the_query_once(
+    dtype: str, rng: np.random.Generator
+) -> None:
+    given = {name: x.astype(dtype) for name, x in arrays(rng, 2).items()}
+    scale = np.float32(0.3)
+    once = (given["query"].astype(np.float32) * scale).astype(dtype)
+    found = jax.jit(dot_product_attention)(**given, scale=scale)
+    expected = dot_product_attention(**given | {"query": once}, scale=1.0)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision(dtype: Any) -> None:
     given = {k: x.astype(dtype) for k, x in arrays(np.random.default_rng(52), 2).items()}

@@ -24,7 +24,7 @@ def dot_product_attention(
     bias: Any = None,
     mask: Any = None,
     *,
-    scale: float | None = None,
+    scale: Any = None,
     is_causal: bool = False,
     query_seq_lengths: Any = None,
     key_value_seq_lengths: Any = None,
@@ -61,8 +61,9 @@ def dot_product_attention(
         the first are 1.
     mask : array of bool, optional
         Likewise; **True = attend**.
-    scale : float, optional
-        Factor of the scores; ``1 / sqrt(D)`` by default.
+    scale : float or array of shape (), optional
+        Factor of the scores; ``1 / sqrt(D)`` by default. An array of JAX's, which may be traced and
+        has a gradient, multiplies `query` instead, in what is computed in.
     is_causal : bool, default False
         The query at position p attends to keys j <= p only.
     query_seq_lengths : array of int (N,), optional
@@ -178,7 +179,11 @@ def dot_product_attention(
         lengths,
         seed_of(dropout_key) if p else None,
     )
-    factor = (width**-0.5 if width else 1.0) if scale is None else number("scale", scale)
+    factor = width**-0.5 if width else 1.0
+    if isinstance(scale, jax.Array):
+        tensors, factor = tensors._replace(query=_scaled(q, scale)), 1.0
+    elif scale is not None:
+        factor = number("scale", scale)
     options = Options(factor, is_causal, cap_of(softcap), *sides, p, shared)
 
     # 3. The engine.
@@ -217,6 +222,16 @@ def _check(q: Any, k: Any, v: Any) -> None:
         raise wrong("key", f"a number of heads that divides {q.shape[-2]}", k.shape[-2])
     if v.shape[:-1] != k.shape[:-1]:
         raise wrong("value", dims(*k.shape[:-1], "Dv"), v.shape)
+
+
+def _scaled(q: Any, scale: Any) -> Any:
+    """Multiply queries by a scale, rounding once."""
+    if not any(jnp.issubdtype(scale.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise wrong_type("scale", "a number", scale.dtype.name)
+    if scale.ndim:
+        raise wrong("scale", "a number or an array of shape ()", scale.shape)
+    compute = computed_in(q.dtype)
+    return (q.astype(compute) * scale.astype(compute)).astype(q.dtype)
 
 
 def _slopes(x: Any, n: int, heads: int, compute: Any) -> Any:
