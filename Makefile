@@ -16,7 +16,7 @@ CPP := $(shell find csrc include examples tests benchmarks fuzz -name '*.h' -o -
 
 .DEFAULT_GOAL := help
 .PHONY: help demo jax-digits llama sentences finetune long-context test browser notebooks pictures cross processors sanitize
-.PHONY: sanitize-threads sanitize-integer fuzz distributed planted reliability wheels bench scaling plan-check accuracy
+.PHONY: sanitize-threads sanitize-integer fuzz distributed jax planted reliability wheels bench scaling plan-check accuracy
 .PHONY: lint format docs linkcheck clean
 .DELETE_ON_ERROR:
 
@@ -25,7 +25,7 @@ help:
 	@echo "     test | lint | format | docs | linkcheck | browser | notebooks | pictures"
 	@echo "     bench | scaling | plan-check | accuracy"
 	@echo "     sanitize | sanitize-threads | sanitize-integer | fuzz | planted"
-	@echo "     cross | processors | distributed | reliability"
+	@echo "     cross | processors | distributed | jax | reliability"
 	@echo "     wheels | clean"
 
 demo: $(VENV)/.demo
@@ -110,6 +110,12 @@ MANY := $(addprefix tests/,$(addsuffix .py,distributed/test_training distributed
 distributed: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 3 --dist load $(MANY)
 	$(BIN)/python tests/distributed/kill_ranks.py --kills $(KILLS) $(ARGS)
+
+# JAX's transforms, devices and models, which it compiles for minutes; `make test` has the rest
+JAX := $(addprefix tests/test_jax_,$(addsuffix .py,conformance derivatives devices digits flax layer_devices \
+  layer_transforms peer promotion))
+jax: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist load $(JAX) $(ARGS)
 
 # faults planted in the engine, and who finds them: docs/planted.json; an hour
 planted: $(VENV)/.test

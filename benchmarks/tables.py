@@ -66,7 +66,7 @@ def origin(found: Results) -> str:
     """Say in a sentence what the figures were measured on, and how far they can be trusted."""
     machine, granted = found["machine"], found["granted_processor_time"]
     versions = machine["versions"]
-    other = ("JAX", "jax") if found["settings"]["face"] == "jax" else ("PyTorch", "torch")
+    other = ("JAX", "jax") if found["settings"].get("face") == "jax" else ("PyTorch", "torch")
     text = (
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads each; "
         f"{other[0]} {versions[other[1]]}, NumPy {versions['numpy']}; {machine['date'][:10]}"

@@ -23,13 +23,23 @@ import kernel_sets
 import multihead as mh
 from multihead import _native
 
-# named by `make browser`, as it needs one, and by `make distributed`, as they start many processes
+# named by `make browser`, as it needs one, by `make distributed`, as they start many processes, and
+# by `make jax`, as JAX compiles for minutes
 collect_ignore = [
     "test_maps_browser.py",
     "distributed/test_faults.py",
     "distributed/test_long_context.py",
     "distributed/test_training.py",
     "test_torch_context_parallel_models.py",
+    "test_jax_conformance.py",
+    "test_jax_derivatives.py",
+    "test_jax_devices.py",
+    "test_jax_digits.py",
+    "test_jax_flax.py",
+    "test_jax_layer_devices.py",
+    "test_jax_layer_transforms.py",
+    "test_jax_peer.py",
+    "test_jax_promotion.py",
 ]
 
 # files of few tests that take long: they begin, so that in the end no worker is left alone with one

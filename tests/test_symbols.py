@@ -13,7 +13,8 @@ import multihead
 from apple_library import FUNCTIONS
 
 PACKAGE = Path(multihead.__file__).parent
-ENGINE = [path for path in PACKAGE.iterdir() if path.name.startswith("libmultihead")]
+ENGINE = [path for path in PACKAGE.iterdir() if re.match(r"libmultihead\.", path.name)]
+FOR_XLA = [path for path in PACKAGE.iterdir() if path.name.startswith("libmultihead_")]
 NATIVE = [path for path in PACKAGE.iterdir() if re.match(r"_native\..*(so|dylib)$", path.name)]
 # symbols that linkers add to every library
 LINKER = {"_init", "_fini", "_edata", "_end", "__bss_start"}
@@ -34,6 +35,7 @@ def exported(library: Path) -> set[str]:
 def test_the_package_holds_one_engine_and_one_face() -> None:
     assert len(ENGINE) == 1
     assert len(NATIVE) == 1
+    assert len(FOR_XLA) <= 1  # where there was a jaxlib
 
 
 def test_the_engine_exports_its_c_api_and_its_private_table_alone() -> None:
@@ -54,7 +56,17 @@ def test_the_face_exports_python_s_entry_point_alone() -> None:
     assert names == {"PyInit__native"}
 
 
-@pytest.mark.parametrize("library", [*ENGINE, *NATIVE], ids=lambda path: path.name)
+@pytest.mark.parametrize("library", FOR_XLA, ids=lambda path: path.name)
+def test_the_library_for_xla_exports_its_handlers_alone(library: Path) -> None:
+    handlers = {
+        f"multihead_{what}_{way}"
+        for what in ("attention", "layer")
+        for way in ("forward", "backward")
+    }
+    assert exported(library) == {*handlers, "multihead_layer_cache_bytes", "multihead_xla_version"}
+
+
+@pytest.mark.parametrize("library", [*ENGINE, *NATIVE, *FOR_XLA], ids=lambda path: path.name)
 def test_no_openmp_runtime_is_needed(library: Path) -> None:
     tool = ["otool", "-L"] if sys.platform == "darwin" else ["readelf", "-d"]
     needed = subprocess.run(
