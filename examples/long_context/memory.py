@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 from pathlib import Path
 
 _STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MMAP_THRESHOLD, _ARRAY = -3, 128 * 1024  # of glibc's mallopt; bytes
 
 
 def _status(name: str) -> int:
@@ -22,10 +24,15 @@ class Peak:
     """
 
     def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        c = ctypes.CDLL(None)
+        self._trim = getattr(c, "malloc_trim", None)  # of glibc
+        if self._trim is not None:
+            # an array is the system's as soon as it is freed, not a hole that may be filled again
+            c.mallopt(_MMAP_THRESHOLD, _ARRAY)
 
     def begin(self) -> None:
         """Give back what is not in use, and forget the peak so far."""
+        gc.collect()
         if self._trim is not None:
             self._trim(0)
         try:

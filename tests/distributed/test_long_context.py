@@ -145,7 +145,7 @@ def test_a_run_of_which_a_process_was_killed_goes_on(transport: str, tmp_path: P
 def test_memory_of_a_rank_halves_with_twice_the_ranks(tmp_path: Path) -> None:
     memory = []
     for size in (2, 4):
-        options = ("--steps", 4, "--length", 8192, "--width", WIDTH, "--blocks", BLOCKS)
+        options = ("--steps", 3, "--length", 16384, "--width", WIDTH, "--blocks", BLOCKS)
         found = ran("gloo", size, tmp_path / str(size), *options)
         # the first step makes gradients and the optimizer's state, which stay
         memory.append(statistics.median(step["memory"] for step in found.steps[1:]))
