@@ -123,8 +123,8 @@ def check(results: Mapping[str, Mapping[str, Array]]) -> None:
 
 
 @cache
-def empty_call() -> str:
-    """Make XLA know a call that does nothing; return its name.
+def register(name: str) -> str:
+    """Make XLA know a call of `native/xla_calls.cpp`; return what XLA calls it.
 
     Raises
     ------
@@ -132,7 +132,8 @@ def empty_call() -> str:
         If there is no compiler.
     """
     flags = ["-isystem", jax.ffi.include_dir()]
-    path = native.build("empty-call", [native.HERE / "empty_call.cpp"], flags)
-    handler = jax.ffi.pycapsule(ctypes.CDLL(str(path)).empty_call)
-    jax.ffi.register_ffi_target("multihead_bench_empty", handler, platform="cpu")
-    return "multihead_bench_empty"
+    path = native.build("xla-calls", [native.HERE / "xla_calls.cpp"], flags)
+    handler = jax.ffi.pycapsule(getattr(ctypes.CDLL(str(path)), name))
+    target = f"multihead_bench_{name}"
+    jax.ffi.register_ffi_target(target, handler, platform="cpu")
+    return target

@@ -99,6 +99,7 @@ const EngineTable kTable = {
           return guarded([&] { merge_attention(kernels_in_use(), call); });
         },
     .set_poll = [](Poll poll) { set_poll(poll); },
+    .borrow_threads = [](const LentThreads* threads) { borrow_threads(threads); },
     .block_create =
         [](size_t bytes, void** block, void** data) {
           return guarded([&] {

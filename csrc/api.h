@@ -4,6 +4,7 @@
 
 #include "engine/interruption.h"
 #include "engine/layer.h"
+#include "engine/lent_threads.h"
 #include "engine/partial.h"
 #include "engine/thread_pool.h"
 #include "faces/arguments.h"
@@ -12,7 +13,7 @@
 
 namespace multihead {
 
-constexpr int kTableVersion = 13;
+constexpr int kTableVersion = 14;
 
 struct EngineTable {
   int version;
@@ -37,7 +38,8 @@ struct EngineTable {
   faces::Outcome (*row_dot)(const View& a, const View& b, const View& result);
   faces::Outcome (*merge_attention)(const MergeCall& call);
 
-  void (*set_poll)(Poll poll);  // see interruption.h
+  void (*set_poll)(Poll poll);                         // see interruption.h
+  void (*borrow_threads)(const LentThreads* threads);  // see lent_threads.h
 
   // Memory of the engine's, for caches.
   faces::Outcome (*block_create)(size_t bytes, void** block, void** data);

@@ -48,7 +48,8 @@ def test_the_engine_s_bits_are_those_recorded(tmp_path: Path) -> None:
     finish(start(COMPILER, "-pthread", *made, "-o", program))
     family = "baseline" if isa == "baseline" else "FMA"
     kept = (NATIVE / "digests.txt").read_text().splitlines()
-    for threads, name in (("1", isa), ("3", isa), *((n, x) for x in OF_PAIRS for n in "13")):
+    runs = [(threads, isa) for threads in ("1", "3", "lent")]
+    for threads, name in (*runs, *((n, x) for x in OF_PAIRS for n in "13")):
         done = subprocess.run(
             [program, threads],
             env=os.environ | {"MULTIHEAD_ISA": name},

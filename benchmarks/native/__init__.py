@@ -160,7 +160,8 @@ def _region() -> ctypes.CDLL:
     engine = ROOT / "csrc"
     names = ("cgroups_*", "cpu", "system_features_*", "threads_*", "usable_cpus_*")
     system = [path for each in names for path in sorted((engine / "platform").glob(f"{each}.cpp"))]
-    pool = [engine / "engine" / f"{name}.cpp" for name in ("interruption", "thread_pool")]
+    pooled = ("interruption", "lent_threads", "thread_pool")
+    pool = [engine / "engine" / f"{name}.cpp" for name in pooled]
     sources = [HERE / "region.cpp", *pool, *system]
     library = ctypes.CDLL(str(build("region", sources, _architecture())))
     library.region_seconds.argtypes = [ctypes.c_int, ctypes.c_int]

@@ -85,13 +85,32 @@ def test_memory_is_the_peak_of_a_fresh_process(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("single", [False, True])
 def test_coexistence_sets_the_threads_back(single: bool) -> None:
     before = mh.get_num_threads()
-    assert reached(jax_coexist._coexistence("jax-coexist", TINY, single)).note.startswith("both ")
+    note = reached(jax_coexist._coexistence("jax-coexist", TINY, single)).note
+    assert "sum of both alone" in note
+    assert "busy calls" in note
     assert mh.get_num_threads() == before
 
 
+def test_a_loss_is_over_the_parts_alone() -> None:
+    assert jax_coexist.loss([3.0, 5.0], [1.0, 2.0], [1.0, 0.5]) == [1.5, 2.0]
+
+
+def test_a_busy_call_gives_what_it_got_after_some_work() -> None:
+    short, long = (
+        jax_coexist.program(TINY, False, jax_coexist.busy(rounds)) for rounds in (1, 10**7)
+    )
+    run = Run("jax", 1, BRIEF)
+    for step in (short, long):
+        step()
+        np.testing.assert_array_equal(np.asarray(step.found), np.asarray(step.arrays[0]))
+    assert run.ratio(long, short) > 3
+
+
 def test_a_program_has_both_kinds_or_one() -> None:
+    ours = jax_coexist.attention(TINY)
     both, products, attention = (
-        jax_coexist.program(TINY, *kinds) for kinds in ((True, True), (True, False), (False, True))
+        jax_coexist.program(TINY, linear, between)
+        for linear, between in ((True, ours), (True, None), (False, ours))
     )
     for step in (both, products, attention):
         step()

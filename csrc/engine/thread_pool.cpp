@@ -14,6 +14,7 @@
 #include "../platform/cpu.h"
 #include "../platform/threads.h"
 #include "interruption.h"
+#include "lent_threads.h"
 
 namespace multihead {
 namespace {
@@ -143,9 +144,11 @@ class Pool {
 
  private:
   void share(Region& region) {
+    const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
+    const LentThreads* lent = borrowed_threads();
+    if (lent && region.workers > 1) return run_on(*lent, region.workers, help, &region);
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
     if (region.workers <= 1 || !lock.try_lock()) return region.help(0);
-    const Work help = [](void* data, int worker) { static_cast<Region*>(data)->help(worker); };
     const int threads = threads_;
     const ThreadSource* source = g_source.load();
     if (source && source->run(threads, help, &region)) return;
@@ -274,7 +277,9 @@ int num_threads() { return pool().threads(); }
 
 int workers_for(int64_t multiplications, int most) {
   if (multiplications < g_little) return 1;
-  return most > 0 ? most : num_threads();
+  const int workers = most > 0 ? most : num_threads();
+  const LentThreads* lent = borrowed_threads();
+  return lent ? std::min(workers, lent->threads) : workers;
 }
 
 void set_little(int64_t multiplications) { g_little = multiplications; }

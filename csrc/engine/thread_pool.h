@@ -3,6 +3,7 @@
 // after a region, then sleep; the caller starts at once and waits only for tasks that a worker
 // has begun. Regions of several callers: the first gets the workers, the others run alone. Where
 // the workers of another runtime spin on the cores, they do the work instead of ours: ThreadSource.
+// A runtime that calls us may lend its threads: lent_threads.h.
 #pragma once
 
 #include <cstdint>

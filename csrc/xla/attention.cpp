@@ -106,8 +106,9 @@ struct Entry {
 bool folds(const Options& options) { return !options.has(kSeed); }
 
 // Results: out, and stats if there is room for them.
-ffi::Error attention_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, Options options) {
-  return checked([&] {
+ffi::Error attention_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                             Options options) {
+  return checked(pool, [&] {
     Arguments from(args);
     Results to(rets);
     Inputs in(from, options);
@@ -135,8 +136,9 @@ void subtract(const View& delta, const View& d_lse) {
 }
 
 // Results: gradients of query, key and value; of the mask and the sinks if they are wanted; delta.
-ffi::Error attention_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, Options options) {
-  return checked([&] {
+ffi::Error attention_backward(ffi::ThreadPool pool, ffi::RemainingArgs args,
+                              ffi::RemainingRets rets, Options options) {
+  return checked(pool, [&] {
     Arguments from(args);
     Inputs in(from, options);
     Operand stats = take_stats(from), out = from.take_tokens("out", 0);
@@ -188,13 +190,15 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_forward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
   static const auto handler =
-      ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<Options>().To(attention_forward);
+      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Options>().To(
+          attention_forward);
   return handler->Call(frame);
 }
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_backward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
   static const auto handler =
-      ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<Options>().To(attention_backward);
+      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Options>().To(
+          attention_backward);
   return handler->Call(frame);
 }

@@ -3,6 +3,7 @@
 
 #include "../api.h"
 #include "ffi.h"
+#include "threads.h"
 
 namespace multihead::xla {
 
@@ -12,9 +13,12 @@ ffi::Error error_of(const faces::Outcome& outcome);
 
 // The body of a handler, which returns the engine's outcome: nothing is thrown into XLA.
 template <class F>
-ffi::Error checked(F f) noexcept {
+ffi::Error checked(const ffi::ThreadPool& pool, F f) noexcept {
   faces::Outcome of_engine;
-  const faces::Outcome outcome = faces::guarded([&] { of_engine = f(); });
+  const faces::Outcome outcome = faces::guarded([&] {
+    const OnThreads threads(pool);
+    of_engine = f();
+  });
   return error_of(outcome.status == faces::Status::Done ? of_engine : outcome);
 }
 

@@ -103,8 +103,9 @@ void clear(const View& v) {
 }
 
 // Results: out, weights if the call asks for them, and a cache if there is room for one.
-ffi::Error layer_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, LayerAttributes a) {
-  return checked([&] {
+ffi::Error layer_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                         LayerAttributes a) {
+  return checked(pool, [&] {
     Arguments from(args);
     Results to(rets);
     const faces::LayerArguments arguments = take_arguments(from, a);
@@ -118,8 +119,9 @@ ffi::Error layer_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, Layer
 }
 
 // Results: the gradients that `wanted` tells of.
-ffi::Error layer_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, LayerAttributes a) {
-  return checked([&] {
+ffi::Error layer_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                          LayerAttributes a) {
+  return checked(pool, [&] {
     Arguments from(args);
     Results to(rets);
     const faces::LayerArguments arguments = take_arguments(from, a);
@@ -148,14 +150,22 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_layer_forward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
-  static const auto handler =
-      ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<LayerAttributes>().To(layer_forward);
+  static const auto handler = ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs<LayerAttributes>()
+                                  .To(layer_forward);
   return handler->Call(frame);
 }
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_layer_backward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
-  static const auto handler =
-      ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs<LayerAttributes>().To(layer_backward);
+  static const auto handler = ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs<LayerAttributes>()
+                                  .To(layer_backward);
   return handler->Call(frame);
 }

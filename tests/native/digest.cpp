@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "../../csrc/engine/kernel_sets.h"
 #include "../../csrc/engine/layer.h"
 #include "../../csrc/engine/thread_pool.h"
+#include "crew.h"
 #include "numbers.h"
 
 using namespace multihead;
@@ -396,9 +398,13 @@ void print_all(const char* set, const char* dtype, DType computed = dtype_of<T>(
 
 }  // namespace
 
-// Takes the number of threads, on which nothing depends, and how the lines begin that are wanted.
+// Takes the number of threads, on which nothing depends, or "lent" for some of another runtime's;
+// and how the lines begin that are wanted.
 int main(int count, char** words) {
-  set_num_threads(count > 1 ? std::atoi(words[1]) : 2);
+  const std::string threads = count > 1 ? words[1] : "2";
+  std::optional<Crew> crew;
+  if (threads == "lent") crew.emplace(3);
+  set_num_threads(crew ? 3 : std::atoi(threads.c_str()));
   set_little(0);
   if (count > 2) g_asked.assign(words + 2, words + count);
   try {
@@ -412,4 +418,8 @@ int main(int count, char** words) {
   print_all<float>(name, "float32");
   print_all<double>(name, "float64");
   if (set.bf16) print_all<float>(set.name, "bfloat16", DType::BFloat16, 2);
+  if (crew && !crew->helped()) {
+    std::fprintf(stderr, "lent threads had nothing to do\n");
+    return 1;
+  }
 }
