@@ -179,11 +179,15 @@ def dot_product_attention(
         lengths,
         seed_of(dropout_key) if p else None,
     )
-    factor = width**-0.5 if width else 1.0
+    factor = 1.0
     if isinstance(scale, jax.Array):
-        tensors, factor = tensors._replace(query=_scaled(q, scale)), 1.0
+        tensors = tensors._replace(query=_scaled(q, scale))
     elif scale is not None:
         factor = number("scale", scale)
+    elif jax.export.is_symbolic_dim(width):
+        raise wrong("scale", f"a number, as the width of query is symbolic: {width}", scale)
+    elif width:
+        factor = width**-0.5
     options = Options(factor, is_causal, cap_of(softcap), *sides, p, shared)
 
     # 3. The engine.

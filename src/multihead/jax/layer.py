@@ -14,6 +14,7 @@ from multihead.jax.keys import seed_of
 from multihead.jax.layer_form import LayerForm
 from multihead.jax.layer_primitives import layer
 from multihead.jax.parameters import Asked, Given, read_parameters
+from multihead.jax.symbolic import check_lengths
 from multihead.layer_rules import LayerRules, layer_rules
 from multihead.layouts import DenseSizes, dense_sizes
 from multihead.masks import check_attention, check_padding
@@ -230,6 +231,7 @@ def _tables(rules: LayerRules, given: Given, found: DenseSizes, element: Element
     sizes, compute = given.sizes, element.compute
     tables: list[Any] = [rules.slopes(sizes.heads, compute), None, None]
     if rules.rope is not None:
+        check_lengths(found.queries, found.keys, "rope")
         length = max(found.queries, found.keys)
         tables[1:] = [x[:, :length] for x in rules.rope.angles(sizes.head, length, compute)]
     return [None if x is None else jnp.asarray(np.ascontiguousarray(x)) for x in tables]

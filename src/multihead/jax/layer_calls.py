@@ -16,6 +16,7 @@ from multihead.jax.axes import Axes
 from multihead.jax.calls import Call, Result, result_types, run
 from multihead.jax.layer_form import LayerForm, shape_of
 from multihead.jax.requires import LIBRARY
+from multihead.jax.symbolic import check_lengths
 
 _WEIGHTS = {None: 0, True: 1, False: 2}  # faces::Weights
 _DTYPES = {"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4}  # DType
@@ -43,6 +44,7 @@ LIBRARY.multihead_layer_cache_bytes.restype = ctypes.c_int64
 def cache_bytes(form: LayerForm, operands: Sequence[Any]) -> int:
     """Return how much forward leaves of each sequence for backward."""
     o, (_, queries, keys, _) = form.options, shape_of(form, operands)
+    check_lengths(queries, keys, "derivatives of the layer")
     heads = o.num_heads, o.key_heads, o.head_dim
     sizes = _Sizes(_DTYPES[o.dtype], queries, keys, *heads, "bias_k" in form.names, o.zero_row)
     size: int = LIBRARY.multihead_layer_cache_bytes(ctypes.byref(sizes))
