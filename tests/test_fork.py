@@ -179,3 +179,36 @@ print("equal")
 
 def test_pytorch_s_workers() -> None:
     assert printed(LOADER, "fork") == "equal\n"
+
+
+def test_children_of_a_process_that_uses_jax() -> None:
+    """XLA's own threads, and ours that it called, are not in the child: NumPy's face needs none."""
+    pytest.importorskip("jax")
+    code = """
+import jax
+from multihead.jax import dot_product_attention, multi_head_attention
+layer = mh.MultiheadAttention(64, 4, seed=0)
+params = {name: jax.numpy.asarray(array) for name, array in layer.state_dict().items()}
+def loss(x):
+    heads = x.reshape(2, 200, 4, 16)
+    whole = multi_head_attention(params, x, num_heads=4)
+    return dot_product_attention(heads, heads, heads).sum() + (whole ** 2).sum()
+gradient = jax.jit(jax.grad(loss))
+before = np.asarray(gradient(x))
+def in_child():
+    return mh.get_num_threads() == 3 and step() == expected
+ended_well(child_of(in_child))
+done = threading.Event()
+def work():
+    while not done.is_set():
+        assert np.array_equal(gradient(x), before)
+thread = threading.Thread(target=work)
+thread.start()
+for _ in range(5):  # while XLA is inside calls of ours
+    time.sleep(0.002)
+    ended_well(child_of(in_child))
+done.set()
+thread.join()
+print(np.array_equal(gradient(x), before), step() == expected)
+"""
+    assert printed(COMPUTES + code) == "True True\n"
