@@ -136,3 +136,20 @@ np.testing.assert_array_equal(out.reshape(4, *out.shape[2:]), attend(whole))
 print("equal")
 """
     assert run(code) == "equal\n"
+
+
+def test_logarithms_on_a_mesh_whose_axes_are_explicit() -> None:
+    code = """
+both = lambda a: attend(a, return_lse=True)
+total = lambda a: sum((jnp.sin(x) ** 2).sum() for x in both(a))
+step = jax.jit(lambda a: (jax.jvp(both, (a,), (a,)), jax.grad(total)(a)))
+expected = step(arrays)
+mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(mesh):
+    found = step(placed(mesh, "d", None))
+close(found, expected)
+for out, lse in found[0]:
+    assert jax.typeof(out).sharding.spec[0] == jax.typeof(lse).sharding.spec[0] == "d"
+print("equal")
+"""
+    assert run(code) == "equal\n"

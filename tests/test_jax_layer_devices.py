@@ -212,3 +212,40 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 print("equal")
 """
     assert run(code) == "equal\n"
+
+
+@pytest.mark.parametrize("way", ["jvp", "linearize"])
+def test_forward_mode_on_a_mesh_whose_axes_are_explicit(way: str) -> None:
+    """With all that is padded, broadcast or of each position; tokens first in one of the ways."""
+    axis, first = (1, False) if way == "linearize" else (0, True)
+    code = f"""
+def both(params, a):
+    return attend(params, a, need_weights=True, add_zero_attn=True, rope=mh.Rope(), alibi=True,
+                  dropout_p=0.3, dropout_key=KEY, batch_first={first})
+
+def jvp(at, by):
+    return jax.jvp(both, at, by)
+
+def linearize(at, by):
+    out, linear = jax.linearize(both, *at)
+    return out, linear(*by)
+
+some = {{name: np.swapaxes(arrays[name], 0, {axis}) for name in ("query", "key")}}
+given = params, some | {{"attn_mask": arrays["attn_mask"]}}
+changes = jax.tree.map(lambda x: draw(*x.shape), given)
+expected = jax.jit(jvp)(given, changes)
+mesh = mesh_of(AxisType.Explicit, 2)
+
+def spread(params, a):
+    mask = placed(mesh, {{"attn_mask": a["attn_mask"]}})
+    return params, placed(mesh, {{name: a[name] for name in some}}, axis={axis}) | mask
+
+with jax.set_mesh(mesh):
+    found = jax.jit({way})(spread(*given), spread(*changes))
+close(found, expected)
+for results in found:
+    out, weights = (jax.typeof(x).sharding.spec for x in results)
+    assert out[{axis}] == weights[0] == "a", (out, weights)
+print("equal")
+"""
+    assert run(code) == "equal\n"

@@ -124,17 +124,18 @@ def _turned(x: Any, t: LayerTensors, interleaved: bool) -> Any:
 
 def _with_extra(t: LayerTensors, o: LayerOptions, k: Any, v: Any) -> tuple[Any, Any, Any]:
     """Append bias_k and bias_v, then the zero row; return too where dropout says that keys are."""
-    n, heads, keys, width = k.shape
+    _, heads, keys, width = k.shape
     places = [jnp.arange(keys, dtype=jnp.uint32)]
-    if t.bias_k is not None:
+    one_more = ((0, 0), (0, 0), (0, 1), (0, 0))
+    if t.bias_k is not None:  # padded and added: rows to concatenate would have to be sharded alike
         rows = (x.astype(k.dtype).reshape(heads, 1, width) for x in (t.bias_k, t.bias_v))
         k, v = (
-            jnp.concatenate([x, jnp.broadcast_to(row, (n, heads, 1, width))], 2)
+            jnp.pad(x, one_more) + jnp.pad(row, ((0, 0), (keys, 0), (0, 0)))
             for x, row in zip((k, v), rows, strict=True)
         )
         places.append(jnp.full(1, BIAS_KEY, jnp.uint32))
     if o.zero_row:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))) for x in (k, v))
+        k, v = (jnp.pad(x, one_more) for x in (k, v))
         places.append(jnp.full(1, ZERO_KEY, jnp.uint32))
     return k, v, jnp.concatenate(places)
 
