@@ -129,6 +129,17 @@ def test_a_key_draws_what_its_words_draw_in_numpy() -> None:
     assert float(abs(other - by_words).max()) > 0.1
 
 
+def test_all_words_of_a_long_key_count() -> None:
+    inputs = drawn(np.random.default_rng(30), SIZES)
+    words = np.array([5, 7, 1 << 31 | 3, 9], np.uint32)
+    key = jax.random.wrap_key_data(words, impl="rbg")
+    folded = words[:2] ^ words[2:]
+    found, expected = (
+        dot_product_attention(*inputs, dropout_p=0.25, dropout_key=k) for k in (key, folded)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_only_what_is_asked_for_is_computed() -> None:
     """The gradient of a bias has L times S entries: none where nobody wants it."""
     rng = np.random.default_rng(28)

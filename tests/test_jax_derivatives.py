@@ -197,3 +197,26 @@ def test_queries_that_see_nothing_have_no_part() -> None:
     assert float(abs(first[:, 4:]).max()) > 0
     second = jax.jit(jax.jacfwd(jax.grad(lambda k: loss(x[0], k))))(x[1])
     assert np.isfinite(second).all()
+
+
+def test_forward_mode_reads_no_key_past_its_length() -> None:
+    query, key, value = drawn(np.random.default_rng(36), SIZES, np.float64)
+    lengths = np.array([7, 4])
+    given = query, key.copy(), value.copy()
+    for x in given[1:]:
+        x[1, 4:] = np.nan
+
+    def attend(*inputs: Any) -> Any:
+        return dot_product_attention(*inputs, key_lengths=lengths)
+
+    found, expected = (jax.jvp(attend, x, x) for x in (given, (query, key, value)))
+    compare(found, expected)
+
+
+def test_forward_mode_where_all_is_dropped() -> None:
+    x = drawn(np.random.default_rng(37), SIZES, np.float64)
+    out, change = jax.jvp(
+        lambda *x: dot_product_attention(*x, dropout_p=1.0, dropout_key=KEY), x, x
+    )
+    assert (out == 0).all()
+    assert (change == 0).all()

@@ -138,6 +138,21 @@ print("equal")
     assert run(code) == "equal\n"
 
 
+def test_dropout_of_mapped_entries_is_that_of_one_device() -> None:
+    code = """
+mesh = jax.make_mesh((2, 2), ("b", "h"), axis_types=(AxisType.Auto,) * 2)
+each = {name: np.stack([x, x + 1, x - 1]) for name, x in arrays.items() if len(x) == x.ndim == 4}
+del each["value"]
+function = jax.vmap(lambda a: dot_product_attention(a["query"], a["key"], a["key"],
+                                                    dropout_p=0.4, dropout_key=KEY))
+at = NamedSharding(mesh, P(None, "b", None, "h"))
+spread = {name: jax.device_put(x, at) for name, x in each.items()}
+np.testing.assert_array_equal(jax.jit(function)(spread), function(each))
+print("equal")
+"""
+    assert run(code, 4) == "equal\n"
+
+
 def test_logarithms_on_a_mesh_whose_axes_are_explicit() -> None:
     code = """
 both = lambda a: attend(a, return_lse=True)

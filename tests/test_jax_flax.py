@@ -133,10 +133,13 @@ def test_linen(rng: np.random.Generator) -> None:
     assert_close(layer, wanted, tolerance(FORWARD, "float32"))
 
 
-def test_every_keyword_of_flax_is_known() -> None:
-    ours = set(inspect.signature(attention_fn).parameters)
-    for theirs in (nnx.dot_product_attention, linen.dot_product_attention):
-        assert set(inspect.signature(theirs).parameters) - ours <= {"promote_dtype"}
+def test_every_keyword_of_flax_has_its_default() -> None:
+    ours = inspect.signature(attention_fn).parameters
+    for function in (nnx.dot_product_attention, linen.dot_product_attention):
+        theirs = inspect.signature(function).parameters
+        assert set(theirs) - set(ours) <= {"promote_dtype"}
+        for name in set(theirs) & set(ours):
+            assert ours[name].default == theirs[name].default, name
 
 
 def test_dropout(rng: np.random.Generator) -> None:
@@ -180,7 +183,9 @@ def test_dtype_is_that_asked_for(rng: np.random.Generator) -> None:
     q, k, v = (rng.standard_normal((3, 5, 2, 4)).astype(np.float32) for _ in range(3))
     found = attention_fn(q, k, v, dtype=jnp.bfloat16)
     assert_same(found, attention_fn(*(x.astype(jnp.bfloat16) for x in (q, k, v))))
-    assert attention_fn(q, k.astype(jnp.bfloat16), v).dtype == jnp.float32
+    for narrow in range(3):
+        mixed = [x.astype(jnp.bfloat16) if i == narrow else x for i, x in enumerate((q, k, v))]
+        assert attention_fn(*mixed).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

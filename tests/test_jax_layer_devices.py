@@ -249,3 +249,34 @@ for results in found:
 print("equal")
 """
     assert run(code) == "equal\n"
+
+
+def test_shard_map_over_one_axis_of_a_mesh_of_two() -> None:
+    code = """
+def attend(params, a):
+    return multi_head_attention(params, **a, num_heads=3)
+
+some = {name: arrays[name] for name in ("query", "key")}
+mesh = mesh_of(AxisType.Auto, 2, 2)
+each = jax.shard_map(attend, mesh=mesh, axis_names={"a"}, in_specs=(P(), P("a")), out_specs=P("a"))
+spread = placed(mesh, some, ("a", "b"))
+np.testing.assert_array_equal(jax.jit(each)(params, spread), attend(params, some))
+print("equal")
+"""
+    assert run(code, 4) == "equal\n"
+
+
+def test_a_constraint_that_devices_do_not_divide() -> None:
+    code = """
+mesh = mesh_of(AxisType.Auto, 2)
+hidden = hidden[:3]
+some = {name: x[:3] for name, x in arrays.items()}
+
+def uneven(params, a):
+    at = NamedSharding(mesh, P("a"))
+    return attend(params, {name: jax.lax.with_sharding_constraint(x, at) for name, x in a.items()})
+
+np.testing.assert_array_equal(jax.jit(uneven)(params, some), attend(params, some))
+print("equal")
+"""
+    assert run(code) == "equal\n"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import multihead as mh
+from layer_options import ALL
 
 jax = pytest.importorskip("jax")
 
@@ -107,6 +108,28 @@ def test_gradients_of_each_entry(what: str, dropout: float, rng: np.random.Gener
         assert_same(found, wanted)
 
 
+def test_entries_whose_tokens_are_first(rng: np.random.Generator) -> None:
+    params, x = drawn(rng)
+    mask = rng.standard_normal((ENTRIES, 5, 5)).astype(np.float32)
+    d = rng.standard_normal(x.shape).astype(np.float32)
+
+    def step(first: bool, x: Any, mask: Any, d: Any) -> Any:
+        def one(x: Any, mask: Any) -> Any:
+            return attend(params, x, attn_mask=mask, batch_first=first)
+
+        out, transposed = jax.vjp(one, x, mask)
+        return out, *transposed(d), jax.jvp(one, (x, mask), (d, mask))[1]
+
+    swapped = (y.swapaxes(1, 2).copy() for y in (x, d))
+    found = jax.vmap(functools.partial(step, False))(*(a := tuple(swapped))[:1], mask, a[1])
+    every = [step(True, *entry) for entry in zip(x, mask, d, strict=True)]
+    wanted = [np.stack(y) for y in zip(*every, strict=True)]
+    for i in (0, 1, 3):
+        wanted[i] = wanted[i].swapaxes(1, 2)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_vmap_over_parameters(rng: np.random.Generator) -> None:
     params, x = drawn(rng)
     several = jax.tree.map(lambda p: np.stack([p, 2 * p, -p]), params)
@@ -132,6 +155,37 @@ def test_derivatives_of_any_order(made: dict[str, Any], rng: np.random.Generator
         return attend(params, x, attn_mask=mask, **options)
 
     check_grads(function, (params, x[0], rng.standard_normal((5, 5))), order=2)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_forward_mode_transposes_reverse_mode(average: bool, rng: np.random.Generator) -> None:
+    """With all options at once, tokens first where weights are averaged."""
+    made = ALL | {"window": (3, 1), "add_bias_kv": True, "add_zero_attn": True}
+    layer = mh.MultiheadAttention(7, 4, dtype="float64", seed=0, **made)
+    params = layer.state_dict()
+    x, y = rng.standard_normal((6, 2, 7)), rng.standard_normal((9, 2, 7))
+    padding = rng.standard_normal((2, 9))
+    padding[rng.random((2, 9)) < 0.3] = -np.inf
+    if not average:
+        x, y, padding = x.swapaxes(0, 1), y.swapaxes(0, 1), np.isneginf(padding)
+    options = {name: made[name] for name in ("window", "softcap", "alibi", "rope", "add_zero_attn")}
+    options |= {"dropout_p": 0.3, "dropout_key": jax.random.key(3), "key_padding_mask": padding}
+    options |= {"need_weights": True, "average_attn_weights": average, "batch_first": not average}
+
+    def function(params: Any, x: Any, y: Any) -> Any:
+        return multi_head_attention(params, x, y, num_heads=4, **options)
+
+    given = params, x, y
+    changes = jax.tree.map(lambda a: rng.standard_normal(a.shape), given)
+    results, transposed = jax.vjp(function, *given)
+    d_results = tuple(rng.standard_normal(a.shape) for a in results)
+    moved = jax.jvp(function, given, changes)[1]
+
+    def products(a: Any, b: Any) -> float:
+        return sum(jax.tree.leaves(jax.tree.map(lambda s, t: float((s * t).sum()), a, b)))
+
+    forward, reverse = products(moved, d_results), products(changes, transposed(d_results))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
 
 
 def test_jacobians_and_hessians_agree(rng: np.random.Generator) -> None:
