@@ -192,6 +192,8 @@ def test_dtype_is_that_asked_for(rng: np.random.Generator) -> None:
     ("options", "message"),
     [
         ({"dropout_rate": 0.5}, "dropout_key: expected a key"),
+        ({"dropout_rate": -0.5}, "dropout_rate: expected .*got -0.5"),
+        ({"dropout_rate": 1.5, "deterministic": True}, "dropout_rate: expected .*got 1.5"),
         ({"module": object()}, "module: expected None: sow_weights=False"),
         ({"precision": "F64_F64_F64"}, "precision: expected float32's or less"),
         ({"einsum_dot_general": jax.lax.dot_general}, "einsum_dot_general: expected None"),

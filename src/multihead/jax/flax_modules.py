@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from multihead.checks import boolean, number, wrong
+from multihead.checks import boolean, probability, wrong
 from multihead.jax.functional import dot_product_attention
 
 # products of float32's own precision are more than any of these asks for
@@ -106,7 +106,7 @@ def attention_fn(
     if precision not in _PRECISIONS:
         raise wrong("precision", "float32's or less", precision)
     boolean("force_fp32_for_softmax", force_fp32_for_softmax)
-    rate = number("dropout_rate", dropout_rate)
+    rate = probability("dropout_rate", dropout_rate)
     drops = rate > 0 and not deterministic
 
     # Batch axes become one.
