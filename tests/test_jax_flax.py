@@ -191,7 +191,7 @@ def test_dtype_is_that_asked_for(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout_rate": 0.5}, "dropout_key: expected a key"),
+        ({"dropout_rate": 0.5}, "dropout_rng: expected a key where dropout_rate is not 0"),
         ({"dropout_rate": -0.5}, "dropout_rate: expected .*got -0.5"),
         ({"dropout_rate": 1.5, "deterministic": True}, "dropout_rate: expected .*got 1.5"),
         ({"module": object()}, "module: expected None: sow_weights=False"),

@@ -108,6 +108,8 @@ def attention_fn(
     boolean("force_fp32_for_softmax", force_fp32_for_softmax)
     rate = probability("dropout_rate", dropout_rate)
     drops = rate > 0 and not deterministic
+    if drops and dropout_rng is None:
+        raise wrong("dropout_rng", "a key where dropout_rate is not 0", dropout_rng)
 
     # Batch axes become one.
     q, k, v = (jnp.asarray(x) for x in (query, key, value))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from multihead.checks import boolean, dims, number, probability, wrong, wrong_type
 from multihead.jax.call import COMPUTED, Options, Tensors, computed_in
-from multihead.jax.derivatives import Asked, attend
+from multihead.jax.derivatives import Request, attend
 from multihead.jax.keys import seed_of
 from multihead.jax.manual import varying_alike
 from multihead.jax.masks import combined, four_axes
@@ -192,7 +192,7 @@ def dot_product_attention(
 
     # 3. The engine.
     statistic = return_lse or return_residual
-    out, *rows = attend(Asked(options, statistic), varying_alike(tensors))
+    out, *rows = attend(Request(options, statistic), varying_alike(tensors))
 
     # 4. Results in the caller's axes.
     if of_queries is not None:

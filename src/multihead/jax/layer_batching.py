@@ -32,7 +32,9 @@ def tangent(
     form, wrt = static["form"], static["wrt"]
     n = form.arity
     own = dims[n + 1 :]
-    mapped = any(d is not None and _kept(form, i) for i, d in zip(wrt, own, strict=True))
+    mapped = any(
+        d is not None and _of_all_sequences(form, i) for i, d in zip(wrt, own, strict=True)
+    )
     if mapped or dims[n] is None or not _folds(form, dims[:n]):
         return _one_by_one(primitive, args, dims, static)
     fold = _Fold(form, args, dims, {i for i, d in zip(wrt, own, strict=True) if d is not None})
@@ -49,7 +51,7 @@ def backward(
     n = form.arity
     if dims[n] is None or not _folds(form, dims[:n]):
         return _one_by_one(primitive, args, dims, static)
-    if any(_kept(form, i) for i in wrt):
+    if any(_of_all_sequences(form, i) for i in wrt):
         return _one_by_one(primitive, args, dims, static, _forward_again(primitive, form))
     fold = _Fold(form, args, dims, set(wrt))
     d_results = [
@@ -62,7 +64,7 @@ def backward(
     return gradients, [0] * len(gradients)
 
 
-def _kept(form: LayerForm, i: int) -> bool:
+def _of_all_sequences(form: LayerForm, i: int) -> bool:
     """Whether an operand has nothing for each sequence: it is a parameter, or a table."""
     return i >= len(form.names) or form.names[i] not in (*INPUTS, *MASKS)
 
@@ -70,7 +72,7 @@ def _kept(form: LayerForm, i: int) -> bool:
 def _folds(form: LayerForm, dims: Sequence[int | None]) -> bool:
     """Whether all entries are sequences of one call. Dropout draws by a sequence's place."""
     mapped = {i for i, d in enumerate(dims[: form.arity]) if d is not None}
-    return bool(mapped) and not form.drops and not any(_kept(form, i) for i in mapped)
+    return bool(mapped) and not form.drops and not any(_of_all_sequences(form, i) for i in mapped)
 
 
 def _one_by_one(
@@ -136,7 +138,7 @@ class _Fold:
 
     def operand(self, i: int, x: Any, dim: int | None) -> Any:
         """Fold an operand, or what is like it."""
-        if _kept(self.form, i):
+        if _of_all_sequences(self.form, i):
             return x
         name = self.form.names[i]
         if name in INPUTS:
