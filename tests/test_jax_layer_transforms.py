@@ -130,6 +130,18 @@ def test_entries_whose_tokens_are_first(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_tangents_of_a_mask_that_entries_share(rng: np.random.Generator) -> None:
+    params, x = drawn(rng)
+    mask = rng.standard_normal((5, 5)).astype(np.float32)
+    changes = rng.standard_normal((ENTRIES, 5, 5)).astype(np.float32)
+
+    def change(x: Any, d_mask: Any) -> Any:
+        return jax.jvp(lambda mask: attend(params, x, attn_mask=mask), (mask,), (d_mask,))[1]
+
+    wanted = np.stack([change(*entry) for entry in zip(x, changes, strict=True)])
+    np.testing.assert_allclose(jax.vmap(change)(x, changes), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_vmap_over_parameters(rng: np.random.Generator) -> None:
     params, x = drawn(rng)
     several = jax.tree.map(lambda p: np.stack([p, 2 * p, -p]), params)
