@@ -20,14 +20,23 @@ esac
 library_sources=(csrc/api.cpp csrc/engine/*.cpp csrc/faces/*.cpp csrc/bnns/*.cpp csrc/platform/*.cpp)
 
 # Prints what compiles the library into objects of a folder, without the compiler and its flags: one
-# command a line, what takes longest first.
+# command a line, what takes longest first. Sets that this processor does not run are not compiled, as
+# nothing would call them: the baseline stands under their names.
 library_commands() {
-  local folder=$1 source
+  local folder=$1 source here
+  here=" $(sets_here | tr '\n' ' ')"
+  cat >"$folder/absent.cpp" <<'CPP'
+namespace multihead {
+struct KernelSet;
+const KernelSet& baseline_kernels();
+CPP
   kernel_commands kernels "$folder" "${sets[@]}"
   kernel_commands bfloat16 "$folder" "${pairs[@]}"
   for source in "${library_sources[@]}"; do
     echo "-c $source -o $folder/${source//\//_}.o"
   done
+  echo "}" >>"$folder/absent.cpp"
+  echo "-c $folder/absent.cpp -o $folder/absent.o"
 }
 
 kernel_commands() {
@@ -35,6 +44,11 @@ kernel_commands() {
   shift 2
   for set in "$@"; do
     read -r isa bytes extra <<<"$set"
+    if [[ $here != *" $isa "* ]]; then
+      rm -f "$folder/kernels_$isa.o"
+      echo "const KernelSet& ${isa}_kernels() { return baseline_kernels(); }" >>"$folder/absent.cpp"
+      continue
+    fi
     echo "-DMULTIHEAD_ISA=$isa -DMULTIHEAD_VECTOR_BYTES=$bytes $extra" \
       "-c csrc/kernels/$source.cpp -o $folder/kernels_$isa.o"
   done
@@ -49,7 +63,7 @@ compile_library() {
     xargs -P "$(nproc)" -d '\n' -I '{}' bash -c "$* ${exact_flags[*]} {}"
 }
 
-# Names the kernel sets that this processor runs.
+# Names the kernel sets that this processor runs; all where it does not say.
 sets_here() {
   local isa flag
   for set in "${sets[@]}" "${pairs[@]}"; do
@@ -61,7 +75,7 @@ sets_here() {
       baseline | neon) flag=. ;;
       *) flag=$isa ;;
     esac
-    if grep -qw "$flag" /proc/cpuinfo; then echo "$isa"; fi
+    if [ ! -r /proc/cpuinfo ] || grep -qw "$flag" /proc/cpuinfo; then echo "$isa"; fi
   done
 }
 
