@@ -1,6 +1,7 @@
 #include "lent_threads.h"
 
 #include <atomic>
+#include <new>
 
 #include "../platform/cpu.h"
 #include "../platform/threads.h"
@@ -16,6 +17,9 @@ class Loan {
   Loan(int workers, Work work, void* data) : work_(work), data_(data), users_(workers) {}
 
   static void help(void* loan) { static_cast<Loan*>(loan)->help(); }
+
+  // Of so many helpers none comes.
+  void do_without(int helpers) { users_.fetch_sub(helpers); }
 
   // Whoever has begun ends; nobody else begins.
   void end() {
@@ -55,7 +59,12 @@ const LentThreads* borrowed_threads() { return t_threads; }
 
 void run_on(const LentThreads& threads, int workers, Work work, void* data) {
   Loan* const loan = new Loan(workers, work, data);
-  for (int i = 1; i < workers; ++i) threads.schedule(threads, Loan::help, loan);
+  int asked = 1;
+  try {
+    for (; asked < workers; ++asked) threads.schedule(threads, Loan::help, loan);
+  } catch (const std::bad_alloc&) {  // no memory, no help: who is here does all
+    loan->do_without(workers - asked);
+  }
   work(data, 0);
   loan->end();
 }

@@ -1,4 +1,5 @@
-// A runtime's threads as they are lent to the engine: some of them come late, some after the end.
+// A runtime's threads as they are lent to the engine: some of them come late, some after the end,
+// and for some there is no memory.
 #pragma once
 
 #include <atomic>
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -20,7 +22,9 @@ class Crew : public LentThreads {
   explicit Crew(int count) {
     threads = count;
     schedule = [](const LentThreads& from, void (*task)(void*), void* data) {
-      static_cast<const Crew&>(from).add(task, data);
+      const Crew& crew = static_cast<const Crew&>(from);
+      if (++crew.asked_ % 7 == 0) throw std::bad_alloc();
+      crew.add(task, data);
     };
     for (int i = 1; i < count; ++i) workers_.emplace_back([this] { loop(); });
     borrow_threads(this);
@@ -63,6 +67,7 @@ class Crew : public LentThreads {
   mutable std::mutex busy_;
   mutable std::condition_variable added_;
   mutable std::deque<Task> tasks_;
+  mutable int64_t asked_ = 0;  // by the one who borrows
   std::atomic<int64_t> done_{0};
   std::vector<std::thread> workers_;
 };
