@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 
 import pytest
 
-from scripts import printed
+from scripts import printed, run
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -68,15 +69,37 @@ def in_child():
     decoder(x, x, x, need_weights=False, kv_cache=cache)
     mh.show_config("dicts")
     return mh.get_num_threads() == 3 and step() == expected
-for _ in range(12):
-    time.sleep(0.002)
-    ended_well(child_of(in_child))
-done.set()
+try:
+    for _ in range(12):
+        time.sleep(0.002)
+        ended_well(child_of(in_child))
+finally:
+    done.set()
 for thread in threads:
     thread.join()
 print(step() == expected)
 """
     assert printed(COMPUTES + code) == "True\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's loader what it does")
+def test_calls_that_want_for_cores_leave_the_loader_alone() -> None:
+    """A child forked while another thread is inside it would find it half changed."""
+    code = """
+def work():
+    for _ in range(40):
+        step()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("torch" in sys.modules)
+"""
+    done = run(COMPUTES + code, LD_DEBUG="libs")
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert "libmultihead.so" in done.stderr
+    assert "libtorch" not in done.stderr
 
 
 def test_children_of_children_and_of_threads() -> None:
@@ -204,10 +227,12 @@ def work():
         assert np.array_equal(gradient(x), before)
 thread = threading.Thread(target=work)
 thread.start()
-for _ in range(5):  # while XLA is inside calls of ours
-    time.sleep(0.002)
-    ended_well(child_of(in_child))
-done.set()
+try:
+    for _ in range(5):  # while XLA is inside calls of ours
+        time.sleep(0.002)
+        ended_well(child_of(in_child))
+finally:
+    done.set()
 thread.join()
 print(np.array_equal(gradient(x), before), step() == expected)
 """

@@ -1,5 +1,7 @@
 #include "torch_threads.h"
 
+#include <Python.h>
+
 #include <atomic>
 #include <chrono>
 
@@ -31,6 +33,7 @@ void look_up(void* library, const char* name, F*& function) {
 }
 
 std::atomic<const Runtime*> g_runtime{nullptr};
+std::atomic<bool> g_wanted{false};  // by a call, and not known
 
 // A runtime keeps a team for each thread that starts regions. One of its workers stands for all.
 struct Team {
@@ -39,9 +42,9 @@ struct Team {
 };
 thread_local Team t_team;
 
-// Whatever name the runtime has been given, PyTorch's library leads to it.
+// Whatever name the runtime has been given, PyTorch's library leads to it, and stays open: it must
+// not go before us.
 const Runtime* find_runtime() {
-  if (const Runtime* found = g_runtime.load()) return found;
   void* library = platform::find_library("libtorch_cpu.so");
   if (!library) return nullptr;
   Runtime runtime;
@@ -49,12 +52,7 @@ const Runtime* find_runtime() {
   look_up(library, "omp_get_level", runtime.level);
   look_up(library, "omp_get_max_threads", runtime.max_threads);
   look_up(library, "omp_get_thread_num", runtime.thread);
-  if (runtime) {
-    const Runtime* none = nullptr;
-    const Runtime* mine = new Runtime(runtime);
-    if (!g_runtime.compare_exchange_strong(none, mine)) delete mine;
-  }
-  return g_runtime.load();  // the library stays open: it must not go before us
+  return runtime ? new Runtime(runtime) : nullptr;
 }
 
 // A thread spins if its processor time goes on while we look.
@@ -83,8 +81,9 @@ void run_job(void* data) {
 
 void meet(int threads) {
   if (t_team.clock) return;
-  const Runtime* runtime = find_runtime();
-  if (!runtime || !runtime->offers(threads)) return;
+  const Runtime* runtime = g_runtime.load();
+  if (!runtime) return g_wanted.store(true);
+  if (!runtime->offers(threads)) return;
   Team team;
   const Work look = [](void* data, int worker) {
     if (worker == 1) static_cast<Team*>(data)->clock = ThreadClock::of_this_thread();
@@ -106,5 +105,14 @@ bool run(int threads, Work work, void* data) {
 }  // namespace
 
 const ThreadSource kTorchThreads = {meet, run};
+
+void meet_torch() {
+  static bool asked = false;  // guarded by the GIL
+  if (asked || !g_wanted.exchange(false)) return;
+  PyObject* modules = PyImport_GetModuleDict();
+  if (!PyDict_GetItemString(modules, "torch._C")) return;
+  asked = true;
+  g_runtime = find_runtime();
+}
 
 }  // namespace multihead::binding

@@ -10,4 +10,10 @@ namespace multihead::binding {
 
 extern const ThreadSource kTorchThreads;
 
+// After a call, with the GIL: finds the runtime if the call wanted for cores and Python has
+// imported PyTorch. The loader is not asked within a call, where it would search the disk for a
+// library that is not there, and where a fork by another thread would leave it half changed in the
+// child.
+void meet_torch();
+
 }  // namespace multihead::binding

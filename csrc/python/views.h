@@ -10,6 +10,7 @@
 #include "../api.h"
 #include "gil.h"
 #include "signals.h"
+#include "torch_threads.h"
 
 namespace multihead::binding {
 
@@ -57,6 +58,7 @@ void run_engine(F f) {
     outcome = f();
   }
   check(outcome);
+  meet_torch();
 }
 
 }  // namespace multihead::binding
