@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multihead.arguments import LayerParameters
-from multihead.arrays import Array, Kind, decode, element_of, encode
+from multihead.arrays import Array, Kind, decode, element_of
 from multihead.cache import IN_EVAL, NO_CALL, USED_UP
-from multihead.checks import boolean, integer, wrong, wrong_type
-from multihead.distributed.agreement import agree_all, digest
-from multihead.distributed.attending import Attended, attend, attend_backward
+from multihead.checks import wrong_type
+from multihead.distributed.attending import attend, attend_backward
 from multihead.distributed.communicator import Communicator
 from multihead.distributed.context_parallel import ContextParallel, Scheme
 from multihead.distributed.given import Given, Options
+from multihead.distributed.layer_agreement import (
+    Shared,
+    Taken,
+    agree_on_layer,
+    take_back,
+    take_in,
+    take_mask,
+)
+from multihead.distributed.layer_cache import ParallelCache
 from multihead.distributed.layer_heads import Batch, Turn, merge_heads, split_heads, turn_of
 from multihead.distributed.layer_masks import LayerMasks
+from multihead.distributed.layer_parameters import (
+    add_gradients,
+    all_sinks,
+    no_gradients,
+    parameters_of,
+    share_of_sinks,
+)
 from multihead.distributed.places import Places, places
 from multihead.distributed.projections import (
     Three,
@@ -26,30 +40,13 @@ from multihead.distributed.projections import (
     project_out_backward,
 )
 from multihead.distributed.sharding import Sharding
-from multihead.layouts import Dense, RaggedBatch
-from multihead.masks import Mask, attention_mask, of_heads, padding_mask
+from multihead.masks import of_heads
 from multihead.packed import Packing
-from multihead.parameters import engine_arrays
-from multihead.ragged import Ragged
 
 if TYPE_CHECKING:
     from multihead.layer import MultiheadAttention
 
 _NO_DROPOUT = (0.0, 0, 0)
-
-
-class ParallelCache(NamedTuple):
-    """What one training call leaves for backward on this rank; it refers to the inputs."""
-
-    owner: object
-    number: int
-    batch: Batch
-    masks: LayerMasks
-    places: tuple[Places, Places]
-    attended: Attended
-
-    def __repr__(self) -> str:
-        return f"ParallelCache(query={self.batch.shapes[0]}, key={self.batch.shapes[1]})"
 
 
 class ParallelAttention:
@@ -118,27 +115,11 @@ class ParallelAttention:
         self.layer, self.parallel, self.sequence_dim = layer, parallel, sequence_dim
         self._token, self._calls = object(), 0
         self._held: ParallelCache | str = NO_CALL
-        said: dict[str, Any] = {}
-        error: Exception | None = None
-        try:
-            _check_axis(sequence_dim, layer.batch_first)
-            ranks = parallel.communicator.size
-            if parallel.scheme == "all_to_all" and layer.num_heads < ranks:
-                expected = f'one of at least {ranks} heads, one for each rank (or scheme="ring")'
-                raise wrong("layer", expected, layer.num_heads)
-            options = layer.options()
-            if layer.rope is not None:
-                options["rope"] = digest(
-                    np.frombuffer(str(layer.rope.to_dict()).encode(), np.uint8)
-                )
-            said = {name: repr(value)[:60] for name, value in options.items()}
-            said |= {
-                name: f"checksum {digest(x)} (load one state dict)"
-                for name, x in layer._block.arrays.items()
-            }
-        except (TypeError, ValueError) as found:
-            error = found
-        self._agree(said, error)
+        agree_on_layer(self._shared)
+
+    @property
+    def _shared(self) -> Shared:
+        return Shared(self.layer, self.parallel, self.sequence_dim)
 
     def __repr__(self) -> str:
         return f"ParallelAttention({self.layer!r}, {self.parallel!r})"
@@ -245,21 +226,23 @@ class ParallelAttention:
         dropout = layer._draw() if training and layer.dropout else _NO_DROPOUT
         try:
             flags = need_weights, average_attn_weights, is_causal
+            mode = {"training": training, "dropout": dropout[0], "rng_state": dropout[1:]}
+            mode["calls before"] = self._calls
             masks_given = key_padding_mask, attn_mask
-            batch, padding, causal = self._taken_in(
-                (query, key, value), masks_given, flags, (training, *dropout)
-            )
+            taken = take_in(self._shared, (query, key, value), masks_given, flags, mode)
+            batch = taken.batch
             of_queries = places(self.parallel, _held(batch, 0), "query")
             of_keys = places(self.parallel, _held(batch, 1), "key")
-            masks = self._masks(batch, padding, attn_mask, (of_queries, of_keys))
+            masks = self._masks(taken, attn_mask, (of_queries, of_keys))
             given = self._projected(batch, masks, (of_queries, of_keys))
-            options = self._options(batch, masks, causal, dropout)
+            options = self._options(batch, masks, taken.causal, dropout)
             attended = attend(self.parallel, given, options)
         except BaseException:
             if dropout is not _NO_DROPOUT:
                 layer._undraw(dropout)
             raise
-        out = project_out(self._params(batch), merge_heads(batch, attended.out))
+        params = parameters_of(layer, batch.element.compute)
+        out = project_out(params, merge_heads(batch, attended.out))
         self._held = IN_EVAL
         self._calls += 1
         if training:
@@ -315,24 +298,19 @@ class ParallelAttention:
         [(3, 6), (3, 6)]
         """
         # 1. Everything that comes in is checked, on all ranks, before anything is written.
-        call, d_rows, grads, wanted = self._given_back(d_out, cache, need_mask_grad)
-        batch, sizes = call.batch, self.layer._sizes
-        params, inputs = self._params(batch), self._inputs(batch, call.masks)
-        compute = batch.element.compute
-        shapes = self.layer._shapes
-        ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes.values())])
-        flat = np.zeros(ends[-1], compute)
-        found = {
-            name: flat[a:b].reshape(shape)
-            for (name, shape), a, b in zip(shapes.items(), ends, ends[1:], strict=False)
-        }
+        used = self._held if cache is None else cache
+        given = take_back(self._shared, used, self._token, d_out, need_mask_grad)
+        call, layer = given.call, self.layer
+        batch, sizes, compute = call.batch, layer._sizes, call.batch.element.compute
+        params, inputs = parameters_of(layer, compute), self._inputs(batch, call.masks)
+        found = no_gradients(layer._shapes, compute)
 
         # 2. The output projection.
         merged = merge_heads(batch, call.attended.out)
-        d_merged = project_out_backward(params, merged, d_rows, found)
+        d_merged = project_out_backward(params, merged, given.d_rows, found.of)
 
         # 3. Attention, with the keys of all ranks.
-        need = wanted, sizes.sinks
+        need = given.of_masks, sizes.sinks
         d_heads = attend_backward(call.attended, split_heads(batch, d_merged, sizes.heads), need)
 
         # 4. Heads turned back, and the projections of this rank's tokens.
@@ -342,102 +320,41 @@ class ParallelAttention:
             for x, turn in zip(d_heads[:3], (*turns, None), strict=True)
         ]
         results = project_backward(
-            params, sizes, inputs, (d_three[0], d_three[1], d_three[2]), found
+            params, sizes, inputs, (d_three[0], d_three[1], d_three[2]), found.of
         )
 
         # 5. The gradients of the parameters, added up over the ranks.
         if d_heads.extra is not None:
             for name, x in zip(("bias_k", "bias_v"), d_heads.extra, strict=True):
-                found[name][...] = x.reshape(found[name].shape)
-        self.parallel.sum(flat)
+                found.of[name][...] = x.reshape(found.of[name].shape)
+        self.parallel.sum(found.flat)
         if d_heads.sinks is not None:  # a sum over the ranks already
-            found["sinks"][...] = d_heads.sinks * _share_of_sinks(params["sinks"], sizes.zero_row)
+            share = share_of_sinks(params["sinks"], sizes.zero_row)
+            found.of["sinks"][...] = d_heads.sinks * share
         of_masks: tuple[Any, ...] = ()
-        if wanted:
+        if given.of_masks:
             keys = call.places[1].positions
             shared = call.attended.shared
             of_masks = call.masks.gradients(self.parallel, d_heads.mask, shared, keys)
-        self._add(found, grads)
+        add_gradients(layer, found, given.grads)
 
         # 6. The cache is used up, and the results become the caller's kinds of arrays.
         if cache is None:
             self._held = USED_UP
         return (*batch.finish_gradients(results), *of_masks)
 
-    def _agree(self, said: dict[str, Any], error: Exception | None) -> None:
-        """Return if all ranks say the same and none has an error; else raise on all."""
-        agree_all(self.parallel.communicators, said, error)
-
-    def _taken_in(
-        self,
-        inputs: tuple[Any, Any, Any],
-        masks: tuple[Any, Any],
-        flags: tuple[Any, Any, Any],
-        mode: tuple[bool, float, int, int],
-    ) -> tuple[Batch, Mask | None, bool]:
-        """Check what does not depend on the parts of others, and agree on it."""
-        layer = self.layer
-        said: dict[str, Any] = {}
-        error: Exception | None = None
-        batch: Batch | None = None
-        padding: Mask | None = None
-        causal = False
-        try:
-            if boolean("need_weights", flags[0]):
-                way = "weights over all keys grow with the square of the length; the layer has them"
-                raise wrong("need_weights", f"False ({way})", True)
-            boolean("average_attn_weights", flags[1])
-            causal = boolean("is_causal", flags[2])
-            _check_axis(self.sequence_dim, layer.batch_first)
-            if any(isinstance(x, Ragged) for x in inputs):
-                batch = RaggedBatch(layer._element, layer._sizes, *inputs)
-                batch.masks(masks[0], None)  # there is no padding
-            else:
-                batch = Dense(layer._element, layer._sizes, layer.batch_first, *inputs)
-                columns = (batch.batch, batch.keys) if batch.batched else (batch.keys,)
-                compute = batch.element.compute
-                padding = padding_mask(masks[0], columns, compute, batch.tokens_first)
-            said = {
-                "batch": [type(batch).__name__, batch.tokens_first, batch.batched],
-                "dtype": batch.element.name,
-                "sequences": batch.batch,
-                "key_padding_mask": None if padding is None else padding.array.dtype.name,
-                "attn_mask": None if masks[1] is None else "a mask",
-                "is_causal": causal,
-                "training": mode[0],
-                "dropout": mode[1],
-                "rng_state": mode[2:],
-                "calls before": self._calls,
-            }
-        except (TypeError, ValueError) as found:
-            error = found
-        self._agree(said, error)
-        assert batch is not None
-        if padding is not None:
-            padding = padding._replace(array=padding.array.reshape(batch.batch, batch.keys))
-        return batch, padding, causal
-
-    def _masks(
-        self, batch: Batch, padding: Mask | None, attn_mask: Any, at: tuple[Places, Places]
-    ) -> LayerMasks:
-        """Check the rows of attn_mask against the keys of all ranks; gather padding."""
-        attn: Mask | None = None
-        if attn_mask is not None:
-            error: Exception | None = None
-            queries = at[0].longest if isinstance(batch, RaggedBatch) else batch.queries
-            scores = (batch.batch, self.layer.num_heads, queries, at[1].longest)
-            try:
-                attn = attention_mask(attn_mask, scores, batch.element.compute)
-            except (TypeError, ValueError) as found:
-                error = found
-            self._agree({}, error)
+    def _masks(self, taken: Taken, attn_mask: Any, at: tuple[Places, Places]) -> LayerMasks:
+        """Check attn_mask against the keys of all ranks; gather padding."""
+        attn = take_mask(self._shared, attn_mask, taken.batch, (at[0].longest, at[1].longest))
+        padding = taken.padding
         whole = None if padding is None else self.parallel.gather(padding.array, axis=1)
         return LayerMasks(padding, whole, attn)
 
     def _projected(self, batch: Batch, masks: LayerMasks, at: tuple[Places, Places]) -> Given:
         """Return heads of queries, keys and values of this rank's tokens."""
         sizes, element = self.layer._sizes, batch.element
-        three = project(self._params(batch), sizes, self._inputs(batch, masks))
+        params = parameters_of(self.layer, element.compute)
+        three = project(params, sizes, self._inputs(batch, masks))
         counts = (sizes.heads, sizes.key_heads, sizes.key_heads)
         q, k, v = (split_heads(batch, x, h) for x, h in zip(three, counts, strict=True))
         turn_q, turn_k = self._turns(batch, at)
@@ -454,7 +371,7 @@ class ParallelAttention:
     ) -> Options:
         """Return what there is to say of attention."""
         layer, sizes, compute = self.layer, self.layer._sizes, batch.element.compute
-        params, extra = self._params(batch), None
+        params, extra = parameters_of(layer, compute), None
         if sizes.bias_key:
             shape = (1, sizes.key_heads, 1, sizes.head)
             extra = params["bias_k"].reshape(shape), params["bias_v"].reshape(shape)
@@ -467,20 +384,11 @@ class ParallelAttention:
             window=layer.window,
             softcap=layer.softcap,
             alibi_slopes=layer._rules.slopes(sizes.heads, compute),
-            sinks=_all_sinks(params.get("sinks"), sizes.heads if sizes.zero_row else 0, compute),
+            sinks=all_sinks(params.get("sinks"), sizes.heads if sizes.zero_row else 0, compute),
             seed=seed if p else None,
             counter=counter,
             extra=extra,
         )
-
-    def _params(self, batch: Batch) -> dict[str, Array]:
-        """Return the parameters in the dtype computed in."""
-        layer, bits = self.layer, self.layer.dtype == "bfloat16"
-        arrays = layer._block.arrays
-        if not layer._element.half:
-            return arrays
-        compute = batch.element.compute
-        return {name: decode(x, compute, bits) for name, x in arrays.items()}
 
     def _inputs(self, batch: Batch, masks: LayerMasks) -> Three:
         """Return the inputs in the dtype computed in, 0 where they are not to be read."""
@@ -509,57 +417,6 @@ class ParallelAttention:
         of_q, of_k = (turn_of(rope, width, longest, x.positions, like) for x in at)
         return of_q, of_k
 
-    def _given_back(
-        self, d_out: Any, cache: Any, need_mask_grad: Any
-    ) -> tuple[ParallelCache, Array, LayerParameters, bool]:
-        """Check what backward is given, and agree on it."""
-        said: dict[str, Any] = {}
-        error: Exception | None = None
-        call: ParallelCache | None = None
-        d_rows: Array | None = None
-        grads: LayerParameters | None = None
-        wanted = False
-        try:
-            wanted = boolean("need_mask_grad", need_mask_grad)
-            call = self._usable(self._held if cache is None else cache)
-            d_rows, _ = call.batch.read_d_out(d_out)
-            if call.batch.element.half:
-                bits = call.batch.element.name == "bfloat16"
-                d_rows = decode(d_rows, call.batch.element.compute, bits)
-            grads, _ = self.layer._grads_now()
-            said = {"need_mask_grad": wanted, "cache": f"of call {call.number}"}
-        except (TypeError, ValueError) as found:
-            error = found
-        self._agree(said, error)
-        assert call is not None
-        assert d_rows is not None
-        assert grads is not None
-        return call, d_rows, grads, wanted
-
-    def _usable(self, cache: Any) -> ParallelCache:
-        if isinstance(cache, str):
-            raise wrong("cache", "one of a call in training mode", f"none: {cache}")
-        if not isinstance(cache, ParallelCache):
-            expected = "the cache that a training call left"
-            raise wrong("cache", expected, type(cache).__name__)
-        if cache.owner is not self._token:
-            raise wrong("cache", "one that a call of this object left", "one of another")
-        return cache
-
-    def _add(self, found: dict[str, Array], grads: LayerParameters) -> None:
-        """Add sums over the ranks to `grads`, in the dtype of these."""
-        of_grads = self.layer._of_grads
-        bits = of_grads.name == "bfloat16"
-        with self.layer._lock:
-            for x, to in zip(engine_arrays(found), grads, strict=True):
-                if to is None:
-                    continue
-                if of_grads.half:
-                    x = encode(decode(to, of_grads.compute, bits) + x, of_grads.stored, bits)
-                    to[...] = x
-                else:
-                    to += x
-
 
 def parallel_attention(
     layer: MultiheadAttention,
@@ -577,39 +434,8 @@ def parallel_attention(
     return ParallelAttention(layer, communicator, sequence_dim)
 
 
-def _check_axis(axis: Any, batch_first: bool) -> None:
-    """Raise unless an axis of batched inputs is that of the tokens."""
-    if axis is None:
-        return
-    tokens = int(batch_first)
-    given = integer("sequence_dim", axis, -3, 3) % 3
-    if given != tokens:
-        which = "of the features" if given == 2 else "of the batch"
-        form = "(N, L, E)" if batch_first else "(L, N, E)"
-        expected = f"{tokens}, the axis of the tokens of {form} with batch_first={batch_first}"
-        raise wrong("sequence_dim", expected, f"{axis}, that {which}")
-
-
 def _held(batch: Batch, which: int) -> Array:
     """Return how many queries or keys of each sequence this rank has; of a dense batch one."""
     if batch.offsets is not None:
         return np.diff(batch.offsets[which])
     return np.array([(batch.queries, batch.keys)[which]])
-
-
-def _all_sinks(sinks: Array | None, zero_rows: int, compute: np.dtype[Any]) -> Array | None:
-    """Return the sinks with the zero row, whose score is 0 for each of so many heads."""
-    if not zero_rows:
-        return sinks
-    if sinks is None:
-        return np.zeros(zero_rows, compute)
-    return np.logaddexp(sinks.astype(np.float64), 0.0).astype(compute)
-
-
-def _share_of_sinks(sinks: Array, zero_row: bool) -> Array | float:
-    """Return what of the gradient of `_all_sinks` is that of the sinks."""
-    if not zero_row:
-        return 1.0
-    with np.errstate(over="ignore"):
-        share: Array = 1 / (1 + np.exp(-sinks.astype(np.float64)))
-    return share
