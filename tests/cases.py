@@ -186,13 +186,13 @@ def layer_step(layer: mh.MultiheadAttention, call: Call) -> Step:
     return Step(out, weights, grads)
 
 
-def oracle_step(
+def oracle_result(
     params: Mapping[str, np.ndarray],
     how: Construction,
     call: Call,
     rng_state: tuple[int, int] = (0, 0),
-) -> Step:
-    """The same step by the oracle, results in the layer's layout."""
+) -> reference.Result:
+    """The same forward by the oracle, batch first."""
     layout, heads = how.layout, how.num_heads
     inputs = [from_layout(x, layout) for x in (call.query, call.key, call.value)]
     mask, padding = call.options.get("attn_mask"), call.options.get("key_padding_mask")
@@ -200,7 +200,7 @@ def oracle_step(
         mask = mask.reshape(len(mask) // heads, heads, *mask.shape[1:])
     if padding is not None and layout == "unbatched":
         padding = padding[None]
-    result = reference.forward(
+    return reference.forward(
         params,
         *inputs,
         num_heads=heads,
@@ -212,6 +212,24 @@ def oracle_step(
         seed=rng_state[0],
         counter=rng_state[1],
     )
+
+
+def oracle_weights(result: reference.Result, call: Call) -> np.ndarray | None:
+    """The weights that a call asks for, batch first."""
+    if not call.options.get("need_weights", True):
+        return None
+    average = call.options.get("average_attn_weights", True)
+    return result.weights.mean(1) if average else result.weights
+
+
+def oracle_step(
+    params: Mapping[str, np.ndarray],
+    how: Construction,
+    call: Call,
+    rng_state: tuple[int, int] = (0, 0),
+) -> Step:
+    """The same step by the oracle, results in the layer's layout."""
+    layout, result = how.layout, oracle_result(params, how, call, rng_state)
     d_weights = call.d_weights
     if d_weights is not None and layout == "unbatched":
         d_weights = d_weights[None]
@@ -225,10 +243,8 @@ def oracle_step(
         grads["key_padding_mask"] = grads["key_padding_mask"].reshape(
             call.options["key_padding_mask"].shape
         )
-    weights = None
-    if call.options.get("need_weights", True):
-        average = call.options.get("average_attn_weights", True)
-        weights = result.weights.mean(1) if average else result.weights
-        weights = weights[0] if layout == "unbatched" else weights
+    weights = oracle_weights(result, call)
+    if weights is not None and layout == "unbatched":
+        weights = weights[0]
     sizes = magnitudes(result, d_out, d_weights)
     return Step(to_layout(result.out, layout), weights, grads, sizes)

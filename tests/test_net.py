@@ -22,7 +22,8 @@ def test_no_bit_has_changed() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("isa", OTHERS)
 def test_no_bit_of_another_kernel_set_has_changed(isa: str) -> None:
-    assert net.differing(net.digests_of(isa, timeout=280), isa) == [], HELP
+    """Of a third of the buckets; `.ci/nightly` has all."""
+    assert net.differing(net.digests_of(isa, every=3, timeout=280), isa) == [], HELP
 
 
 @pytest.mark.timeout(300)

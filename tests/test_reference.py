@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cases import MASKS, PADDING, Construction, make_call, oracle_step
+from cases import (
+    MASKS,
+    PADDING,
+    Construction,
+    make_call,
+    oracle_result,
+    oracle_step,
+    oracle_weights,
+)
 from differences import central_difference
 from multihead import reference
 from multihead.reference.dropout import philox
@@ -106,9 +114,9 @@ def test_gradients_are_those_of_central_differences(
     variables |= {name: call.options[name] for name in grads if name in call.options}
 
     def loss() -> float:
-        step = oracle_step(params, how, call, (3, 4))
-        total = float((step.out * call.d_out).sum())
-        return total if weights == "none" else total + float((step.weights * call.d_weights).sum())
+        result = oracle_result(params, how, call, (3, 4))
+        total, shown = float((result.out * call.d_out).sum()), oracle_weights(result, call)
+        return total if shown is None else total + float((shown * call.d_weights).sum())
 
     assert set(grads) == set(variables)
     for name, variable in variables.items():
