@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from multihead.distributed import Communicator, ContextParallel
+from multihead.distributed import Communicator, ContextParallel, threads
 from multihead.torch import context_parallel_attention, scaled_dot_product_attention
 from torch_ranks import H, L, N, Result, S, assert_near, in_threads
 
@@ -233,6 +233,33 @@ def test_what_is_refused(case: str) -> None:
             context_parallel_attention(query, key, value, mask, parallel=parallel)
 
     in_threads(2, program)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("mesh", [False, True])
+@pytest.mark.parametrize("case", ["device", "array", "slopes"])
+def test_what_one_rank_refuses_all_hear_of(case: str, mesh: bool, dropout_p: float) -> None:
+    def program(ranks: Communicator) -> None:
+        parallel = ContextParallel(ranks)
+        if mesh:
+            row, column = divmod(ranks.rank, 2)
+            inner = threads.part_of(ranks, [2 * row, 2 * row + 1])
+            around = threads.part_of(ranks, [column, column + 2])
+            parallel = ContextParallel(inner, "all_to_all", ring=around)
+        x, slopes = torch.randn(1, 2, 5, 4, requires_grad=True), torch.ones(2)
+        given: Any = [x, x, x, None]
+        error, message = ValueError, r"rank \d: expected arguments that fit"
+        if ranks.rank == 1:
+            if case == "slopes":
+                slopes.requires_grad_()
+                message = "alibi_slopes: expected slopes without"
+            else:
+                make, error, message = REFUSED[case]
+                *given, _ = make(x, parallel)
+        with pytest.raises(error, match=message):
+            context_parallel_attention(*given, dropout_p, parallel=parallel, alibi_slopes=slopes)
+
+    in_threads(4 if mesh else 2, program)
 
 
 def test_transforms_and_second_derivatives_are_refused() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from multihead.arrays import Array
 from multihead.checks import integer, wrong, wrong_type
+from multihead.distributed.agreement import agree_all
 from multihead.distributed.all_to_all_functions import (
     all_to_all_attention,
     all_to_all_attention_backward,
@@ -170,6 +171,11 @@ class ContextParallel:
         _, backward = _SCHEMES[self.scheme]
         gradients: tuple[Any, ...] = backward(d_out, cache, **options)
         return gradients
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise an error on this rank, and on those that attend meanwhile one that tells of it."""
+        agree_all([self.communicator, *filter(None, [self.ring])], {}, error)
+        raise error
 
     def _ways(self) -> list[tuple[Communicator, Sharding]]:
         """Communicators with how each shards what the one before it left together."""

@@ -87,7 +87,8 @@ def context_parallel_attention(
         On every rank, if an argument is wrong on one of them or differs between them, and if
         PyTorch transforms or traces the call.
     TypeError
-        If an argument is of a wrong type.
+        On this rank if an argument is of a wrong type; on others it is a ValueError that says so.
+        If `parallel` is of one, on this rank alone.
     RuntimeError
         In backward, if a tensor was changed in place since, or for second derivatives.
     TimeoutError, ConnectionError
@@ -118,9 +119,14 @@ def context_parallel_attention(
     """
     if not isinstance(parallel, ContextParallel):
         raise wrong_type("parallel", "a ContextParallel", type(parallel).__name__)
-    tensors = _checked(ShardedTensors(query, key, value, attn_mask, sinks))
-    if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
-        raise wrong("alibi_slopes", "slopes without a gradient (alibi_slopes.detach())", "one")
+    try:
+        tensors = _checked(ShardedTensors(query, key, value, attn_mask, sinks))
+        if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
+            raise wrong("alibi_slopes", "slopes without a gradient (alibi_slopes.detach())", "one")
+    except (TypeError, ValueError) as error:
+        if dropout_p:
+            drawn_seed(parallel)  # as the others do
+        parallel.refuse(error)
     options = {
         "dropout_p": dropout_p,
         "is_causal": is_causal,
