@@ -5,9 +5,8 @@ set -euo pipefail
 if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
   exit 0
 fi
-if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
+"$(dirname "${BASH_SOURCE[0]}")/apt.sh" chromium chromium-driver
+if ! command -v chromedriver >/dev/null; then
   echo "needs chromium and chromedriver (Debian: apt install chromium chromium-driver)" >&2
   exit 1
 fi
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null

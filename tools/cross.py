@@ -64,9 +64,8 @@ def install(build: Path) -> None:
     pip = [build / "zig/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", "ziglang", "cmake", "ninja"], check=True)
     lacking = [names for tool, names in PACKAGES.items() if shutil.which(tool) is None]
-    if lacking and shutil.which("apt-get") and os.getuid() == 0:
-        words = " ".join(lacking).split()
-        subprocess.run(["apt-get", "install", "-y", "-qq", *words], stdout=subprocess.DEVNULL)
+    if lacking:
+        subprocess.run([ROOT / "tools/apt.sh", *" ".join(lacking).split()], check=False)
 
 
 def tool(build: Path, name: str, *words: str) -> Path:

@@ -12,9 +12,7 @@ sanitizers=("${@:--fsanitize=address,undefined}")
 mkdir -p "$build/shipped"
 source tools/kernel_flags.sh
 
-if ! compiler=$(clang_here) && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-  apt-get install -y -qq clang >/dev/null || true
-fi
+if ! compiler=$(clang_here); then tools/apt.sh clang || true; fi
 if ! compiler=$(clang_here); then
   echo "the fuzzer of the C functions needs Clang (Debian, Ubuntu: apt install clang)" >&2
   exit 1
