@@ -145,9 +145,11 @@ SPACES = (
     ".distributed",
     ".distributed.threads",
     ".distributed.process_group",
+    ".distributed.mpi",
     ".bnns",
 )
-INSTALLED = tuple(space for space in SPACES if not (WITHOUT_JAX and space == ".jax"))
+STARTS_MPI = ".distributed.mpi"  # when it is imported, in a process of which others are forked
+INSTALLED = tuple(x for x in SPACES if x != STARTS_MPI and not (WITHOUT_JAX and x == ".jax"))
 
 
 def public_objects() -> dict[str, object]:

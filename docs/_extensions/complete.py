@@ -24,6 +24,7 @@ MODULES = (
     ".distributed",
     ".distributed.threads",
     ".distributed.process_group",
+    ".distributed.mpi",
     ".bnns",
 )
 logger = logging.getLogger(__name__)
