@@ -51,6 +51,23 @@ def test_the_process_ends_as_it_should_during_calls(how: str, threads: str) -> N
     assert (done.returncode, done.stderr) == expected[how]
 
 
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_finalizer_may_call_the_engine_when_the_interpreter_ends(threads: str) -> None:
+    code = """
+import os, sys
+import numpy as np
+import multihead as mh
+mh.set_num_threads(int(sys.argv[1]))
+class Last:
+    def __init__(self):
+        self.layer, self.x = mh.MultiheadAttention(64, 4, seed=0).eval(), np.ones((90, 64), "f")
+    def __del__(self, write=os.write):
+        write(1, b"%d, %d" % self.layer(self.x, self.x, self.x, need_weights=False)[0].shape)
+last = Last()
+"""
+    assert printed(code, threads) == "90, 64"
+
+
 def test_what_a_call_left_may_outlive_the_interpreter() -> None:
     code = """
 import sys

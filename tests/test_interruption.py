@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import multihead as mh
 from multihead import functional
+from scripts import printed
 
 WITHIN = 0.2  # s
 LENGTH, HEADS, DIM = 16384, 4, 64
@@ -132,6 +135,94 @@ def test_a_handler_that_raises_nothing_ends_no_call() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert heard[0] - sent[0] < WITHIN
+
+
+@contextlib.contextmanager
+def alarms(handler: Callable[..., object]) -> Iterator[None]:
+    """Let a handler run every 5 ms."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_handler_may_call_the_engine(threads: int, dtype: str) -> None:
+    made = mh.MultiheadAttention(HEADS * DIM, HEADS, batch_first=True, seed=1, dtype=dtype).eval()
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
+    x = normal(1, 4096, HEADS * DIM).astype(kind)
+    few = x[:, :70]
+    expected = made(few, few, few, need_weights=False)[0]
+    whole = made(x, x, x, need_weights=False)[0]
+    right: list[bool] = []
+
+    def handler(*_: object) -> None:
+        right.append(np.array_equal(made(few, few, few, need_weights=False)[0], expected))
+
+    with alarms(handler):
+        while len(right) < 8:
+            assert np.array_equal(made(x, x, x, need_weights=False)[0], whole)
+    assert all(right)
+
+
+def test_ctrl_c_ends_a_call_after_a_handler_has_called_the_engine() -> None:
+    q = normal(1, HEADS, 70, DIM)
+    call, sent = forward(), list[float]()
+    with alarms(lambda *_: functional.scaled_dot_product_attention(q, q, q)):
+        sender = after(0.1, signal.SIGINT, sent)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        ended = time.perf_counter()
+    sender.join()
+    assert ended - sent[0] < WITHIN
+
+
+@pytest.mark.parametrize("use", ["backward", "zero_grad", "forward"])
+def test_a_handler_that_needs_what_its_thread_s_call_has_is_told(use: str) -> None:
+    made = mh.MultiheadAttention(HEADS * DIM, HEADS, dropout=0.1, batch_first=True, seed=1)
+    x, few = normal(1, 4096, HEADS * DIM), normal(1, 20, HEADS * DIM)
+    made(few, few, few)
+    kept = made.cache
+    made(x, x, x, need_weights=False)
+    uses: dict[str, Callable[[], object]] = {
+        "backward": lambda: made.backward(few, cache=kept),
+        "zero_grad": made.zero_grad,
+        "forward": lambda: made(few, few, few),
+    }
+    with alarms(lambda *_: uses[use]()), pytest.raises(RuntimeError, match="this thread is using"):
+        made.backward(x)
+    uses[use]()
+
+
+def test_a_child_that_a_handler_forked_ends_its_call() -> None:
+    code = """
+import os, signal, time
+import numpy as np
+import multihead as mh
+from multihead import functional
+mh.set_num_threads(2)
+x = np.ones((1, 16, 4096, 64), np.float32)
+children = []
+def handler(*_):
+    if not children:
+        children.append(os.fork())
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+try:
+    functional.scaled_dot_product_attention(x, x, x)
+except RuntimeError as error:
+    if children != [0]:
+        raise
+    signal.alarm(30)
+    alone = functional.scaled_dot_product_attention(x[:, :, :50], x, x)
+    os._exit(3 if "forked" in str(error) and np.allclose(alone, 1) else 4)
+assert children and children[0] > 0, children
+print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    assert printed(code) == "3\n"
 
 
 def test_any_exception_of_a_handler_ends_a_call() -> None:

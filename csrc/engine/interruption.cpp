@@ -22,20 +22,24 @@ void Interruption::ask() {
   if (next_ == std::chrono::steady_clock::time_point()) next_ = now + kEvery;
   if (now < next_) return;
   next_ = now + kEvery;
-  if (poll_()) told_.store(true, std::memory_order_relaxed);
+  if (poll_()) tell();
 }
 
-WorksFor::WorksFor(Interruption& call, bool asks) {
+WorksFor::WorksFor(Interruption& call, bool asks) : before_(t_call), asked_(t_asks) {
   t_call = &call;
   t_asks = asks;
 }
 
-WorksFor::~WorksFor() { t_call = nullptr; }
+WorksFor::~WorksFor() {
+  t_call = before_;
+  t_asks = asked_;
+}
 
 bool ending() {
-  if (!t_call) return false;
-  if (t_asks && !t_call->told()) t_call->ask();
-  return t_call->told();
+  Interruption* const call = t_call;
+  if (!call) return false;
+  if (t_asks && !call->told()) call->ask();
+  return call->told();
 }
 
 }  // namespace multihead

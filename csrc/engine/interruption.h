@@ -25,6 +25,7 @@ class Interruption {
   Interruption();  // with the poll of this thread
 
   bool told() const { return told_.load(std::memory_order_relaxed); }
+  void tell() { told_.store(true, std::memory_order_relaxed); }
   void ask();  // the poll, if that was some time ago
 
  private:
@@ -34,13 +35,18 @@ class Interruption {
   std::atomic<bool> told_{false};
 };
 
-// For as long as a thread works for a call. `asks`: it is the one that called.
+// For as long as a thread works for a call. `asks`: it is the one that called. What its poll calls
+// may be a call of its own: the thread works for that one then, and for this one again.
 class WorksFor {
  public:
   WorksFor(Interruption& call, bool asks);
   ~WorksFor();
   WorksFor(const WorksFor&) = delete;
   WorksFor& operator=(const WorksFor&) = delete;
+
+ private:
+  Interruption* const before_;
+  const bool asked_;
 };
 
 // Whether the call that this thread works for ends. A task then returns: nobody reads its results.

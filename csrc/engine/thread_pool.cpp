@@ -45,6 +45,31 @@ class ProgressList {
   std::unique_ptr<Progress[]> more_;
 };
 
+// For as long as a thread is in the state that its tasks need. A call within a call, see WorksFor,
+// leaves it to the outer one again.
+class Entered {
+ public:
+  explicit Entered(WorkerState state) : state_(state), outer_(t_inner) {
+    t_inner = this;
+    if (state_.enter) state_.enter();
+  }
+  ~Entered() {
+    if (state_.leave) state_.leave();
+    t_inner = outer_;
+    if (outer_ && outer_->state_.enter) outer_->state_.enter();
+  }
+  Entered(const Entered&) = delete;
+  Entered& operator=(const Entered&) = delete;
+
+ private:
+  static thread_local const Entered* t_inner;
+  const WorkerState state_;
+  const Entered* const outer_;
+};
+thread_local const Entered* Entered::t_inner = nullptr;
+
+std::atomic<int> g_forks{0};  // that led to this process, since the pool was made
+
 struct Region {
   const std::vector<Phase>& phases;
   ProgressList progress;
@@ -54,6 +79,10 @@ struct Region {
   Clock::time_point woken{};    // when the workers were, if they slept
   std::atomic<int> on_time{0};  // of those, the ones that had a core ever since
   Interruption interruption{};
+  const int forks = g_forks.load();
+
+  // Whether a poll has forked, and this is the child: the other workers are not in it.
+  bool orphaned() const { return g_forks.load() != forks; }
 
   void help(int worker) {
     if (worker == 0) return work(0);
@@ -75,9 +104,8 @@ struct Region {
  private:
   void work(int worker) {
     const WorksFor call(interruption, worker == 0);
-    if (state.enter) state.enter();
+    const Entered entered(state);
     run_tasks(worker);
-    if (state.leave) state.leave();
   }
 
   struct Share {
@@ -120,13 +148,13 @@ struct Region {
         if (spins <= 4096) continue;
         std::this_thread::yield();
         ending();  // who waits still asks
+        if (orphaned()) return interruption.tell();
       }
     }
   }
 };
 
 std::atomic<const ThreadSource*> g_source{nullptr};
-std::atomic<bool> g_forked{false};
 std::atomic<int64_t> g_little{1 << 20};
 
 class Pool {
@@ -159,7 +187,7 @@ class Pool {
     if (asleep_.load() > 0) generation_.notify_all();
     region.help(0);
     region_.store(nullptr);
-    while (inside_.load() > 0) pause();
+    while (inside_.load() > 0 && !region.orphaned()) pause();
     if (source && region.starved()) source->meet(threads);
   }
 
@@ -224,7 +252,7 @@ std::atomic<Pool*> g_pool{nullptr};
 
 void begin_again() {
   g_pool = new Pool(g_pool.load()->threads());
-  g_forked = true;
+  g_forks.fetch_add(1);
   g_source = nullptr;
 }
 
@@ -288,7 +316,7 @@ void set_num_threads(int threads) { pool().set_threads(threads); }
 
 void set_thread_source(const ThreadSource* source) {
   pool();  // which hears of forks from now on
-  if (!g_forked) g_source = source;
+  if (g_forks == 0) g_source = source;
 }
 
 void run_phases(const std::vector<Phase>& phases, int workers, WorkerState state) {

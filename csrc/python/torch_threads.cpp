@@ -108,7 +108,8 @@ const ThreadSource kTorchThreads = {meet, run};
 
 void meet_torch() {
   static bool asked = false;  // guarded by the GIL
-  if (asked || !g_wanted.exchange(false)) return;
+  if (asked || !g_wanted.load(std::memory_order_relaxed)) return;
+  g_wanted = false;
   PyObject* modules = PyImport_GetModuleDict();
   if (!PyDict_GetItemString(modules, "torch._C")) return;
   asked = true;

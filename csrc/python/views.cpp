@@ -158,6 +158,8 @@ void check(const faces::Outcome& outcome) {
     case faces::Status::WrongArgument:
       throw std::invalid_argument(outcome.why);
     case faces::Status::Interrupted:
+      if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "a signal's handler forked this process during a call");
       throw nb::python_error();
     case faces::Status::Failed:
       break;

@@ -189,16 +189,24 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_forward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
-  static const auto handler =
-      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Options>().To(
-          attention_forward);
+  static const auto* const handler = ffi::Ffi::Bind()
+                                         .Ctx<ffi::ThreadPool>()
+                                         .RemainingArgs()
+                                         .RemainingRets()
+                                         .Attrs<Options>()
+                                         .To(attention_forward)
+                                         .release();
   return handler->Call(frame);
 }
 
 extern "C" MULTIHEAD_EXPORT XLA_FFI_Error* multihead_attention_backward(XLA_FFI_CallFrame* frame) {
   using namespace multihead::xla;
-  static const auto handler =
-      ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Options>().To(
-          attention_backward);
+  static const auto* const handler = ffi::Ffi::Bind()
+                                         .Ctx<ffi::ThreadPool>()
+                                         .RemainingArgs()
+                                         .RemainingRets()
+                                         .Attrs<Options>()
+                                         .To(attention_backward)
+                                         .release();
   return handler->Call(frame);
 }

@@ -72,7 +72,8 @@ class Experiment:
         def say(epoch: int, loss: float, validation: Score) -> None:
             print(
                 f"seed {seed}   epoch {epoch}   loss {loss:.3f}   "
-                f"validation {validation.loss:.3f}, {validation.accuracy:.1%}",
+                f"validation {validation.loss:.3f}, {validation.accuracy:.1%}\n",
+                end="",  # a line at once: seeds run in threads
                 flush=True,
             )
 

@@ -46,8 +46,7 @@ def step(
         raise wrong("key", f"as many new tokens as queries, {tokens}", batch.keys)
     wanted = options.average is not None
     out, weights = batch.new_out(), None
-    lock = cache.taken()
-    try:
+    with cache.alone():
         parts = cache.parts(tokens, wanted or attn_mask is not None)
         for part in parts:
             inputs = batch.inputs if len(parts) == 1 else _cut(batch, batch.inputs, part)
@@ -73,8 +72,6 @@ def step(
                 weights = new_array("weights", shape, batch.element.stored)
             _native.cached_forward(options, tensors, held, to, weights)
             cache.advance(fresh)
-    finally:
-        lock.release()
     return batch.finish_out(out), None if weights is None else batch.finish_weights(weights)
 
 

@@ -26,11 +26,8 @@ def _alone(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def run(self: KVCache, *args: Any, **kwargs: Any) -> Any:
-        lock = self.taken()
-        try:
+        with self.alone():
             return method(self, *args, **kwargs)
-        finally:
-            lock.release()
 
     return cast(_Method, run)
 
@@ -116,16 +113,15 @@ class KVCache:
         keys = new_zeros("keys of the cache", (n, heads, rows, d), stored)
         values = new_zeros("values of the cache", (n, heads, rows, dv), stored)
         self._adopt(element, keys, values, np.zeros(n, np.int64), np.zeros(n, np.int64))
-        give_lock(self)
+        give_lock(self, threading.Lock)
 
-    def taken(self) -> threading.Lock:
-        """Take the cache for a call, which gives back the lock, or raise."""
-        lock = self._lock
-        if not lock.acquire(blocking=False):
+    def alone(self) -> threading.Lock:
+        """Return the lock that a call holds while it uses the cache, or raise if one does."""
+        if self._lock.locked():
             raise wrong(
                 "kv_cache", "a cache of one call at a time", "one that another call is using"
             )
-        return lock
+        return self._lock
 
     def _adopt(self, element: Element, keys: Array, values: Array, rows: Array, at: Array) -> None:
         self._element = element
@@ -357,7 +353,7 @@ class KVCache:
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = dict(state)
         self.__dict__.update(KVCache(**kept.pop("options")).__dict__)
-        give_lock(self)
+        give_lock(self, threading.Lock)
         self.load_state_dict(kept)
 
     @property

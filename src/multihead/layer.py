@@ -16,6 +16,7 @@ from multihead.decoding import check_cache, step
 from multihead.kv_cache import KVCache
 from multihead.layer_rules import layer_rules
 from multihead.layouts import Dense, GivenOnce, RaggedBatch, Sizes, given_once
+from multihead.locks import turn_of
 from multihead.ragged import Ragged
 from multihead.score_rules import Window
 from multihead.seeds import Seed, seed_from
@@ -434,7 +435,7 @@ class MultiheadAttention(LayerState):
         d_masks = call.new_mask_gradients(need_mask_grad)
 
         # 3. The engine; threads take turns to add to the gradients of the parameters.
-        with self._lock:
+        with turn_of(self):
             _native.layer_backward(
                 self._options(batch, call.is_causal, call.average, call.dropout),
                 self._tensors(batch, batch.inputs, call.mask_arrays),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from operator import is_
 from typing import Any
@@ -26,7 +25,7 @@ from multihead.arrays import (
 )
 from multihead.checks import wrong_type
 from multihead.layouts import Sizes
-from multihead.locks import give_lock
+from multihead.locks import give_lock, turn_of
 from multihead.memory import new_zeros
 
 
@@ -193,7 +192,7 @@ class AttentionParameters:
     bias_v = _parameter("bias_v", "(1, 1, Hk * D)")
     sinks = _parameter("sinks", "(H,)")
 
-    _lock: threading.Lock
+    _lock: Any
 
     def __init__(self, shapes: dict[str, Shape], element: Element, of_grads: Element) -> None:
         give_lock(self)  # held while gradients are added and a mask is drawn
@@ -239,7 +238,7 @@ class AttentionParameters:
         another. An entry may be replaced by a writable array of the same shape and dtype.
         """
         if self._grads is None:
-            with self._lock:
+            with turn_of(self):
                 if self._grads is None:
                     self._adopt_grads(Block(self._shapes, storage_dtype(self._of_grads)))
         return self._grads_dict
@@ -247,7 +246,7 @@ class AttentionParameters:
     def zero_grad(self) -> None:
         """Set all of `grads` to zero, in place."""
         if self._grads is not None:
-            with self._lock:
+            with turn_of(self):
                 for grad in self._grads_dict.values():
                     grad.fill(0)
 

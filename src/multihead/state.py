@@ -11,6 +11,7 @@ from multihead.checks import boolean, integer, probability, wrong, wrong_type
 from multihead.display import layer_html
 from multihead.layer_rules import LayerRules, layer_rules
 from multihead.layouts import Sizes
+from multihead.locks import turn_of
 from multihead.mask_warning import MaskWatch
 from multihead.masks import merge
 from multihead.parameters import (
@@ -205,12 +206,12 @@ class LayerState(AttentionParameters):
             raise wrong_type("rng_state", "a tuple (seed, counter)", repr(state))
         seed, counter = state
         numbers = (integer("seed", seed, 0, WORD), integer("counter", counter, 0, WORD))
-        with self._lock:
+        with turn_of(self):
             self._rng_state = numbers
 
     def _draw(self) -> tuple[float, int, int]:
         """Take the next mask of dropout: (p, seed, counter), which no other call gets."""
-        with self._lock:
+        with turn_of(self):
             seed, counter = self._rng_state
             self._rng_state = (seed, (counter + 1) % WORD)
         return self._dropout, seed, counter
@@ -218,7 +219,7 @@ class LayerState(AttentionParameters):
     def _undraw(self, dropout: tuple[float, int, int]) -> None:
         """Give a mask back, unless another call has taken the one after it."""
         _, seed, counter = dropout
-        with self._lock:
+        with turn_of(self):
             if self._rng_state == (seed, (counter + 1) % WORD):
                 self._rng_state = (seed, counter)
 

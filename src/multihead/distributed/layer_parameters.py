@@ -9,6 +9,7 @@ import numpy as np
 
 from multihead.arguments import LayerParameters
 from multihead.arrays import Array, decode, encode
+from multihead.locks import turn_of
 from multihead.parameters import engine_arrays
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_gradients(layer: MultiheadAttention, found: Gradients, grads: LayerParam
     """Add sums over the ranks to those of the layer, in the dtype of these."""
     of_grads = layer._of_grads
     bits = of_grads.name == "bfloat16"
-    with layer._lock:
+    with turn_of(layer):
         for x, to in zip(engine_arrays(found.of), grads, strict=True):
             if to is None:
                 continue

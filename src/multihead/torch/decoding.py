@@ -77,8 +77,7 @@ def step(
         raise wrong("key", f"as many new tokens as queries, {tokens}", key.shape[length])
     average, mask = options.average, tensors.mask
     out, weights = engine.new_out(call), None
-    lock = held.taken()
-    try:
+    with held.alone():
         parts = held.parts(tokens, average is not None or mask is not None)
         for part in parts:
             fresh = part.stop - part.start
@@ -96,8 +95,6 @@ def step(
             to_out, to_weights = engine_reads((to, weights))
             _native.cached_forward(options, engine_reads(some), rows, to_out, to_weights)
             held.advance(fresh)
-    finally:
-        lock.release()
     return out, weights
 
 
