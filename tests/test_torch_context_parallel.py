@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -187,8 +188,7 @@ def test_dropout_is_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.setattr("multihead.torch.dispatch._draw_seed", lambda: seed)
         expected = solved(given, scaled_dot_product_attention, has, **options)
-    patched = "multihead.torch.context_parallel.drawn_seed"
-    monkeypatch.setattr(patched, lambda parallel: int(seed))
+    monkeypatch.setattr("multihead.torch.context_parallel.draw", lambda: int(seed))
 
     def program(ranks: Communicator) -> Result:
         parallel = ContextParallel(ranks, "ring", "zigzag")
@@ -260,6 +260,43 @@ def test_what_one_rank_refuses_all_hear_of(case: str, mesh: bool, dropout_p: flo
             context_parallel_attention(*given, dropout_p, parallel=parallel, alibi_slopes=slopes)
 
     in_threads(4 if mesh else 2, program)
+
+
+def test_a_refused_call_draws_nothing() -> None:
+    def program(ranks: Communicator) -> bool:
+        parallel, x = ContextParallel(ranks), torch.randn(1, 2, 5, 4)
+        ranks.sum(np.zeros(1))  # the others have drawn, too
+        before = torch.get_rng_state()
+        mask = torch.ones(5 - ranks.rank, 10, dtype=torch.bool)
+        with pytest.raises(ValueError, match="attn_mask"):
+            context_parallel_attention(x, x, x, mask, 0.3, parallel=parallel)
+        return torch.equal(torch.get_rng_state(), before)
+
+    assert in_threads(2, program) == [True, True]
+
+
+def test_dropout_that_differs_is_named() -> None:
+    def program(ranks: Communicator) -> None:
+        parallel, x = ContextParallel(ranks), torch.randn(1, 2, 5, 4)
+        with pytest.raises(ValueError, match=r"dropout_p: expected 0\.0, as on rank 0, got 0\.3"):
+            context_parallel_attention(x, x, x, None, 0.3 * ranks.rank, parallel=parallel)
+
+    in_threads(2, program)
+
+
+def test_a_backward_that_one_rank_refuses_all_hear_of() -> None:
+    def program(ranks: Communicator) -> None:
+        parallel, x = ContextParallel(ranks), torch.randn(1, 2, 5, 4, requires_grad=True)
+        given = 1 * x
+        out = context_parallel_attention(given, given, given, parallel=parallel)
+        error, message = ValueError, "rank 1: .* got RuntimeError"
+        if ranks.rank == 1:
+            given.detach().zero_()
+            error, message = RuntimeError, "modified by an inplace operation"
+        with pytest.raises(error, match=message):
+            out.sum().backward()
+
+    in_threads(2, program)
 
 
 def test_transforms_and_second_derivatives_are_refused() -> None:

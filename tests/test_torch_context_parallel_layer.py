@@ -290,15 +290,35 @@ def test_what_a_layer_refuses_on_all_ranks(case: str) -> None:
     in_threads(2, program)
 
 
-def test_one_rank_s_mistake_is_an_error_on_all() -> None:
+UNLIKE: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
+    "width": lambda x: {"query": x[..., 1:]},
+    "dtype": lambda x: {"query": x.double(), "key": x.double(), "value": x.double()},
+    "sequences": lambda x: {"query": x[:1], "key": x[:1], "value": x[:1]},
+    "need_weights": lambda x: {"need_weights": True},
+    "kv_cache": lambda x: {"kv_cache": object()},
+    "is_causal": lambda x: {"is_causal": True},
+}
+
+
+@pytest.mark.parametrize("case", [*UNLIKE, "dropout", "training", "sharding"])
+def test_one_rank_s_mistake_is_an_error_on_all(case: str) -> None:
     def program(ranks: Communicator) -> str:
-        layer = MultiheadAttention(E, H, batch_first=True).parallel(ranks)
-        x = torch.zeros(N, 5, E - ranks.rank)
-        with pytest.raises(ValueError, match="query: expected ") as raised:
-            layer(x, x, x, need_weights=False)
+        layer, other = MultiheadAttention(E, H, 0.1, batch_first=True), ranks.rank == 1
+        if other and case == "dropout":
+            layer.dropout = 0.2
+        sharding = "zigzag" if other and case == "sharding" else "contiguous"
+        layer = layer.parallel(ranks, sharding=sharding).train(not (other and case == "training"))
+        x = torch.zeros(N, 5, E)
+        given = {"query": x, "key": x, "value": x, "need_weights": False}
+        if other and case in UNLIKE:
+            given |= UNLIKE[case](x)
+        with pytest.raises(ValueError, match="expected") as raised:
+            layer(**given)
         return str(raised.value)
 
-    assert in_threads(2, program)[0].startswith("rank 1: expected arguments that fit, got ")
+    for said in in_threads(2, program):
+        assert "waited" not in said
+        assert ("query" if case == "width" else case) in said
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

@@ -34,8 +34,10 @@ def agree(
     ValueError
         If another rank has another value, or cannot go on.
     """
-    told = {} if error is None else {"error": f"{type(error).__name__}: {error}"[: ROOM // 5]}
-    text = json.dumps(told or {"same": dict(same)}, ensure_ascii=False).encode()
+    text = _text({"same": dict(same)} if error is None else _told(error))
+    if len(text) > ROOM:
+        error = wrong("arguments", f"values that ranks can compare in {ROOM} bytes", len(text))
+        text = _text(_told(error))
     own = np.full(ROOM, ord(" "), np.uint8)
     own[: len(text)] = np.frombuffer(text, np.uint8)
     rows = [np.empty_like(own) for _ in range(communicator.size)]
@@ -50,7 +52,7 @@ def agree(
     for rank, one in enumerate(said):
         for name in {**first, **one["same"]}:
             here, there = first.get(name), one["same"].get(name)
-            if here != there:
+            if _text(here) != _text(there):  # 1 is not True, and nan is nan
                 raise wrong(
                     name, f"{_shown(here)}, as on rank 0", f"{_shown(there)} on rank {rank}"
                 )
@@ -63,7 +65,7 @@ def agree_all(
     for communicator in communicators[:-1]:
         try:
             agree(communicator, said, error)
-        except (TypeError, ValueError) as found:
+        except Exception as found:
             error = found
     agree(communicators[-1], said, error)
 
@@ -74,6 +76,16 @@ def digest(array: Array | None) -> str | None:
         return None
     text = f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
     return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """Say an error in a line that has room."""
+    line = f"{type(error).__name__}: {error}"[: ROOM // 5]
+    return {"error": "".join(c if c.isprintable() else " " for c in line)}
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from multihead.checks import boolean
 from multihead.distributed import ulysses
 from multihead.distributed.communicator import Communicator, checked_communicator
 from multihead.distributed.given import Options
@@ -118,11 +117,11 @@ def all_to_all_attention(
     )  # fmt: skip
     communicator = checked_communicator("communicator", communicator)
     ring = None if ring is None else checked_communicator("ring", ring)
-    wanted = boolean("return_lse", return_lse), boolean("return_cache", return_cache)
+    options = options._replace(returns=(return_lse, return_cache))
     call = ulysses.exchange(communicator, ring, (query, key, value), options, sharding)
     result, of_heads = ulysses.forward(call, communicator)
     cache = AllToAllCache(call, communicator, of_heads)
-    return shown_results(call.given, result, cache, wanted)
+    return shown_results(call.given, result, cache, (return_lse, return_cache))
 
 
 def all_to_all_attention_backward(

@@ -24,8 +24,9 @@ _VALUES = ("query.values", "key.values", "value.values")
 class Options(NamedTuple):
     """What a caller says beside query, key and value, as `functional` has it; layers say more.
 
-    `counter` is which of the calls that share a seed this one is; `extra` a key and a value more,
-    (1, Hk, 1, D) and (1, Hk, 1, Dv) in the dtype computed in: see `Problem`.
+    `counter` is which of the calls that share a seed this one is; `returns` are the flags of
+    log-sums and cache; `extra` is a key and a value more, (1, Hk, 1, D) and (1, Hk, 1, Dv) in the
+    dtype computed in: see `Problem`.
     """
 
     attn_mask: Any = None
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     sinks: Any = None
     seed: Any = None
     counter: int = 0
+    returns: tuple[Any, Any] = (False, False)
     extra: tuple[Array, Array] | None = None
 
     @property
@@ -50,6 +52,12 @@ class Options(NamedTuple):
         first = type(offset) is int and offset == 0
         rules = (self.window, None if first else offset, self.key_lengths, self.softcap)
         return Asked(*rules, self.alibi_slopes, self.sinks)
+
+
+class Drawn(NamedTuple):
+    """A seed that rank 0 draws once all ranks have agreed on a call."""
+
+    draw: Callable[[], int]
 
 
 class Given(NamedTuple):
@@ -123,7 +131,11 @@ def checked(options: Options, given: Given) -> Options:
     dropout = probability("dropout_p", options.dropout_p)
     sides_of(options.window)
     cap_of(options.softcap)
-    seed = None if options.seed is None else seed_from(options.seed)
+    seed = options.seed
+    if not (seed is None or isinstance(seed, Drawn | np.random.Generator)):
+        seed = seed_from(seed)
+    for name, flag in zip(("return_lse", "return_cache"), options.returns, strict=True):
+        boolean(name, flag)
     return options._replace(
         dropout_p=dropout,
         is_causal=boolean("is_causal", options.is_causal),
@@ -144,7 +156,7 @@ def signature(options: Options, given: Given, sharding: str) -> dict[str, Any]:
     said["sequences"] = given.batch
     said["sharding"] = sharding
     said["attn_mask"] = None if options.attn_mask is None else "a mask"
-    said["seed"] = options.seed
+    said["seed"] = _seed_told(options.seed)
     said["window"] = sides_of(options.window)
     for name in ("dropout_p", "is_causal", "scale", "softcap"):
         value = getattr(options, name)
@@ -160,4 +172,16 @@ def _told(name: str, x: Any) -> Any:
         return x
     if isinstance(x, str):
         return x[:40]
-    return digest(np.asarray(x) if isinstance(x, list | tuple) else borrow(name, x)[0])
+    if isinstance(x, list | tuple):
+        return digest(np.asarray(x))
+    array, kind = borrow(name, x)
+    return [dtype_name(array, kind), digest(array)]
+
+
+def _seed_told(seed: Any) -> Any:
+    """Return a seed as JSON holds it; a generator by its state, from which nothing is drawn."""
+    if isinstance(seed, Drawn):
+        return "drawn"
+    if isinstance(seed, np.random.Generator):
+        return digest(np.frombuffer(repr(seed.bit_generator.state).encode(), np.uint8))
+    return seed

@@ -9,8 +9,9 @@ import numpy as np
 from multihead.arrays import Array, Kind, decode, element_of
 from multihead.cache import IN_EVAL, NO_CALL, USED_UP
 from multihead.checks import wrong_type
+from multihead.distributed.agreement import agree_all
 from multihead.distributed.attending import attend, attend_backward
-from multihead.distributed.communicator import Communicator
+from multihead.distributed.communicator import Alone, Communicator
 from multihead.distributed.context_parallel import ContextParallel, Scheme
 from multihead.distributed.given import Given, Options
 from multihead.distributed.layer_agreement import (
@@ -237,12 +238,12 @@ class ParallelAttention:
             given = self._projected(batch, masks, (of_queries, of_keys))
             options = self._options(batch, masks, taken.causal, dropout)
             attended = attend(self.parallel, given, options)
+            params = parameters_of(layer, batch.element.compute)
+            out = project_out(params, merge_heads(batch, attended.out))
         except BaseException:
             if dropout is not _NO_DROPOUT:
                 layer._undraw(dropout)
             raise
-        params = parameters_of(layer, batch.element.compute)
-        out = project_out(params, merge_heads(batch, attended.out))
         self._held = IN_EVAL
         self._calls += 1
         if training:
@@ -336,12 +337,13 @@ class ParallelAttention:
             keys = call.places[1].positions
             shared = call.attended.shared
             of_masks = call.masks.gradients(self.parallel, d_heads.mask, shared, keys)
-        add_gradients(layer, found, given.grads)
 
-        # 6. The cache is used up, and the results become the caller's kinds of arrays.
+        # 6. The results become the caller's kinds of arrays, and the cache is used up.
+        shown = (*batch.finish_gradients(results), *of_masks)
+        add_gradients(layer, found, given.grads)
         if cache is None:
             self._held = USED_UP
-        return (*batch.finish_gradients(results), *of_masks)
+        return shown
 
     def _masks(self, taken: Taken, attn_mask: Any, at: tuple[Places, Places]) -> LayerMasks:
         """Check attn_mask against the keys of all ranks; gather padding."""
@@ -428,7 +430,12 @@ def parallel_attention(
 ) -> ParallelAttention:
     """Do what `MultiheadAttention.parallel` says."""
     if not isinstance(communicator, ContextParallel):
-        communicator = ContextParallel(communicator, scheme, sharding, ring)
+        try:
+            communicator = ContextParallel(communicator, scheme, sharding, ring)
+        except (TypeError, ValueError) as error:
+            ranks = [x for x in (ring, communicator) if isinstance(x, Communicator)]
+            agree_all(ranks or [Alone()], {}, error)
+            raise
     elif (scheme, sharding, ring) != ("ring", "contiguous", None):
         raise wrong_type("scheme, sharding, ring", "nothing: the ContextParallel has them", "some")
     return ParallelAttention(layer, communicator, sequence_dim)

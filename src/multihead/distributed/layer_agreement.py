@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,13 +61,14 @@ def agree_on_layer(shared: Shared) -> None:
             raise wrong("layer", expected, layer.num_heads)
         options = layer.options()
         if layer.rope is not None:
-            options["rope"] = digest(np.frombuffer(str(layer.rope.to_dict()).encode(), np.uint8))
+            options["rope"] = digest(np.frombuffer(_sorted(layer.rope.to_dict()), np.uint8))
         said = {name: repr(value)[:60] for name, value in options.items()}
+        said |= {"scheme": parallel.scheme, "sharding": parallel.sharding}
         said |= {
             name: f"checksum {digest(x)} (load one state dict)"
             for name, x in layer._block.arrays.items()
         }
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(parallel.communicators, said, error)
 
@@ -101,7 +103,7 @@ def take_in(
             "is_causal": causal,
             **mode,
         }
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(shared.parallel.communicators, said, error)
     assert taken is not None
@@ -120,7 +122,7 @@ def take_mask(
     scores = (batch.batch, shared.layer.num_heads, queries, longest[1])
     try:
         attn = attention_mask(attn_mask, scores, batch.element.compute)
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(shared.parallel.communicators, {}, error)
     return attn
@@ -143,7 +145,7 @@ def take_back(
         grads, _ = shared.layer._grads_now()
         given = GivenBack(call, d_rows, grads, wanted)
         said = {"need_mask_grad": wanted, "cache": f"of call {call.number}"}
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(shared.parallel.communicators, said, error)
     assert given is not None
@@ -177,3 +179,7 @@ def _check_axis(axis: Any, batch_first: bool) -> None:
         form = "(N, L, E)" if batch_first else "(L, N, E)"
         expected = f"{tokens}, the axis of the tokens of {form} with batch_first={batch_first}"
         raise wrong("sequence_dim", expected, f"{axis}, that {which}")
+
+
+def _sorted(options: dict[str, Any]) -> bytes:
+    return json.dumps(options, sort_keys=True, default=str).encode()

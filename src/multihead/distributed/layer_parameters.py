@@ -45,13 +45,17 @@ def add_gradients(layer: MultiheadAttention, found: Gradients, grads: LayerParam
     of_grads = layer._of_grads
     bits = of_grads.name == "bfloat16"
     with turn_of(layer):
-        for x, to in zip(engine_arrays(found.of), grads, strict=True):
-            if to is None:
-                continue
-            if of_grads.half:
-                x = encode(decode(to, of_grads.compute, bits) + x, of_grads.stored, bits)
+        own = zip(engine_arrays(found.of), grads, strict=True)
+        pairs = [(x, to) for x, to in own if to is not None]
+        if of_grads.half:  # all there is to compute before anything is written
+            sums = [
+                encode(decode(to, of_grads.compute, bits) + x, of_grads.stored, bits)
+                for x, to in pairs
+            ]
+            for x, (_, to) in zip(sums, pairs, strict=True):
                 to[...] = x
-            else:
+        else:
+            for x, to in pairs:
                 to += x
 
 

@@ -28,6 +28,9 @@ _REST = 2e-4  # seconds between two looks of one who waits
 _TURN = 1e-3  # and of the thread that lets messages travel meanwhile
 
 
+_ABANDONED: list[_Moved] = []  # what MPI may still write to, after a wait that failed: for good
+
+
 class MPICommunicator(Communicator):
     """The ranks of an MPI communicator.
 
@@ -125,6 +128,8 @@ class _Moved:
             raise ConnectionError(lost) from error
         finally:
             self.left = True
+            if not self._done:
+                _ABANDONED.append(self)
 
     def _waits_for(self) -> str:
         """Name the ranks whose messages have not come, or have not gone there."""

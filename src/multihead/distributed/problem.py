@@ -12,7 +12,7 @@ from multihead.arrays import Array
 from multihead.checks import wrong
 from multihead.distributed.agreement import agree, agree_all
 from multihead.distributed.communicator import Communicator
-from multihead.distributed.given import Given, Options, checked, signature, take_in
+from multihead.distributed.given import Drawn, Given, Options, checked, signature, take_in
 from multihead.distributed.sharding import Run, Sharding, runs_of, sharding_of
 from multihead.masks import Mask, score_mask
 from multihead.score_rules import ScoreRules, score_rules
@@ -113,14 +113,13 @@ def prepare(
         given = call if isinstance(call, Given) else take_in(*call, options)
         options = checked(options, given)
         said = signature(options, given, sharding)
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree(communicator, said, error)
     assert given is not None
     lengths = gathered(communicator, given.lengths)
     query_runs = runs_of(lengths[:, 0], sharding, "query")
     key_runs = runs_of(lengths[:, 1], sharding, "key")
-    options = shared_seed(communicator, options)
     queries, keys = (lengths[:, i].sum(axis=0) for i in (0, 1))
     first, count = heads or (0, given.heads[0])
     packed = given.packing is not None
@@ -136,6 +135,7 @@ def prepare(
             sinks=None if sinks is None else sinks[own],
         )
     mask, shared = agreed_mask((communicator,), given, options.attn_mask, scores)
+    seed = shared_seed((communicator,), options)
     left, right = rules.window
     return Problem(
         given,
@@ -144,7 +144,7 @@ def prepare(
             options.is_causal,
             options.scale,
             options.dropout_p,
-            options.seed,
+            seed,
             options.counter,
             head_offset=first,
             softcap=rules.softcap,
@@ -182,7 +182,7 @@ def agreed_mask(
         if mask is not None:
             n, h, rows_given, columns = mask.array.shape
             said = {"attn_mask": [mask.array.dtype.name, n, h, columns]}
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(communicators, said, error)
     if given.packing is not None:
@@ -203,9 +203,23 @@ def gathered(communicator: Communicator, array: Array) -> Array:
     return rows
 
 
-def shared_seed(communicator: Communicator, options: Options) -> Options:
-    """Return options with a seed, if there is need for one: what rank 0 has, or draws."""
+def shared_seed(communicators: Sequence[Communicator], options: Options) -> int:
+    """Return the seed of rank 0, which it has or draws; 0 where there is no need for one.
+
+    Nothing is to fail from here on: generators have changed. Ranks that have some of their own have
+    the same, or all raise.
+    """
+    seed = options.seed
     if not options.dropout_p:
-        return options
-    seed = seed_from(None) if options.seed is None else options.seed
-    return options._replace(seed=int(gathered(communicator, np.array([seed], np.uint64))[0, 0]))
+        return seed if isinstance(seed, int) else 0
+    first = all(each.rank == 0 for each in communicators)
+    alike = isinstance(seed, np.random.Generator)
+    if isinstance(seed, Drawn):
+        seed = seed.draw() if first else 0
+    told = np.array([seed_from(seed)], np.uint64)
+    for communicator in communicators:
+        every = gathered(communicator, told)
+        if alike and (every != every[0]).any():
+            raise wrong("seed", f"{every[0, 0]}, as on rank 0", f"{every.ravel().tolist()}")
+        told = every[0]
+    return int(told[0])

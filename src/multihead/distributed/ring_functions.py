@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from multihead.checks import boolean
 from multihead.distributed import ring
 from multihead.distributed.communicator import Communicator, checked_communicator
 from multihead.distributed.given import Options
@@ -124,11 +123,11 @@ def ring_attention(
         softcap, alibi_slopes, sinks, seed,
     )  # fmt: skip
     communicator = checked_communicator("communicator", communicator)
-    wanted = boolean("return_lse", return_lse), boolean("return_cache", return_cache)
+    options = options._replace(returns=(return_lse, return_cache))
     problem = prepare(communicator, (query, key, value), options, sharding)
     result = ring.forward(problem, communicator)
     cache = RingCache(problem, communicator, result)
-    return shown_results(problem.given, result, cache, wanted)
+    return shown_results(problem.given, result, cache, (return_lse, return_cache))
 
 
 def ring_attention_backward(

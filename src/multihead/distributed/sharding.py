@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from multihead.arrays import Array, borrow
+from multihead.arrays import Array, borrow, dtype_name
 from multihead.checks import integer, wrong, wrong_type
 from multihead.ragged import Ragged
 
@@ -214,12 +214,22 @@ def gather(
     >>> threads.run(2, there_and_back)
     [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]
     """
-    if isinstance(x, Ragged):
-        raise wrong_type("x", "an array (x.values)", "Ragged")
-    array, kind = borrow("x", x)
-    axis = _axis(array, axis)
-    sharding = sharding_of(sharding)
-    own = np.ascontiguousarray(np.moveaxis(array, axis, 0))
+    from multihead.distributed.agreement import agree  # which needs what is above
+
+    error: Exception | None = None
+    own, kind, said = np.empty(0), None, dict[str, Any]()
+    try:
+        if isinstance(x, Ragged):
+            raise wrong_type("x", "an array (x.values)", "Ragged")
+        array, kind = borrow("x", x)
+        axis = _axis(array, axis)
+        own = np.ascontiguousarray(np.moveaxis(array, axis, 0))
+        said = {"axis": axis, "sharding": sharding_of(sharding), "x": list(own.shape[1:])}
+        said["dtype of x"] = dtype_name(array, kind)
+    except Exception as found:
+        error = found
+    agree(communicator, said, error)
+    assert kind is not None
     counts = [np.empty(1, np.int64) for _ in range(communicator.size)]
     communicator.all_gather(np.array([len(own)]), counts)
     lengths = [int(n[0]) for n in counts]

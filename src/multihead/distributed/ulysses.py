@@ -79,7 +79,7 @@ def exchange(
     )
     of_ranks = shares(*given.heads, communicator.size)
     whole = _whole(communicator, given, of_ranks, (queries, keys))
-    of_all = shared_seed(communicator, shared_seed(others, options))._replace(attn_mask=None)
+    of_all = options._replace(attn_mask=None, seed=0)  # the seed comes when nothing fails any more
     if options.extra is not None:
         k, v = (_keys_of_rank(x, of_ranks, communicator.rank) for x in options.extra)
         of_all = of_all._replace(extra=(k, v))
@@ -90,8 +90,13 @@ def exchange(
         scores = (given.batch, given.heads[0], *problem.longest)
         mask, shared = agreed_mask((communicator, others), given, options.attn_mask, scores)
         assert mask is not None
-        array = _mask_to_heads(communicator, mask, of_ranks, None if shared else queries)
+        rows = mask
+        if not shared and given.arrays[0].shape[2] == 0:  # one for no query, perhaps
+            rows = mask._replace(array=mask.array[:, :, :0])
+        array = _mask_to_heads(communicator, rows, of_ranks, None if shared else queries)
         problem = problem._replace(mask=Mask(array, _gradient_like(mask, array)), shared=shared)
+    seed = shared_seed((others, communicator), options)
+    problem = problem._replace(options=problem.options._replace(seed=seed))
     return Exchanged(given, mask, problem, of_ranks, queries, keys, others)
 
 
@@ -116,7 +121,7 @@ def _agreed(
         if heads < size:
             out = "ring_attention has no such limit"
             raise wrong("query", f"at least {size} heads, one for each rank ({out})", heads)
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all((communicator, others), said, error)
     assert given is not None
@@ -169,6 +174,8 @@ def backward(
     if d_mask is not None and call.mask is not None:
         rows = None if call.problem.shared else call.queries
         d_mask = to_tokens(communicator, d_mask, _mask_heads(call.mask, heads), rows)
+        if d_mask.shape[2] < call.mask.array.shape[2]:  # that row has none
+            d_mask = np.zeros(call.mask.array.shape, d_mask.dtype)
     if d_sinks is not None:
         row = to_tokens(communicator, d_sinks[None, :, None], heads.queries, None)
         d_sinks = row[0, :, 0]

@@ -11,6 +11,7 @@ import torch
 from multihead.checks import wrong, wrong_type
 from multihead.distributed import ContextParallel
 from multihead.distributed.context_parallel import shares_mask
+from multihead.distributed.given import Drawn
 from multihead.score_rules import Window
 from multihead.torch.dispatch import needs_grad, transformed
 from multihead.torch.eager import eager
@@ -64,7 +65,7 @@ def context_parallel_attention(
         Broadcastable to (..., L_r, S): rows of this rank's queries, a column for every key.
         **True = attend**; floats are added to the scores.
     dropout_p : float
-        In every call. Each rank draws a seed from PyTorch's generator, and rank 0's counts.
+        In every call. Rank 0 draws a seed from PyTorch's generator.
     is_causal, scale, enable_gqa
         As there, the same on every rank, as all that follows.
     parallel : ContextParallel
@@ -121,11 +122,10 @@ def context_parallel_attention(
         raise wrong_type("parallel", "a ContextParallel", type(parallel).__name__)
     try:
         tensors = _checked(ShardedTensors(query, key, value, attn_mask, sinks))
-        if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
+        if getattr(alibi_slopes, "requires_grad", False) and torch.is_grad_enabled():
             raise wrong("alibi_slopes", "slopes without a gradient (alibi_slopes.detach())", "one")
-    except (TypeError, ValueError) as error:
-        if dropout_p:
-            drawn_seed(parallel)  # as the others do
+        slopes = None if alibi_slopes is None else torch.as_tensor(alibi_slopes).detach()
+    except Exception as error:
         parallel.refuse(error)
     options = {
         "dropout_p": dropout_p,
@@ -136,7 +136,7 @@ def context_parallel_attention(
         "query_offset": query_offset,
         "key_lengths": key_lengths,
         "softcap": softcap,
-        "alibi_slopes": None if alibi_slopes is None else alibi_slopes.detach(),
+        "alibi_slopes": slopes,
     }
     return attend_sharded(tensors, parallel, options, return_lse)
 
@@ -163,10 +163,14 @@ def _checked(tensors: ShardedTensors) -> ShardedTensors:
     return tensors._replace(query=query, key=key, value=value)
 
 
+def draw() -> int:
+    """Draw dropout's seed from PyTorch's generator."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
 def drawn_seed(parallel: ContextParallel) -> int:
-    """Draw dropout's seed from PyTorch's generator on every rank, and return that of rank 0."""
-    own = int(torch.randint(2**63 - 1, (), device="cpu"))
-    drawn = np.array([own if parallel.rank == 0 else 0], np.int64)
+    """Return the seed that rank 0 draws, on every rank."""
+    drawn = np.array([draw() if parallel.rank == 0 else 0], np.int64)
     parallel.sum(drawn)
     return int(drawn[0])
 
@@ -175,8 +179,8 @@ def attend_sharded(
     tensors: ShardedTensors, parallel: ContextParallel, options: dict[str, Any], with_lse: bool
 ) -> Any:
     """Attend with options of `ContextParallel.attention`; a seed is drawn where there is need."""
-    if options["dropout_p"] and options.get("seed") is None:
-        options = options | {"seed": drawn_seed(parallel)}
+    if options.get("seed") is None:
+        options = options | {"seed": Drawn(draw)}
     if needs_grad(tensors):
         out, lse = _Sharded.apply(parallel, options, with_lse, *tensors)
         return (out, lse) if with_lse else out
@@ -216,14 +220,17 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: torch.Tensor, d_lse: torch.Tensor | None) -> Any:
         """Return the gradients of all that `forward` took, in its order."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "attention over several ranks has no second derivatives: expected "
-                "create_graph=False, got True"
-            )
-        if transformed() or batched(d_out) or batched(d_lse):
-            raise wrong("d_out", "one gradient at a time", "several (is_grads_batched)")
-        cache = put_together(ctx.kept, ctx.saved_tensors)
+        try:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "attention over several ranks has no second derivatives: expected "
+                    "create_graph=False, got True"
+                )
+            if transformed() or batched(d_out) or batched(d_lse):
+                raise wrong("d_out", "one gradient at a time", "several (is_grads_batched)")
+            cache = put_together(ctx.kept, ctx.saved_tensors)
+        except Exception as error:
+            ctx.parallel.refuse(error)
         needed = ctx.needs_input_grad[3:]
         d_out = settled(d_out)
         d_query, d_key, d_value, *rest = ctx.parallel.attention_backward(

@@ -35,7 +35,7 @@ from multihead.torch.function import attend
 from multihead.torch.nested import padded_weights, ragged_inputs
 from multihead.torch.ops import attention
 from multihead.torch.options import NO_RULES, make_parameters, refuse_without_engine
-from multihead.torch.parallel_module import ShardedCall, forward_sharded, refuse_beside_parallel
+from multihead.torch.parallel_module import ShardedCall, forward_sharded
 from multihead.torch.rotation import TracedTurns, angle_tensors, traced_turns
 from multihead.torch.strangers import refuse_hook, refuse_quantized, refuse_script
 from multihead.torch.symbolic import as_leaf, is_symbolic
@@ -305,8 +305,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             leaf: tuple[torch.Tensor, torch.Tensor | None] = as_leaf(self, (*inputs, *rest))
             return leaf
         if self._parallel is not None:
-            refuse_beside_parallel(need_weights, kv_cache)
-            call = ShardedCall(*inputs, key_padding_mask, attn_mask, bool(is_causal))
+            masks = key_padding_mask, attn_mask
+            call = ShardedCall(*inputs, *masks, is_causal, need_weights, kv_cache)
             return forward_sharded(self, self._parallel, call), None
         custom = self._out_proj_is_custom()
         tensors = self._tensors(inputs, (key_padding_mask, attn_mask), custom)

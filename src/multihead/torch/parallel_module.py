@@ -34,6 +34,8 @@ class ShardedCall(NamedTuple):
     mask : Tensor or None
         Rows of this rank's queries, a column for every key.
     causal : bool
+    need_weights, kv_cache
+        What a call may ask of a layer that is not shared.
     """
 
     query: torch.Tensor
@@ -41,7 +43,9 @@ class ShardedCall(NamedTuple):
     value: torch.Tensor
     padding: torch.Tensor | None
     mask: torch.Tensor | None
-    causal: bool
+    causal: Any
+    need_weights: Any
+    kv_cache: Any
 
 
 class _Whole(NamedTuple):
@@ -112,13 +116,13 @@ def forward_sharded(module: Any, parallel: ContextParallel, call: ShardedCall) -
     slopes = torch.tensor(alibi_slopes(module.num_heads)) if rules.alibi else None
     options = {
         "dropout_p": _dropout(module),
-        "is_causal": call.causal,
+        "is_causal": bool(call.causal),
         "enable_gqa": module.num_kv_heads != module.num_heads,
         "window": None if left is right is None else (left, right),
         "softcap": rules.softcap or None,
         "alibi_slopes": slopes,
     }
-    if options["dropout_p"]:
+    if module.bias_k is not None and options["dropout_p"]:  # whose key draws with it, too
         options["seed"] = drawn_seed(parallel)
     tensors = ShardedTensors(q, k, v, mask, _sinks(module))
     if module.bias_k is None:
@@ -140,16 +144,27 @@ def _agree(module: Any, parallel: ContextParallel, call: ShardedCall, batch_firs
     error: Exception | None = None
     said: dict[str, Any] = {}
     try:
+        refuse_beside_parallel(call.need_weights, call.kv_cache)
         _check(module, call, batch_first)
         padding, mask = call.padding, call.mask
         said = {
             "key_padding_mask": None if padding is None else str(padding.dtype),
             "attn_mask": None if mask is None else str(mask.dtype),
+            "is_causal": bool(call.causal),
             "training": module.training,
+            "dropout": _dropout(module),
+            "dtype": [str(x.dtype) for x in call[:3]],
+            "sequences": _sequences(call.query, batch_first),
+            "scheme": parallel.scheme,
+            "sharding": parallel.sharding,
         }
-    except (TypeError, ValueError) as found:
+    except Exception as found:
         error = found
     agree_all(parallel.communicators, said, error)
+
+
+def _sequences(query: torch.Tensor, batch_first: bool) -> int:
+    return 1 if query.dim() == 2 else query.shape[0 if batch_first else 1]
 
 
 def _check(module: Any, call: ShardedCall, batch_first: bool) -> None:
@@ -172,7 +187,7 @@ def _check(module: Any, call: ShardedCall, batch_first: bool) -> None:
     if k[:-1] != v[:-1]:
         raise wrong("value", f"the tokens of key, {tuple(k[:-1])}", tuple(v[:-1]))
     batch = 0 if batch_first else 1
-    n = 1 if len(q) == 2 else q[batch]
+    n = _sequences(call.query, batch_first)
     if len(q) == 3 and k[batch] != n:
         raise wrong("key", f"a batch of {n}", tuple(k))
     if call.padding is not None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from multihead.checks import wrong
+from multihead.checks import wrong, wrong_type
 from multihead.distributed import ContextParallel
 from multihead.distributed.agreement import agree_all
 from multihead.distributed.places import numbers_of_all, positions_of
@@ -119,11 +119,13 @@ def _agreed(module: Any, given: dict[str, Any]) -> Scope:
     """Agree with the other ranks on a call, and complete what it is given."""
     parallel: ContextParallel = getattr(module, ATTRIBUTE)
     error: Exception | None = None
-    tokens, said = (0, 0), {}
+    tokens, said = (0, 0), dict[str, Any]()
     try:
         tokens = _tokens(module, given)
         said = {"batch": tokens[0], "position_ids": given.get("position_ids") is not None}
-    except (TypeError, ValueError) as found:
+        said |= {"scheme": parallel.scheme, "sharding": parallel.sharding}
+        said |= {"training": module.training}
+    except Exception as found:
         error = found
     agree_all(parallel.communicators, said, error)
 
@@ -175,6 +177,9 @@ def _tokens(module: Any, given: dict[str, Any]) -> tuple[int, int]:
     if mask is not None and (not isinstance(mask, torch.Tensor) or tuple(mask.shape) != tokens):
         got = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise wrong("attention_mask", f"{tokens} of this rank's own tokens", got)
+    places = given.get("position_ids")
+    if places is not None and not isinstance(places, torch.Tensor):
+        raise wrong_type("position_ids", "a tensor", type(places).__name__)
     counted = any(hasattr(x, "create_position_ids_from_input_ids") for x in module.modules())
     if counted and given.get("position_ids") is None:
         expected = f"those of this rank's tokens, as {kind} counts from its padding_idx + 1"
