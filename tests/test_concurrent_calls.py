@@ -162,11 +162,10 @@ def test_a_cache_that_threads_share_serves_one_of_them_at_a_time() -> None:
         cache.load_state_dict(cache.state_dict())
         rows = cache.keys[:, :, : 3 * made].reshape(2, 2, made, 3, 8)
         assert (rows == rows[:, :, :1]).all()
-    lock = cache.taken()
-    for use in (cache.reset, cache.state_dict, lambda: cache.truncate(1)):
-        with pytest.raises(ValueError, match=used):
-            use()
-    lock.release()
+    with cache.alone():
+        for use in (cache.reset, cache.state_dict, lambda: cache.truncate(1)):
+            with pytest.raises(ValueError, match=used):
+                use()
     cache.reset()
 
 
